@@ -1,0 +1,1 @@
+"""The entry points: `imageprepull pull|agent|operator` and `kubectl image-prepull`."""

@@ -1,0 +1,39 @@
+"""`imageprepull pull|agent|operator`: finds the subcommand and imports only that.
+
+A present image must answer within a fraction of a second, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from imageprepull import __version__
+
+SUBCOMMANDS = {
+    "pull": "pull images into a running containerd, without Kubernetes",
+    "agent": "run the node agent (in the DaemonSet)",
+    "operator": "run the operator (in the Deployment)",
+}
+
+
+def dispatch(program: str, subcommands: dict[str, str], arguments: Sequence[str]) -> int:
+    """Run the named subcommand: `cli/<name>.py` with `add_arguments(parser)` and `run(args) -> exit code`."""
+    parser = argparse.ArgumentParser(prog=program, description=(__import__(__package__).__doc__ or ""))
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((argument for argument in arguments if argument in subcommands), None)
+    for name, summary in subcommands.items():
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"imageprepull.cli.{name}")
+            module.add_arguments(subparser)
+    parsed = parser.parse_args(arguments)
+    return int(module.run(parsed))
+
+
+def main() -> None:
+    """Entry point of the console script `imageprepull`."""
+    sys.exit(dispatch("imageprepull", SUBCOMMANDS, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The registry side of a pull: hosts.toml, credentials, authorisation, and the aiohttp client."""

@@ -1,0 +1,1 @@
+"""containerd and the CRI over gRPC: content, snapshots, diff, images, leases, introspection."""

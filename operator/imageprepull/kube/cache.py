@@ -1,0 +1,86 @@
+"""What the informer knows, and what a list or an event changes in it. No I/O, no time: the decisions of informer.py.
+
+kopf's index keeps ghosts of objects that vanished in a watch gap and both lives of a re-created one. Here objects
+are known by name and uid, and a list is compared with what was known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Document = dict[str, Any]
+Key = tuple[str, str]
+"""(namespace, name); the namespace of cluster-scoped objects is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one object. `object` is its newest known state, `old` the one before (None when added).
+
+    `witnessed` is True only when the watch itself delivered the change. What a list revealed happened unseen, and
+    a deletion of that kind is a weaker ground for destroying anything.
+    """
+
+    type: Literal["added", "modified", "deleted"]
+    object: Document
+    old: Document | None
+    witnessed: bool
+
+
+def key_of(document: Document) -> Key:
+    """Where an object stands in the cache."""
+    metadata = document["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def uid_of(document: Document) -> str:
+    """Which life of that name it is."""
+    return str(document["metadata"].get("uid", ""))
+
+
+def version_of(document: Document) -> str:
+    """Its resourceVersion, only ever compared for equality."""
+    return str(document["metadata"].get("resourceVersion", ""))
+
+
+def replace_all(cache: dict[Key, Document], found: Iterable[Document]) -> list[Change]:
+    """Make `cache` equal to a list, and say what that changed: deletions first, then the rest in list order."""
+    listed = {key_of(document): document for document in found}
+    changes: list[Change] = []
+    for key, old in list(cache.items()):
+        new = listed.get(key)
+        if new is None or uid_of(new) != uid_of(old):
+            del cache[key]
+            changes.append(Change("deleted", old, old, witnessed=False))
+    for key, new in listed.items():
+        changes += _put(cache, key, new, witnessed=False)
+    return changes
+
+
+def take_event(cache: dict[Key, Document], kind: str, document: Document) -> list[Change]:
+    """Bring one watch event into `cache`. A re-created object is a deletion and an addition."""
+    key = key_of(document)
+    if kind == "DELETED":
+        old = cache.get(key)
+        if old is None or uid_of(old) != uid_of(document):
+            return []
+        del cache[key]
+        return [Change("deleted", document, old, witnessed=True)]
+    return _put(cache, key, document, witnessed=True)
+
+
+def _put(cache: dict[Key, Document], key: Key, new: Document, *, witnessed: bool) -> list[Change]:
+    old = cache.get(key)
+    if old is not None and uid_of(old) == uid_of(new):
+        if version_of(old) == version_of(new):
+            return []
+        cache[key] = new
+        return [Change("modified", new, old, witnessed)]
+    cache[key] = new
+    added = Change("added", new, None, witnessed)
+    if old is None:
+        return [added]
+    # Another life under the same name whose deletion nobody told us.
+    return [Change("deleted", old, old, witnessed=False), added]

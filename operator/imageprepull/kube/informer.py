@@ -1,0 +1,181 @@
+"""List once, watch from there, and keep a cache that can be trusted: above client.py, below agent and operator.
+
+A level-triggered source: `on_change` says what happened, `cache` says what is. A lost connection continues from the
+last resourceVersion without a gap; only a compacted one (410) or a resync needs a new list, whose differences are
+then reported as not witnessed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from imageprepull.kube.cache import Change, Document, Key, replace_all, take_event
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import Kind
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Delays in seconds. `silence`: a watch without a byte (bookmarks come every minute) is dead.
+
+    `relist_jitter` spreads the lists of all watchers after an API server lost its history. Backoff doubles from
+    `backoff_base` to `backoff_cap`, each time between half and the whole of it.
+    """
+
+    silence: float = 70
+    server_timeout: float = 300
+    relist_jitter: float = 5
+    backoff_base: float = 1
+    backoff_cap: float = 30
+
+
+class Informer:
+    """A cache of the objects of one kind (`namespace`, selectors narrow it), kept by `run()`.
+
+    `on_change` is called on the event loop for each change, after `cache` has it; it must not block.
+    `uniform` gives the jitter, in [0, 1). `resync` seconds apart (0: never) the cache is compared with a fresh
+    quorum list.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        kind: Kind,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
+        on_change: Callable[[Change], None],
+        resync: float = 0,
+        timings: Timings = Timings(),
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self.kind = kind
+        self.cache: dict[Key, Document] = {}
+        self.synced = asyncio.Event()
+        self.problem = ""
+        """Why the API server cannot be followed at the moment; empty when it can."""
+        self._api = api
+        self._namespace = namespace
+        self._label_selector = label_selector
+        self._field_selector = field_selector
+        self._on_change = on_change
+        self._resync = resync
+        self._timings = timings
+        self._uniform = uniform
+        self._version = ""
+        self._failures = 0
+        self._heard = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the API server was last heard: a list, an event or a bookmark."""
+        return time.monotonic() - self._heard
+
+    async def run(self) -> None:
+        """Follow the API server until cancelled. API failures are waited out; a failing `on_change` is raised."""
+        while True:
+            try:
+                await self._relist()
+                await self._watch_until_resync()
+            except ApiError as error:
+                await self._wait_out(error)
+
+    async def _relist(self) -> None:
+        found, version = await self._api.list(
+            self.kind,
+            namespace=self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
+        self._version = version
+        self._failures = 0
+        self._note_contact()
+        self._tell(replace_all(self.cache, found))
+        self.synced.set()
+
+    async def _watch_until_resync(self) -> None:
+        """Watch, over reconnects, until a resync is due. A compacted version ends it as well."""
+        due = self._resync * (0.9 + 0.2 * self._uniform()) if self._resync else None
+        try:
+            async with asyncio.timeout(due) as deadline:
+                while True:
+                    try:
+                        await self._watch()
+                    except ApiError as error:
+                        if error.gone:
+                            await self._expire()
+                            return
+                        await self._wait_out(error)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            logger.debug("resync", kind=self.kind.plural)
+
+    async def _watch(self) -> None:
+        """One watch request, until the server ends it. One that ends without a word counts as a failure."""
+        spoke = False
+        began = time.monotonic()
+        events = self._api.watch(
+            self.kind,
+            resource_version=self._version,
+            namespace=self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+            server_timeout=self._timings.server_timeout,
+            silence=self._timings.silence,
+            on_open=self._note_contact,
+        )
+        async with aclosing(events):
+            async for event, document in events:
+                spoke = True
+                self._failures = 0
+                self._note_contact()
+                self._version = document["metadata"]["resourceVersion"]
+                if event != "BOOKMARK":
+                    self._tell(take_event(self.cache, event, document))
+        if not spoke and time.monotonic() - began < self._timings.backoff_cap:
+            # A server or proxy that closes every watch at once must not be asked in a tight loop.
+            await self._pause(self._next_backoff())
+
+    async def _expire(self) -> None:
+        logger.info("watch history is compacted, listing anew", kind=self.kind.plural)
+        await self._pause(self._timings.relist_jitter * self._uniform())
+
+    async def _wait_out(self, error: ApiError) -> None:
+        delay = max(self._next_backoff(), error.retry_after or 0)
+        if str(error) != self.problem:
+            logger.warning("cannot follow the API server", kind=self.kind.plural, error=str(error))
+        self.problem = str(error)
+        await self._pause(delay)
+
+    def _next_backoff(self) -> float:
+        ceiling = min(self._timings.backoff_cap, self._timings.backoff_base * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        return ceiling * (0.5 + 0.5 * self._uniform())
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def _note_contact(self) -> None:
+        if self.problem:
+            logger.info("following the API server again", kind=self.kind.plural)
+        self.problem = ""
+        self._heard = time.monotonic()
+
+    def _tell(self, changes: list[Change]) -> None:
+        for change in changes:
+            self._on_change(change)
+
+
+__all__ = ["Change", "Informer", "Timings"]

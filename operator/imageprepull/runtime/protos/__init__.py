@@ -1,0 +1,1 @@
+"""Generated messages of containerd and the CRI. Remake them with `python -m imageprepull.runtime.protos.generate`."""

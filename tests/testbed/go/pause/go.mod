@@ -1,0 +1,3 @@
+module imageprepull.io/testbed/pause
+
+go 1.26.0

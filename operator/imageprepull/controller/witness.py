@@ -1,0 +1,166 @@
+"""When an ImagePrepull counts as deleted: the state machine behind every withdrawal of images. Pure.
+
+`removals.py` does the reading around it. A uid is gone for one of two witnessed causes (the third, an object that
+exists and no longer names an image, is `render`'s):
+
+(a) the watch delivered its deletion, and a quorum GET of that uid then found nothing;
+(c) a list did not show it, and two quorum GETs, `interval` seconds apart, found nothing.
+
+Both count only while both CRDs are Established, are not being deleted, are the same objects as before (a CRD that
+was deleted and made anew took every object with it, and nobody ordered that), and while all caches are synced.
+(c) stops when it concerns more than one object and more than a tenth of those known, until an administrator
+approves exactly that set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+MASS_SHARE = 0.1
+
+
+class Cause(Enum):
+    """Why a uid is suspected to be gone."""
+
+    DELETED_EVENT = "a"
+    MISSING_AFTER_GAP = "c"
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A uid that may be gone. `first_missing` is the time of the first GET that found nothing (cause c)."""
+
+    uid: str
+    namespace: str
+    name: str
+    cause: Cause
+    first_missing: float | None = None
+    confirmed: bool = False
+
+
+class Witness:
+    """What was seen of deletions. Time is the caller's, in monotonic seconds."""
+
+    def __init__(self, *, interval: float = 30) -> None:
+        self._interval = interval
+        self._suspects: dict[str, Suspect] = {}
+        self._gone: set[str] = set()
+
+    def __repr__(self) -> str:
+        suspects = ", ".join(
+            f"{one.uid}:{one.cause.value}{'!' if one.confirmed else ''}" for one in self._suspects.values()
+        )
+        return f"<Witness suspects=[{suspects}] gone={sorted(self._gone)}>"
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """The uids that are gone for good; their entries may be withdrawn."""
+        return frozenset(self._gone)
+
+    def deleted(self, uid: str, namespace: str, name: str) -> None:
+        """The watch delivered the deletion of this uid. It replaces a weaker suspicion."""
+        if uid not in self._gone:
+            self._suspects[uid] = Suspect(uid, namespace, name, Cause.DELETED_EVENT)
+
+    def seen(self, uid: str) -> None:
+        """The object was read alive. A gone uid does not come back: uids are never used twice."""
+        self._suspects.pop(uid, None)
+
+    def listed(self, present: Iterable[str], referenced: Mapping[str, tuple[str, str]]) -> None:
+        """A complete quorum list showed `present`; `referenced` maps the other uids we know to (namespace, name)."""
+        alive = set(present)
+        for uid in alive:
+            self.seen(uid)
+        for uid, (namespace, name) in referenced.items():
+            if uid not in alive and uid not in self._gone and uid not in self._suspects:
+                self._suspects[uid] = Suspect(uid, namespace, name, Cause.MISSING_AFTER_GAP)
+
+    def forget(self, referenced: Iterable[str]) -> None:
+        """Drop gone uids that no NodePrepull names any more."""
+        self._gone &= set(referenced)
+
+    def due(self, now: float) -> list[Suspect]:
+        """The suspects that need a quorum GET now."""
+        return [
+            one
+            for one in self._suspects.values()
+            if not one.confirmed and (one.first_missing is None or now >= one.first_missing + self._interval)
+        ]
+
+    def next_check(self) -> float | None:
+        """When the next suspect is due; None without one that waits."""
+        waiting = [
+            one.first_missing + self._interval
+            for one in self._suspects.values()
+            if not one.confirmed and one.first_missing is not None
+        ]
+        return min(waiting, default=None)
+
+    def read(self, uid: str, *, found: bool, trusted: bool, now: float) -> None:
+        """The answer of a quorum GET. `trusted`: CRDs and caches were in order after it was asked."""
+        suspect = self._suspects.get(uid)
+        if suspect is None:
+            return
+        if found:
+            self.seen(uid)
+        elif not trusted:
+            # Both reads of cause (c) must happen while the absence means something.
+            suspect.first_missing = None
+        elif suspect.cause is Cause.DELETED_EVENT:
+            del self._suspects[uid]
+            self._gone.add(uid)
+        elif suspect.first_missing is None:
+            suspect.first_missing = now
+        elif now >= suspect.first_missing + self._interval:
+            suspect.confirmed = True
+
+    def distrust(self) -> None:
+        """The CRDs or caches are not in order: what was found missing so far proves nothing."""
+        for suspect in self._suspects.values():
+            suspect.first_missing = None
+            suspect.confirmed = False
+
+    def release(self, *, alive: int, approved: str = "") -> Held | None:
+        """Let confirmed (c) suspects go, unless they are too many at once. `alive`: objects known to exist.
+
+        All that are missing are counted, confirmed or not, so that a wipe is not let through one by one.
+        """
+        missing = [one for one in self._suspects.values() if one.cause is Cause.MISSING_AFTER_GAP]
+        confirmed = [one for one in missing if one.confirmed]
+        if not confirmed:
+            return None
+        if len(missing) > 1 and len(missing) > MASS_SHARE * (alive + len(missing)):
+            held = Held.of(missing, alive + len(missing))
+            if approved != held.token:
+                return held
+        for one in confirmed:
+            del self._suspects[one.uid]
+            self._gone.add(one.uid)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Removals that wait for an administrator. `token` stands for exactly this set of uids."""
+
+    token: str
+    count: int
+    known: int
+    examples: tuple[str, ...]
+
+    @classmethod
+    def of(cls, suspects: Iterable[Suspect], known: int) -> Held:
+        """Describe a set of suspects."""
+        ordered = sorted(suspects, key=lambda one: one.uid)
+        token = hashlib.sha256("\n".join(one.uid for one in ordered).encode()).hexdigest()[:12]
+        examples = tuple(f"{one.namespace}/{one.name}" for one in ordered[:3])
+        return cls(token, len(ordered), known, examples)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} of {self.known} ImagePrepulls vanished unseen ({', '.join(self.examples)}…); their images "
+            f"stay until this is approved"
+        )

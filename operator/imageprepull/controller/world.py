@@ -1,0 +1,97 @@
+"""What the operator knows of the cluster at this moment, typed: filled by informers and handlers, read by all loops.
+
+No I/O and no decisions. Everything here can be lost at any time: it is read back from the objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from imageprepull.controller.assign import Candidate, Choice
+from imageprepull.controller.images import BadSpec
+from imageprepull.controller.nodes import NodeFacts
+from imageprepull.resources.imageprepull import ImagePrepull
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrepull:
+    """An ImagePrepull that exists: acted on (`candidate`), refused (`bad`), or unreadable (`prepull` is None)."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    prepull: ImagePrepull | None
+    candidate: Candidate | None = None
+    bad: BadSpec | None = None
+
+    @property
+    def key(self) -> Key:
+        """(namespace, name)."""
+        return self.namespace, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNodePrepull:
+    """A NodePrepull; `node_uid` is the uid of the Node that owns it."""
+
+    object: NodePrepull
+    node_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPod:
+    """The agent on a node; `since` is when its readiness last changed (RFC 3339)."""
+
+    ready: bool
+    since: str = ""
+
+
+@dataclass(slots=True)
+class World:
+    """The caches. `leftover` are entries of a NodePrepull that somebody deleted, until it is written again."""
+
+    prepulls: dict[Key, KnownPrepull] = field(default_factory=dict)
+    nodes: dict[str, NodeFacts] = field(default_factory=dict)
+    node_prepulls: dict[str, KnownNodePrepull] = field(default_factory=dict)
+    leftover: dict[str, list[DesiredImage]] = field(default_factory=dict)
+    agents: dict[str, AgentPod] = field(default_factory=dict)
+    agent_missing_since: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
+    planned: dict[str, Candidate] = field(default_factory=dict)
+    """The candidates that `choices` was made of, by uid."""
+
+    def current(self, node: str) -> list[DesiredImage]:
+        """The entries that stand for a node now."""
+        known = self.node_prepulls.get(node)
+        return known.object.spec.images if known else self.leftover.get(node, [])
+
+    def referenced(self) -> dict[str, Key]:
+        """Every uid that is named by an entry or known otherwise, with its namespace and name."""
+        found: dict[str, Key] = {known.uid: known.key for known in self.prepulls.values()}
+        for name in self.node_prepulls.keys() | self.leftover.keys():
+            for entry in self.current(name):
+                for owner in entry.owners:
+                    namespace, prepull, uid = owner.split("/", 2)
+                    found.setdefault(uid, (namespace, prepull))
+        return found
+
+
+def read_agent(pod: Mapping[str, Any]) -> tuple[str, AgentPod]:
+    """The node of an agent's pod, and whether it is ready since when."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "Ready":
+            ready = condition.get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
+            return node_of(pod), AgentPod(ready, condition.get("lastTransitionTime") or "")
+    return node_of(pod), AgentPod(ready=False, since=pod["metadata"].get("creationTimestamp") or "")
+
+
+def node_of(pod: Mapping[str, Any]) -> str:
+    """The node a pod is bound to; a DaemonSet's pod that is not scheduled yet names it in its affinity only."""
+    return str((pod.get("spec") or {}).get("nodeName") or "")

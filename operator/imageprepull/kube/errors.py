@@ -59,7 +59,7 @@ class ApiError(Exception):
         )
 
 
-class ApiUnreachable(ApiError):  # noqa: N818 - the state of the server, as grpc's Unavailable.
+class ApiUnreachable(ApiError):
     """No answer: connection refused or lost, TLS failure, or a deadline passed."""
 
     def __init__(self, message: str, *, request: str = "", reason: str = "Unreachable") -> None:

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.kube.cache import Change, Document, Key, key_of, replace_all, take_event
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.informer import Informer, Timings
+from imageprepull.kube.kinds import NODES
+from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
+
+QUICK = Timings(silence=5, relist_jitter=0.01, backoff_base=0.01, backoff_cap=0.02)
+
+
+class Seen:
+    """The changes of an informer; `until` waits for a state of them, woken by each."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.woken = asyncio.Event()
+
+    def __call__(self, change: Change) -> None:
+        self.changes.append(change)
+        self.woken.set()
+
+    def lines(self) -> list[str]:
+        return [
+            f"{c.type} {c.object['metadata']['name']} {'seen' if c.witnessed else 'found'}"
+            for c in self.changes
+        ]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self.woken.clear()
+                await self.woken.wait()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeApiServer]:
+    async with serve() as running:
+        yield running
+
+
+@asynccontextmanager
+async def following(
+    server: FakeApiServer, timings: Timings = QUICK, field_selector: str = "", resync: float = 0
+) -> AsyncIterator[tuple[Informer, Seen]]:
+    seen = Seen()
+    async with ApiClient(server.access(), timeout=2) as api:
+        informer = Informer(
+            api, NODES, on_change=seen, timings=timings, field_selector=field_selector, resync=resync
+        )
+        task = asyncio.create_task(informer.run())
+        try:
+            async with asyncio.timeout(5):
+                await informer.synced.wait()
+            yield informer, seen
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled(), task.exception()
+
+
+async def test_first_the_list_then_the_events(server: FakeApiServer) -> None:
+    await server.put("a")
+    async with following(server) as (informer, seen):
+        await server.put("b")
+        await server.put("a", changed=True)
+        await server.remove("b")
+        await seen.until(lambda: len(seen.changes) == 4)
+        assert seen.lines() == ["added a found", "added b seen", "modified a seen", "deleted b seen"]
+        assert list(informer.cache) == [("", "a")]
+        assert informer.cache["", "a"]["changed"] is True
+
+
+async def test_after_a_compaction_the_difference_is_told_as_not_witnessed(server: FakeApiServer) -> None:
+    for name in ("stays", "goes", "changes", "reborn"):
+        await server.put(name)
+    async with following(server) as (informer, seen):
+        seen.changes.clear()
+        del server.objects["", "goes"]
+        server.objects["", "changes"] = {
+            "metadata": {"name": "changes", "uid": "uid-changes", "resourceVersion": "150"}
+        }
+        server.objects["", "reborn"] = {
+            "metadata": {"name": "reborn", "uid": "other", "resourceVersion": "151"}
+        }
+        await server.compact()
+        await seen.until(lambda: len(seen.changes) == 4)
+        assert seen.lines() == [
+            "deleted goes found",
+            "deleted reborn found",
+            "modified changes found",
+            "added reborn found",
+        ]
+        assert {key[1] for key in informer.cache} == {"stays", "changes", "reborn"}
+
+
+async def test_an_error_event_410_lists_anew(server: FakeApiServer) -> None:
+    async with following(server) as (_, seen):
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        await server.error_event(410, "Expired")
+        await server.put("b")
+        await seen.until(lambda: len(seen.changes) == 2)
+        assert server.methods().count("GET") == 2
+
+
+async def test_a_lost_watch_goes_on_from_its_version_without_a_list(server: FakeApiServer) -> None:
+    async with following(server) as (_, seen):
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        server.watch_mode = "torn"
+        await server.error_event(500, "InternalError")
+        server.watch_mode = "normal"
+        await server.remove("a")
+        await seen.until(lambda: len(seen.changes) == 2)
+        assert seen.lines() == ["added a seen", "deleted a seen"]
+        assert server.methods().count("GET") == 1
+
+
+async def test_a_torn_line_is_not_taken_for_an_event(server: FakeApiServer) -> None:
+    await server.put("a")
+    server.watch_mode = "torn"
+    async with following(server) as (informer, seen):
+        await server.until_asked("WATCH", 3)
+        assert "not JSON" in informer.problem
+        server.watch_mode = "normal"
+        await server.put("b")
+        await seen.until(lambda: len(seen.changes) == 2)
+        assert informer.problem == ""
+
+
+async def test_a_silent_watch_is_replaced(server: FakeApiServer) -> None:
+    server.watch_mode = "silent"
+    timings = Timings(silence=0.05, relist_jitter=0.01, backoff_base=0.01, backoff_cap=0.02)
+    async with following(server, timings) as (_, seen):
+        await server.until_asked("WATCH", 2)
+        server.watch_mode = "normal"
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+
+
+async def test_a_bookmark_moves_the_version_from_which_a_watch_goes_on(server: FakeApiServer) -> None:
+    async with following(server) as (_, seen):
+        await server.bookmark()
+        bookmarked = str(server.version)
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        last = str(server.version)
+        await server.error_event(500, "InternalError")
+        await server.until_asked("WATCH", 2)
+        assert server.requests[-1].query["resourceVersion"] == last > bookmarked
+
+
+async def test_a_list_that_fails_is_repeated_and_retry_after_is_obeyed(server: FakeApiServer) -> None:
+    await server.put("a")
+    server.faults += [
+        Fault("GET", 500, status(500, "InternalError")),
+        Fault("GET", 429, status(429, "TooManyRequests"), {"Retry-After": "1"}),
+    ]
+    began = asyncio.get_running_loop().time()
+    async with following(server) as (informer, _):
+        assert asyncio.get_running_loop().time() - began >= 1
+        assert list(informer.cache) == [("", "a")]
+
+
+async def test_one_object_is_followed_by_name(server: FakeApiServer) -> None:
+    async with following(server, field_selector="metadata.name=mine") as (informer, seen):
+        await server.put("other")
+        await server.put("mine")
+        await seen.until(lambda: len(seen.changes) == 1)
+        assert list(informer.cache) == [("", "mine")]
+
+
+async def test_a_resync_is_a_real_list(server: FakeApiServer) -> None:
+    await server.put("a")
+    async with following(server, resync=0.05) as (_, seen):
+        del server.objects["", "a"]  # behind the watch's back, as a lost event would look.
+        await seen.until(lambda: "deleted a found" in seen.lines())
+
+
+async def test_a_watch_that_closes_at_once_is_not_asked_in_a_tight_loop(server: FakeApiServer) -> None:
+    server.faults += [Fault("WATCH", 200, "") for _ in range(100)]
+    slow = Timings(backoff_base=0.1, backoff_cap=60)
+    async with following(server, slow):
+        await asyncio.sleep(0.3)
+        assert 1 <= server.methods().count("WATCH") <= 4
+
+
+async def test_a_failing_listener_is_not_swallowed(server: FakeApiServer) -> None:
+    await server.put("a")
+
+    def fail(_: Change) -> None:
+        raise KeyError("defect")
+
+    async with ApiClient(server.access()) as api:
+        with pytest.raises(KeyError, match="defect"):
+            await Informer(api, NODES, on_change=fail).run()
+
+
+def documents() -> st.SearchStrategy[list[Document]]:
+    one = st.builds(
+        lambda name, uid, version: {
+            "metadata": {"name": name, "uid": f"{name}-{uid}", "resourceVersion": str(version)}
+        },
+        st.sampled_from("abcd"),
+        st.integers(0, 1),
+        st.integers(0, 3),
+    )
+    return st.lists(one, max_size=4, unique_by=lambda d: d["metadata"]["name"])
+
+
+def replay(cache: dict[str, Document], changes: list[Change]) -> Iterator[dict[str, Document]]:
+    """What somebody who only reads changes believes, by uid: no uid is ever added twice or deleted unknown."""
+    for change in changes:
+        uid = change.object["metadata"]["uid"]
+        assert (uid in cache) == (change.type != "added")
+        if change.type == "deleted":
+            del cache[uid]
+        else:
+            cache[uid] = change.object
+        yield cache
+
+
+@given(st.lists(documents(), min_size=1, max_size=5))
+def test_changes_of_lists_add_up_to_the_last_list(lists: list[list[Document]]) -> None:
+    cache: dict[Key, Document] = {}
+    believed: dict[str, Document] = {}
+    for found in lists:
+        changes = replace_all(cache, found)
+        for _ in replay(believed, changes):
+            pass
+        assert cache == {key_of(d): d for d in found}
+        assert believed == {d["metadata"]["uid"]: d for d in found}
+        assert not any(change.witnessed for change in changes)
+    assert replace_all(cache, lists[-1]) == []
+
+
+@given(documents(), st.lists(st.tuples(st.sampled_from(["ADDED", "MODIFIED", "DELETED"]), documents())))
+def test_changes_of_events_add_up_to_the_cache(
+    first: list[Document], events: list[tuple[str, list[Document]]]
+) -> None:
+    cache: dict[Key, Document] = {}
+    believed: dict[str, Document] = {}
+    for _ in replay(believed, replace_all(cache, first)):
+        pass
+    for kind, found in events:
+        for document in found:
+            for _ in replay(believed, take_event(cache, kind, document)):
+                pass
+    assert believed == {d["metadata"]["uid"]: d for d in cache.values()}
+
+
+def test_the_deletion_of_an_earlier_life_is_ignored() -> None:
+    cache: dict[Key, Document] = {}
+    new = {"metadata": {"name": "a", "uid": "2", "resourceVersion": "9"}}
+    replace_all(cache, [new])
+    assert take_event(cache, "DELETED", {"metadata": {"name": "a", "uid": "1", "resourceVersion": "8"}}) == []
+    assert cache == {("", "a"): new}

@@ -1,0 +1,137 @@
+"""One blob from the registry into its spool file: resumes after faults, verifies, gives up by class of error.
+
+Below it `registry.client` opens one stream at an offset; above it `blobs` makes sure that each digest has one
+download only, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.retry import RetryState
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.spool import SpoolFile
+from imageprepull.registry.client import RegistryClient
+
+log = structlog.get_logger(__name__)
+
+Received = Callable[[str, int, int], None]
+"""Told (host, bytes that came, contiguous bytes held) after each batch."""
+
+
+async def download(
+    registry: RegistryClient,
+    reference: Reference,
+    descriptor: Descriptor,
+    spool: SpoolFile,
+    *,
+    limiter: Limiter,
+    priority: int,
+    settings: PullSettings,
+    received: Received,
+) -> None:
+    """Fill `spool` and verify it. A slot of the limiter is held while bytes flow, not while waiting to retry.
+
+    Raises:
+        PullError: DigestMismatch after one more download from zero, or what the registry said last.
+    """
+    retry = RetryState()
+    mismatched = False
+    while True:
+        before = spool.held.held
+        try:
+            if not spool.held.complete:
+                async with limiter.slot(priority):
+                    await _attempt(registry, reference, descriptor, spool, settings, received)
+            if await asyncio.to_thread(spool.matches):
+                return
+            await asyncio.to_thread(spool.reset)
+            # Bytes of an earlier life or of another mirror may be to blame once; twice it is the registry.
+            raise PullError(
+                "DigestMismatch",
+                f"the blob {descriptor.digest} of {reference} has another digest than its name says; "
+                "push the image again or repair the registry's storage",
+                permanent=mismatched,
+            )
+        except Exception as error:  # noqa: BLE001 - as_pull_error raises again what is no failure of the pull.
+            failure = as_pull_error(error, f"blob {descriptor.digest}")
+            mismatched = mismatched or failure.reason == "DigestMismatch"
+            delay = retry.decide(
+                failure,
+                gained=spool.held.held > before,
+                chance=random.random(),  # noqa: S311 - jitter, not a secret.
+                settings=settings,
+            )
+            if delay is None:
+                raise failure from error
+            log.info(
+                "retrying a blob",
+                blob=descriptor.digest,
+                held=spool.held.held,
+                failures=retry.failures,
+                delay=round(delay, 2),
+                reason=failure.reason,
+                error=failure.message,
+            )
+            await asyncio.sleep(delay)
+
+
+async def _attempt(
+    registry: RegistryClient,
+    reference: Reference,
+    descriptor: Descriptor,
+    spool: SpoolFile,
+    settings: PullSettings,
+    received: Received,
+) -> None:
+    """One stream, from the first missing byte to the end of the blob."""
+    async with registry.open_blob(reference, descriptor, spool.held.frontier) as stream:
+        offset = stream.offset
+        batch: list[bytes] = []
+        gathered = 0
+        try:
+            async for chunk in stream:
+                batch.append(chunk)
+                gathered += len(chunk)
+                if offset + gathered > descriptor.size:
+                    batch.clear()
+                    await asyncio.to_thread(spool.reset)
+                    raise PullError(
+                        "SizeMismatch",
+                        f"the blob {descriptor.digest} of {reference} is longer than the {descriptor.size} "
+                        "bytes of its descriptor; push the image again",
+                        permanent=True,
+                    )
+                if gathered >= settings.write_batch:
+                    await _write(spool, offset, batch, settings)
+                    received(stream.host, gathered, spool.held.frontier)
+                    offset, batch, gathered = offset + gathered, [], 0
+        finally:
+            # What came before a fault is good: it is hashed as part of the whole.
+            if batch:
+                await _write(spool, offset, batch, settings)
+                received(stream.host, gathered, spool.held.frontier)
+    if not spool.held.complete:
+        raise PullError(
+            "ShortBody", f"the registry ended the blob {descriptor.digest} after {spool.held.frontier} bytes"
+        )
+
+
+async def _write(spool: SpoolFile, offset: int, batch: list[bytes], settings: PullSettings) -> None:
+    """Write in a thread; a cancellation waits for it, since the thread uses the file that would be closed."""
+    writing = asyncio.ensure_future(
+        asyncio.to_thread(spool.write, offset, batch, note_every=settings.checkpoint)
+    )
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise

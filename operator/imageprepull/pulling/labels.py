@@ -1,0 +1,99 @@
+"""Names and labels that containerd's garbage collector, the CRI and we ourselves read. Pure.
+
+The rules are containerd's: `core/images/mediatypes.go` (ChildGCLabels), `core/images/handlers.go`
+(SetChildrenMappedLabels), `core/remotes/docker/handler.go` (AppendDistributionSourceLabel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.manifest import Manifest
+
+LEASE = "imageprepull.io/lease"
+LEASE_IMAGE = "imageprepull.io/image"
+UNSYNCED = "imageprepull.io/unsynced"
+MANAGED = "imageprepull.io/managed"
+CRI_MANAGED = "io.cri-containerd.image"
+CRI_PINNED = "io.cri-containerd.pinned"
+SNAPSHOT_REF = "containerd.io/snapshot.ref"
+UNCOMPRESSED = "containerd.io/uncompressed"
+
+_GC_CONTENT = "containerd.io/gc.ref.content."
+_LONGEST_LABEL = 4096  # containerd refuses a label whose key and value are longer together.
+
+
+def index_labels(children: Iterable[Descriptor]) -> dict[str, str]:
+    """What keeps an index's children alive, all platforms included: an edge to nothing does no harm."""
+    labels: dict[str, str] = {}
+    manifests = others = 0
+    for child in children:
+        if child.is_manifest:
+            labels[f"{_GC_CONTENT}m.{manifests}"] = child.digest
+            manifests += 1
+        else:
+            labels[f"{_GC_CONTENT}{others}"] = child.digest
+            others += 1
+    return labels
+
+
+def manifest_labels(manifest: Manifest, *, keep_layers: bool) -> dict[str, str]:
+    """What keeps config and layers alive. Without `keep_layers` the layer blobs go with the lease."""
+    labels = {f"{_GC_CONTENT}config": manifest.config.digest}
+    if keep_layers:
+        labels |= {f"{_GC_CONTENT}l.{number}": layer.digest for number, layer in enumerate(manifest.layers)}
+    return labels
+
+
+def config_labels(snapshotter: str, top_chain_id: str) -> dict[str, str]:
+    """What keeps the snapshots alive; an image without layers has none."""
+    return {f"containerd.io/gc.ref.snapshot.{snapshotter}": top_chain_id} if top_chain_id else {}
+
+
+def source_label(domain: str, path: str, existing: dict[str, str]) -> dict[str, str]:
+    """Where a blob came from, merged with what is known; empty when it is known already or would not fit."""
+    hostname = domain.rsplit(":", 1)[0] if not domain.endswith("]") else domain
+    key = f"containerd.io/distribution.source.{hostname}"
+    known = {repository for repository in existing.get(key, "").split(",") if repository}
+    merged = ",".join(sorted(known | {path}))
+    if path in known or len(key) + len(merged) > _LONGEST_LABEL:
+        return {}
+    return {key: merged}
+
+
+def ref_key(descriptor: Descriptor) -> str:
+    """The name of a blob's ingest (`remotes.MakeRefKey`): with the same name a kubelet's pull waits for ours."""
+    if descriptor.is_index:
+        return f"index-{descriptor.digest}"
+    if descriptor.is_manifest:
+        return f"manifest-{descriptor.digest}"
+    if descriptor.is_layer:
+        return f"layer-{descriptor.digest}"
+    return f"config-{descriptor.digest}"
+
+
+def record_labels(*, pin: bool, created: bool) -> dict[str, str]:
+    """Labels of an image record; `MANAGED` marks only records that nobody had made before us."""
+    labels = {CRI_MANAGED: "managed"}
+    if pin:
+        labels[CRI_PINNED] = "pinned"
+    if created:
+        labels[MANAGED] = "true"
+    return labels
+
+
+def lease_id(owner: str, digest: str, snapshotter: str, platform: str, *, shared: bool) -> str:
+    """The lease's name: the same for every attempt of an agent, one of its own for each call of the CLI."""
+    if not shared:
+        return f"imageprepull-{secrets.token_hex(16)}"
+    text = "\n".join((owner, digest, snapshotter, platform))
+    return f"imageprepull-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def extract_key(chain_id: str) -> str:
+    """A key for an active snapshot in containerd's own format (`snapshots.UnpackKeyFormat`), never used twice."""
+    return f"extract-{time.time_ns() % 1_000_000_000}-{secrets.token_urlsafe(3)} {chain_id}"

@@ -1,0 +1,53 @@
+"""What is asked of the pull and what it answers: the contract between the puller and its callers (agent, CLI)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from imageprepull.oci.platform import Platform
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.progress import LayerProgress
+
+KeepBlobs = Literal["after", "before", "never"]
+Sync = Literal["background", "before"]
+Until = Literal["ready", "done"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """One image for one snapshotter.
+
+    `digest` is the top-level descriptor's; None means: ask the registry what the reference stands for.
+    `keep_lease_on_failure` is the agent's choice: blobs, snapshots and spool survive for its next attempt, until
+    `Puller.abandon`. `lease_labels` tell whose lease it is (`imageprepull.io/lease=<node or cli>`).
+    `always` is read by callers only: it forbids them to skip the pull because the image is present.
+    """
+
+    reference: Reference
+    platform: Platform
+    snapshotter: str
+    digest: str | None = None
+    pin: bool = False
+    keep_blobs: KeepBlobs = "after"
+    sync: Sync = "background"
+    keep_lease_on_failure: bool = False
+    lease_labels: dict[str, str] = field(default_factory=dict)
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOutcome:
+    """An image that the node now holds. Seconds count from the start of the pull.
+
+    `seconds_done` is None while something still runs in the background (`until="ready"`).
+    """
+
+    digest: str
+    config_digest: str
+    layers: tuple[LayerProgress, ...]
+    seconds_ready: float
+    seconds_done: float | None
+    bytes_downloaded: int
+    bytes_by_host: dict[str, int]
+    pinned: bool

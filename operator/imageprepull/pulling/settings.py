@@ -1,0 +1,35 @@
+"""Every delay, size and bound of the pull in one place, so that tests use short ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSettings:
+    """Seconds and bytes. The defaults are the product's; only tests have a reason to change most of them."""
+
+    parallel_applies: int = 3
+    """Diff.Apply calls at once over all images. Each writes to the same disk; within an image they are serial anyway."""
+    attempts_without_progress: int = 5
+    """How often in a row a download may fail without one new byte; bytes gained reset the count."""
+    backoff_base: float = 0.5
+    backoff_cap: float = 30.0
+    longest_obeyed_retry_after: float = 60.0
+    """A registry that asks for a longer pause ends the attempt: the caller's backoff is made for such times."""
+    write_batch: int = 2 * 1024 * 1024
+    """Bytes gathered before a thread writes and hashes them: fewer hops between loop and thread."""
+    checkpoint: int = 32 * 1024 * 1024
+    """Bytes between two writes of a spool file's range map; what came after the last one is fetched again."""
+    lease_seconds: float = 24 * 3600.0
+    lease_losses: int = 2
+    """How often a pull starts its chain again because lease or snapshots vanished under it."""
+    prepare_attempts: int = 3
+    apply_timeout: float = 3600.0
+    """Diff.Apply has no progress to watch; this only ends what hangs for good."""
+    runtime_timeout: float = 120.0
+    """For one short request to the runtime, waiting for its metadata lock included."""
+    visible_timeout: float = 60.0
+    visible_poll: float = 0.02
+    visible_poll_cap: float = 0.5
+    cleanup_timeout: float = 30.0

@@ -1,0 +1,62 @@
+"""When a failed image is tried again. Pure: no clock, no randomness of its own; between plan.py and the reconciler.
+
+An attempt that gained bytes starts the count anew: a slow but living download is not a failing one. After
+`backoffLimit` attempts without progress, or at once on a permanent error, the image is Failed: its slot is free and it
+is tried on a slow cadence, because what was permanent yesterday (a missing tag) may be mended today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LONGEST_RETRY_AFTER = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt ended. `gained`: it brought bytes that its predecessors had not."""
+
+    reason: str
+    message: str
+    permanent: bool = False
+    retry_after: float | None = None
+    gained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds. `slow`: between tries of what has finally failed."""
+
+    base: float = 2
+    cap: float = 300
+    slow: float = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Attempts without progress so far, the last error, and seconds from now until the next try."""
+
+    attempts: int
+    final: bool
+    reason: str
+    message: str
+    delay: float
+
+
+def after_failure(
+    previous: Backoff | None, failure: Failure, *, limit: int, pace: Pace, uniform: float
+) -> Backoff:
+    """What follows a failed attempt. `uniform` in [0, 1) is the jitter: half to whole of a delay.
+
+    A server's own Retry-After is a lower bound, never shortened by our cap.
+    """
+    attempts = 1 if failure.gained or previous is None else previous.attempts + 1
+    final = failure.permanent or attempts >= max(1, limit)
+    if final:
+        delay = pace.slow * (0.8 + 0.4 * uniform)
+    else:
+        # The exponent is bounded because 2.0**1024 overflows.
+        delay = min(pace.cap, pace.base * 2.0 ** min(attempts - 1, 32)) * (0.5 + 0.5 * uniform)
+    if failure.retry_after is not None:
+        delay = max(delay, min(failure.retry_after, LONGEST_RETRY_AFTER))
+    return Backoff(attempts, final, failure.reason, failure.message, delay)

@@ -1,0 +1,65 @@
+"""One desired image as the agent sees it now: written by the reconciler, read by status.py.
+
+Nothing here outlives the process, and whether the image is present is only ever what the runtime said last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from imageprepull.agent.backoff import Backoff
+from imageprepull.agent.node import Held, Pulled
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
+
+
+@dataclass(slots=True)
+class ImageView:
+    """`due` is monotonic, `next_attempt` the same instant as RFC 3339: computed once, or it would flicker."""
+
+    desired: DesiredImage
+    held: Held | None = None
+    running: bool = False
+    released: bool = False
+    backoff: Backoff | None = None
+    due: float = 0
+    next_attempt: str | None = None
+    progress: ImageProgress | None = None
+    best_done: int = 0
+    """The most bytes that any attempt had; an attempt that exceeds it gained."""
+    pulled: Pulled | None = None
+    logged: str = field(default="", repr=False)
+
+    @property
+    def state(self) -> ImageState:
+        """What the status says. During backoff an image is Waiting, with the last error; Failed only when final."""
+        if self.desired.state is Desired.PAUSED:
+            return ImageState.PAUSED
+        if self.desired.state is Desired.ABSENT:
+            return ImageState.ABSENT if self.released else ImageState.WAITING
+        if self.running:
+            return ImageState.PULLING
+        if self.held is not None and self.held.present:
+            return ImageState.READY
+        if self.backoff is not None and self.backoff.final:
+            return ImageState.FAILED
+        return ImageState.WAITING
+
+    def forget_failures(self) -> None:
+        """Start counting anew: the entry changed, or the image is there."""
+        self.backoff = None
+        self.due = 0
+        self.next_attempt = None
+
+    def taken_over(self, desired: DesiredImage) -> None:
+        """The operator's newest words. A change that can matter to a retry makes it due at once."""
+        if retry_relevant(desired) != retry_relevant(self.desired):
+            self.forget_failures()
+        if desired.state is not self.desired.state:
+            self.released = False
+        self.desired = desired
+
+
+def retry_relevant(image: DesiredImage) -> tuple[object, ...]:
+    """What of an entry can turn a failure into success; owners and priority cannot."""
+    return image.state, image.credential_ref, image.limits, image.retry, image.pin

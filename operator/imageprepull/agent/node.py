@@ -1,0 +1,66 @@
+"""What the agent needs from its node: the seam between the reconciler and containerd (containerd_node.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the runtime says about one image, asked just now. `missing` tells what is not there."""
+
+    present: bool
+    missing: str = ""
+    pinned: bool = False
+    layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A pull that succeeded. Seconds by phase (resolve, download, extract, total); bytes by host that answered."""
+
+    pinned: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes_by_host: dict[str, int] = field(default_factory=dict)
+
+
+class NodeError(Exception):
+    """What a node could not do. `permanent`: trying again without a change elsewhere cannot help."""
+
+    def __init__(
+        self, reason: str, message: str, *, permanent: bool = False, retry_after: float | None = None
+    ) -> None:
+        self.reason = reason
+        self.permanent = permanent
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class Node(Protocol):
+    """One node's runtime. Every method raises `NodeError`; cancelling a pull cleans up and keeps its lease."""
+
+    async def held(self, image: DesiredImage) -> Held:
+        """Ask the runtime whether the image is there, unpacked and as pinned as it should be."""
+
+    async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
+        """Bring the image onto the node; returns when the CRI shows it."""
+
+    async def unpin(self, image: DesiredImage, keep: Sequence[DesiredImage]) -> None:
+        """Take our pin from the image's records, but from none that an image of `keep` needs."""
+
+    async def abandon(self, image: DesiredImage) -> None:
+        """Drop the lease of an image that has finally failed, so that the runtime may collect what was fetched."""
+
+    def set_parallel_downloads(self, count: int) -> None:
+        """The node's limit over all pulls, effective at once."""
+
+    def about(self) -> Agent:
+        """Versions and abilities, for the status."""
+
+    def disk(self) -> Disk | None:
+        """The file system of the snapshots, or None while it is unknown."""

@@ -1,0 +1,95 @@
+"""What to do now: desired images against what the runtime holds. Pure; the reconciler does the I/O before and after.
+
+Rules: only an explicit Absent takes a pin away; an entry that merely vanished starts nothing, stops nothing and
+removes nothing (its running pull ends by itself: the bytes are spent, and whoever made the entry vanish may bring it
+back). A pull is stopped when its image became Paused or Absent, or when the same reference now means another digest,
+since two pulls would otherwise race for one tag record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from imageprepull.resources.nodeprepull import Desired, DesiredImage
+
+Key = tuple[str, str]
+"""(reference, digest): what one pull is about."""
+
+
+def key_of(image: DesiredImage) -> Key:
+    """How an entry is known to plan and reconciler."""
+    return image.reference, image.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
+
+    `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
+    """
+
+    present: Mapping[Key, bool]
+    running: AbstractSet[Key]
+    due: Mapping[Key, float]
+    final: AbstractSet[Key] = frozenset()
+    released: AbstractSet[Key] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """In this order: stop, unpin, start. `parallel_downloads` is for all pulls of the node together."""
+
+    start: tuple[Key, ...] = ()
+    stop: tuple[Key, ...] = ()
+    unpin: tuple[Key, ...] = ()
+    parallel_downloads: int | None = None
+
+
+def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Actions:
+    """The node's next steps. `now` is on the clock of `observed.due`."""
+    wanted = {key_of(image): image for image in desired}
+    references = {image.reference for image in desired}
+    stop = tuple(
+        key
+        for key in sorted(observed.running)
+        if (key in wanted and wanted[key].state is not Desired.PRESENT)
+        or (key not in wanted and key[0] in references)
+    )
+    in_work = [
+        (order, key, image)
+        for order, (key, image) in enumerate(wanted.items())
+        if image.state is Desired.PRESENT and (key in observed.running or observed.present.get(key) is False)
+    ]
+    # A stopped pull holds its slot until it has cleaned up; it wakes the reconciler then.
+    slots = min((image.limits.parallel_images for _, _, image in in_work), default=0) - len(observed.running)
+    waiting = [
+        (-image.priority, key in observed.final, order, key)
+        for order, key, image in in_work
+        if key not in observed.running
+        and observed.due.get(key, now) <= now
+        # Its predecessor under the same reference must be gone first.
+        and not any(other[0] == key[0] for other in observed.running)
+    ]
+    unpin = tuple(
+        key
+        for key, image in wanted.items()
+        if image.state is Desired.ABSENT
+        and key not in observed.released
+        and key not in observed.running
+        and observed.due.get(key, now) <= now
+    )
+    return Actions(
+        start=tuple(entry[-1] for entry in sorted(waiting)[: max(0, slots)]),
+        stop=stop,
+        unpin=unpin,
+        parallel_downloads=min((image.limits.parallel_downloads for _, _, image in in_work), default=None),
+    )
+
+
+def next_due(desired: Sequence[DesiredImage], observed: Observed, now: float) -> float | None:
+    """Seconds until a failed image may be tried again; None when nothing waits for time."""
+    keys = {key_of(image) for image in desired if image.state is not Desired.PAUSED}
+    waits = [due - now for key, due in observed.due.items() if key in keys and due > now]
+    return min(waits, default=None)

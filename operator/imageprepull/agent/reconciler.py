@@ -1,0 +1,324 @@
+"""Desired against present on one node: asks the runtime, plans, and carries the plan out. Level triggered.
+
+Above it stand the NodePrepull's informer and the runtime's events, which only wake it; below plan.py decides and a
+`Node` acts. A step decides synchronously on what was asked just before; its pulls run as tasks of the agent's group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from imageprepull.agent.backoff import Backoff, Failure, after_failure
+from imageprepull.agent.backoff import Pace as RetryPace
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.image import ImageView
+from imageprepull.agent.node import Node, NodeError
+from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
+from imageprepull.telemetry.metrics import AgentMetrics
+
+logger = structlog.get_logger(__name__)
+
+IN_WORK = ("Downloading", "Downloaded", "Extracting", "Extracted")
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered."""
+
+    resync: float = 300
+    ask_again: float = 2
+    retry_base: float = 2
+    retry_slow: float = 900
+
+
+class Reconciler:
+    """The images of one node. `step()` does what is to be done now; `run()` repeats it whenever woken or due."""
+
+    def __init__(
+        self,
+        node: Node,
+        tasks: asyncio.TaskGroup,
+        *,
+        clock: Clock,
+        metrics: AgentMetrics,
+        on_change: Callable[[], None],
+        delays: Delays = Delays(),
+    ) -> None:
+        self.views: dict[Key, ImageView] = {}
+        """The images of the newest spec, in its order; what a status shows."""
+        self.problem = ""
+        """Why the runtime could not be asked; empty when it answers."""
+        self.last_step = clock.now()
+        self._node = node
+        self._tasks = tasks
+        self._clock = clock
+        self._metrics = metrics
+        self._on_change = on_change
+        self._delays = delays
+        self._desired: list[DesiredImage] = []
+        self._frozen = True
+        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._working: dict[Key, ImageView] = {}
+        self._suspect: set[Key] = set()
+        self._woken = asyncio.Event()
+
+    @property
+    def running(self) -> frozenset[Key]:
+        """Pulls that have not ended, those of vanished entries included."""
+        return frozenset(self._running)
+
+    def take_spec(self, desired: Sequence[DesiredImage]) -> None:
+        """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for."""
+        views: dict[Key, ImageView] = {}
+        for image in desired:
+            key = key_of(image)
+            # A pull may still run for an entry that had vanished.
+            view = self.views.get(key) or self._working.get(key)
+            if view is None:
+                view = ImageView(image)
+                self._suspect.add(key)
+            elif view.desired != image:
+                view.taken_over(image)
+                self._suspect.add(key)
+            views[key] = view
+        self.views = views
+        self._desired = list(desired)
+        self._frozen = False
+        self.wake()
+        self._on_change()
+
+    def freeze(self) -> None:
+        """The object is gone: start nothing, remove nothing, until one is there again."""
+        self._frozen = True
+        self.views = {}
+        self._desired = []
+        self.wake()
+
+    def suspect_all(self) -> None:
+        """Whatever was said about presence may be wrong: the runtime removed something, or was restarted."""
+        self._suspect.update(self.views)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed; the next step decides what follows."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Step until cancelled; then every pull is cancelled and has cleaned up before this returns."""
+        resync_at = self._clock.now() + self._delays.resync * (0.8 + 0.4 * self._clock.uniform())
+        try:
+            while True:
+                self._woken.clear()
+                if self._clock.now() >= resync_at:
+                    self._suspect.update(self.views)
+                    resync_at = self._clock.now() + self._delays.resync * (0.8 + 0.4 * self._clock.uniform())
+                wait = await self.step()
+                until_resync = max(0.0, resync_at - self._clock.now())
+                try:
+                    async with asyncio.timeout(until_resync if wait is None else min(wait, until_resync)):
+                        await self._woken.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await self.stop_pulls()
+
+    async def step(self) -> float | None:
+        """One pass; returns the seconds until the next one is needed without being woken."""
+        self.last_step = self._clock.now()
+        if self._frozen:
+            return None
+        answered = await self._ask()
+        # No await between reading the state and acting on the plan.
+        now = self._clock.now()
+        observed = self._observed()
+        actions = plan(self._desired, observed, now)
+        if actions.parallel_downloads is not None:
+            self._node.set_parallel_downloads(actions.parallel_downloads)
+        for key in actions.stop:
+            self._running[key].cancel()
+        for key in actions.start:
+            self._start(self.views[key])
+        for key in actions.unpin:
+            await self._unpin(key)
+        wait = next_due(self._desired, self._observed(), self._clock.now())
+        self._log_changes()
+        if answered:
+            return wait
+        return self._delays.ask_again if wait is None else min(wait, self._delays.ask_again)
+
+    async def stop_pulls(self) -> None:
+        """Cancel all pulls and wait until each has cleaned up; their leases stay, so that they resume."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _ask(self) -> bool:
+        """Ask the runtime about every suspect; False when it did not answer, and they stay suspect."""
+        for key in [key for key in self.views if key in self._suspect]:
+            view = self.views.get(key)
+            if view is None or view.running or view.desired.state is Desired.ABSENT:
+                self._suspect.discard(key)
+                continue
+            # Before the answer: what is suspected meanwhile must be asked once more.
+            self._suspect.discard(key)
+            try:
+                held = await self._node.held(view.desired)
+            except NodeError as error:
+                self._suspect.add(key)
+                self._note_problem(f"{error.reason}: {error}")
+                return False
+            if held != view.held:
+                view.held = held
+                self._on_change()
+            if held.present:
+                view.forget_failures()
+            else:
+                # What was brought once says nothing about the next pull.
+                view.pulled = None
+        self._suspect &= self.views.keys()
+        self._note_problem("")
+        return True
+
+    def _observed(self) -> Observed:
+        views = self.views
+        return Observed(
+            # A suspect is unknown: a pull starts only on an answer of now.
+            present={
+                key: view.held.present
+                for key, view in views.items()
+                if view.held is not None and key not in self._suspect
+            },
+            running=self.running,
+            due={key: view.due for key, view in views.items() if view.backoff is not None},
+            final={key for key, view in views.items() if view.backoff is not None and view.backoff.final},
+            released={key for key, view in views.items() if view.released},
+        )
+
+    def _start(self, view: ImageView) -> None:
+        key = key_of(view.desired)
+        view.running = True
+        view.progress = ImageProgress(view.desired.reference, on_change=self._on_change)
+        if view.backoff is not None:
+            self._metrics.retries.inc()
+        task = self._tasks.create_task(self._pull(view, view.desired, view.progress))
+        self._running[key] = task
+        self._working[key] = view
+        self._metrics.working.set(len(self._running))
+        # Not a `finally` in the coroutine: one that is cancelled before its first step never enters it.
+        task.add_done_callback(lambda ended: self._ended(key, view, ended))
+        self._on_change()
+
+    def _ended(self, key: Key, view: ImageView, task: asyncio.Task[None]) -> None:
+        """The slot is free. Even a success is believed only when the runtime is asked."""
+        del self._running[key]
+        del self._working[key]
+        view.running = False
+        self._suspect.add(key)
+        self._metrics.working.set(len(self._running))
+        if task.cancelled():
+            self._metrics.pull_ended("cancelled")
+        if view.progress is not None:
+            self._metrics.downloaded(view.progress.bytes_by_host)
+        self._on_change()
+        self.wake()
+
+    async def _pull(self, view: ImageView, image: DesiredImage, progress: ImageProgress) -> None:
+        """One attempt, and what follows from it; never fails but by a cancellation."""
+        try:
+            pulled = await self._node.pull(image, progress)
+        except NodeError as error:
+            failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
+        except Exception as error:
+            # A defect in one image's pull must not take the node's other images down with it.
+            logger.exception("pull failed unexpectedly", image=image.reference, digest=image.digest)
+            failure = Failure("InternalError", f"{type(error).__name__}: {error}")
+        else:
+            view.pulled = pulled
+            self._metrics.pull_ended("succeeded")
+            for phase, seconds in pulled.seconds.items():
+                self._metrics.took(phase, seconds)
+            return
+        self._metrics.pull_ended("failed", failure.reason)
+        backoff = self._back_off(view, image, failure, sum(layer.done for layer in progress.layers))
+        logger.warning(
+            "pull failed",
+            image=image.reference,
+            digest=image.digest,
+            reason=failure.reason,
+            message=failure.message,
+            attempts=backoff.attempts,
+            final=backoff.final,
+            next_attempt_seconds=round(backoff.delay, 1),
+        )
+        if backoff.final:
+            # Within the pull's slot: a next attempt must not take the lease that is being dropped.
+            await self._abandon(image)
+
+    async def _abandon(self, image: DesiredImage) -> None:
+        try:
+            await self._node.abandon(image)
+        except NodeError as error:
+            # It expires by itself within a day, and the sweep at the next start finds it.
+            logger.warning("cannot drop the lease", image=image.reference, error=str(error))
+
+    def _back_off(self, view: ImageView, image: DesiredImage, failure: Failure, done: int) -> Backoff:
+        """Count a failed attempt. More bytes than any attempt before had are progress."""
+        gained = done > view.best_done
+        backoff = after_failure(
+            view.backoff,
+            Failure(failure.reason, failure.message, failure.permanent, failure.retry_after, gained),
+            limit=image.retry.backoff_limit,
+            pace=RetryPace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow),
+            uniform=self._clock.uniform(),
+        )
+        view.best_done = max(done, view.best_done)
+        view.backoff = backoff
+        view.due = self._clock.now() + backoff.delay
+        view.next_attempt = self._clock.stamp(backoff.delay)
+        return backoff
+
+    async def _unpin(self, key: Key) -> None:
+        view = self.views.get(key)
+        if view is None or view.desired.state is not Desired.ABSENT:
+            return  # the spec changed while another one was unpinned.
+        keep = [image for image in self._desired if image.state is not Desired.ABSENT]
+        try:
+            await self._node.unpin(view.desired, keep)
+        except NodeError as error:
+            failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
+            self._back_off(view, view.desired, failure, 0)
+        else:
+            await self._abandon(view.desired)
+            view.released = True
+            view.forget_failures()
+        self._on_change()
+
+    def _note_problem(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            logger.warning("the runtime does not answer", error=problem)
+        self.problem = problem
+
+    def _log_changes(self) -> None:
+        """One line per change of an image's state, none per layer."""
+        for view in self.views.values():
+            state = view.state
+            if state != view.logged:
+                view.logged = state
+                details = {}
+                if state is ImageState.READY and view.pulled is not None:
+                    details = {f"seconds_{phase}": round(s, 2) for phase, s in view.pulled.seconds.items()}
+                logger.info(
+                    "image",
+                    reference=view.desired.reference,
+                    digest=view.desired.digest,
+                    state=state,
+                    **details,
+                )

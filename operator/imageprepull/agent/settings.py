@@ -1,0 +1,40 @@
+"""What an operator of the agent may choose; filled by cli/agent.py. Delays are seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from imageprepull.agent.pace import Pace
+from imageprepull.agent.reconciler import Delays
+from imageprepull.kube.access import ClusterAccess
+from imageprepull.kube.informer import Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """One agent of one node. `namespace` is the release's, where the pace ConfigMap lives."""
+
+    access: ClusterAccess
+    node_name: str
+    namespace: str
+    address: str = "unix:///run/containerd/containerd.sock"
+    hosts_dirs: tuple[Path, ...] = ()
+    """Empty: what the runtime's own configuration says, else /etc/containerd/certs.d."""
+    spool_dir: Path = Path("/var/lib/containerd/imageprepull")
+    boot_id_file: Path = Path("/proc/sys/kernel/random/boot_id")
+    health_host: str | None = None
+    health_port: int = 9745
+    keep_blobs: Literal["after", "before", "never"] = "after"
+    sync: Literal["background", "before"] = "background"
+    pace: Pace = field(default_factory=Pace)
+    delays: Delays = field(default_factory=Delays)
+    watch: Timings = field(default_factory=Timings)
+    reconnect: float = 2
+    """Between tries to reach the runtime, and to get the spool's lock."""
+    event_settle: float = 1
+    """Events of the runtime come in swarms; presence is asked anew this long after the first."""
+    live_after: float = 300
+    """A reconcile loop or watch that has not moved for so long is dead."""
+    stop_timeout: float = 10

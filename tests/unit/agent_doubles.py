@@ -1,0 +1,104 @@
+"""A fake node and a clock that stands still: they stand for containerd, registry and time in the agent's unit tests.
+
+The fake node holds what it is told to hold. Pulls end when the test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.node import Held, NodeError, Pulled
+from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, Disk, ImageLimits, Retry
+
+
+class StillClock(Clock):
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wall(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    def uniform(self) -> float:
+        return 0.5
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.holds: set[str] = set()
+        self.pulls: dict[str, asyncio.Future[Pulled]] = {}
+        self.calls: list[str] = []
+        self.down = False
+        self.downloads = 0
+
+    async def held(self, image: DesiredImage) -> Held:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer")
+        self.calls.append(f"held {image.reference}")
+        return Held(image.reference in self.holds, pinned=image.pin, layers=2)
+
+    async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
+        self.calls.append(f"pull {image.reference}")
+        progress.layers = [LayerProgress(f"sha256:{'1' * 64}", 100, "", "")]
+        self.pulls[image.reference] = asyncio.get_running_loop().create_future()
+        try:
+            return await self.pulls[image.reference]
+        except asyncio.CancelledError:
+            self.calls.append(f"cancelled {image.reference}")
+            raise
+        finally:
+            del self.pulls[image.reference]
+
+    async def unpin(self, image: DesiredImage, keep: Sequence[DesiredImage]) -> None:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer")
+        self.calls.append(f"unpin {image.reference} keep {[k.reference for k in keep]}")
+
+    async def abandon(self, image: DesiredImage) -> None:
+        self.calls.append(f"abandon {image.reference}")
+
+    def set_parallel_downloads(self, count: int) -> None:
+        self.downloads = count
+
+    def about(self) -> Agent:
+        return Agent(version="0.1.0")
+
+    def disk(self) -> Disk | None:
+        return None
+
+    def succeed(self, reference: str) -> None:
+        self.holds.add(reference)
+        self.pulls[reference].set_result(Pulled(pinned=False, seconds={"total": 1.0}))
+
+    def fail(self, reference: str, reason: str = "RegistryUnreachable", **arguments: Any) -> None:
+        self.pulls[reference].set_exception(NodeError(reason, f"cannot pull {reference}", **arguments))
+
+
+def image(
+    reference: str,
+    *,
+    digest: str = "sha256:" + "a" * 64,
+    state: Desired = Desired.PRESENT,
+    priority: int = 0,
+    parallel: int = 2,
+    downloads: int = 8,
+    limit: int = 3,
+    nonce: str = "",
+    owners: list[str] | None = None,
+) -> DesiredImage:
+    return DesiredImage(
+        reference=reference,
+        digest=digest,
+        state=state,
+        priority=priority,
+        owners=owners or [],
+        limits=ImageLimits(parallel_images=parallel, parallel_downloads=downloads),
+        retry=Retry(backoff_limit=limit, max_backoff_seconds=300, nonce=nonce),
+    )

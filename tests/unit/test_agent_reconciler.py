@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.resources.nodeprepull import Desired, DesiredImage
+from imageprepull.telemetry.metrics import AgentMetrics
+from tests.unit.agent_doubles import FakeNode, StillClock, image
+
+
+@dataclass
+class Bench:
+    """A reconciler whose steps, time and pulls the test drives."""
+
+    reconciler: Reconciler
+    node: FakeNode
+    clock: StillClock
+    metrics: AgentMetrics
+    wait: float | None = field(default=None)
+
+    async def spec(self, *images: DesiredImage) -> list[str]:
+        self.reconciler.take_spec(images)
+        return await self.steps()
+
+    async def steps(self, seconds: float = 0) -> list[str]:
+        """Let time pass, then step until nothing moves; what the node was asked to do, presence left out."""
+        self.clock.seconds += seconds
+        self.node.calls.clear()
+        for _ in range(5):
+            await settle()
+            self.wait = await self.reconciler.step()
+        await settle()
+        return [call for call in self.node.calls if not call.startswith("held")]
+
+    def states(self) -> list[str]:
+        return [f"{view.desired.reference} {view.state}" for view in self.reconciler.views.values()]
+
+
+async def settle() -> None:
+    """Let every task run until it waits for something that only the test can give."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    node, clock, metrics = FakeNode(), StillClock(), AgentMetrics()
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(
+            node,
+            tasks,
+            clock=clock,
+            metrics=metrics,
+            on_change=lambda: None,
+            delays=Delays(retry_base=2, retry_slow=900),
+        )
+        yield Bench(reconciler, node, clock, metrics)
+        await reconciler.stop_pulls()
+
+
+async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench) -> None:
+    bench.node.holds.add("a")
+    assert await bench.spec(image("a"), image("b")) == ["pull b"]
+    assert bench.states() == ["a Ready", "b Pulling"]
+    bench.node.succeed("b")
+    assert await bench.steps() == []
+    assert bench.states() == ["a Ready", "b Ready"]
+
+
+async def test_success_is_believed_only_when_the_runtime_says_so(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.succeed("a")
+    bench.node.holds.clear()
+    assert await bench.steps() == ["pull a"]
+    assert bench.states() == ["a Pulling"]
+
+
+async def test_the_strictest_limits_bound_the_pulls_and_priority_orders_them(bench: Bench) -> None:
+    done = await bench.spec(
+        image("low", parallel=4, downloads=3),
+        image("high", priority=5, parallel=2),
+        image("next", priority=1, parallel=9),
+    )
+    assert done == ["pull high", "pull next"]
+    assert bench.node.downloads == 3
+    bench.node.succeed("next")
+    assert await bench.steps() == ["pull low"]
+
+
+async def test_a_failed_pull_waits_with_the_reason_and_is_tried_again_when_due(bench: Bench) -> None:
+    await bench.spec(image("a", limit=3))
+    bench.node.fail("a")
+    assert await bench.steps() == []
+    view = next(iter(bench.reconciler.views.values()))
+    assert bench.states() == ["a Waiting"]
+    assert view.backoff is not None
+    assert (view.backoff.reason, view.backoff.attempts) == ("RegistryUnreachable", 1)
+    assert view.next_attempt == "2026-01-01T00:16:41Z"  # 1000 s after midnight, and 0.75 of 2 s.
+    assert bench.wait == pytest.approx(1.5)
+    assert await bench.steps(1.4) == []
+    assert await bench.steps(0.2) == ["pull a"]
+
+
+async def test_after_the_limit_it_is_failed_gives_up_slot_and_lease_and_is_tried_slowly(bench: Bench) -> None:
+    await bench.spec(image("a", limit=2, parallel=1), image("b", parallel=1))
+    bench.node.fail("a")
+    assert await bench.steps() == ["pull b"]
+    bench.node.succeed("b")
+    assert await bench.steps(10) == ["pull a"]
+    bench.node.fail("a")
+    assert await bench.steps() == ["abandon a"]
+    assert bench.states() == ["a Failed", "b Ready"]
+    assert await bench.steps(899) == []
+    assert await bench.steps(2) == ["pull a"]
+
+
+async def test_a_permanent_error_is_final_at_once(bench: Bench) -> None:
+    await bench.spec(image("a", limit=8))
+    bench.node.fail("a", "NotFound", permanent=True)
+    assert await bench.steps() == ["abandon a"]
+    assert bench.states() == ["a Failed"]
+
+
+async def test_gained_bytes_reset_the_count(bench: Bench) -> None:
+    await bench.spec(image("a", limit=2))
+    view = next(iter(bench.reconciler.views.values()))
+    for done in (10, 20, 30):
+        assert view.progress is not None
+        view.progress.layers[0].done = done
+        bench.node.fail("a")
+        await bench.steps()
+        assert view.backoff is not None
+        assert (view.backoff.attempts, view.backoff.final) == (1, False)
+        assert await bench.steps(5) == ["pull a"]
+    bench.node.fail("a")
+    assert await bench.steps() == ["abandon a"]
+
+
+@pytest.mark.parametrize("change", [{"nonce": "again"}, {"limit": 9}])
+async def test_a_changed_entry_is_tried_at_once(bench: Bench, change: dict[str, object]) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a", permanent=True)
+    await bench.steps()
+    assert await bench.spec(image("a", owners=["ns/other/uid"])) == []
+    assert await bench.spec(image("a", **change)) == ["pull a"]  # type: ignore[arg-type]
+
+
+async def test_a_defect_in_one_pull_fails_that_image_alone(bench: Bench) -> None:
+    await bench.spec(image("a"), image("b"))
+    bench.node.pulls["a"].set_exception(ZeroDivisionError("oops"))
+    await bench.steps()
+    assert bench.states() == ["a Waiting", "b Pulling"]
+    assert bench.reconciler.views["a", "sha256:" + "a" * 64].backoff is not None
+
+
+async def test_an_entry_that_vanished_stops_and_removes_nothing(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    assert await bench.spec() == []
+    assert bench.reconciler.running
+    assert await bench.spec(image("a")) == []
+    assert bench.states() == ["a Pulling"]
+    bench.node.succeed("a")
+    await bench.steps()
+    assert bench.states() == ["a Ready"]
+
+
+async def test_a_gone_object_starts_and_removes_nothing(bench: Bench) -> None:
+    bench.reconciler.take_spec([image("a")])
+    bench.reconciler.freeze()
+    assert await bench.steps() == []
+    assert bench.states() == []
+
+
+async def test_absent_stops_the_pull_then_unpins_once(bench: Bench) -> None:
+    await bench.spec(image("a"), image("b"))
+    done = await bench.spec(image("a", state=Desired.ABSENT), image("b"))
+    assert done == ["cancelled a", "unpin a keep ['b']", "abandon a"]
+    assert bench.states() == ["a Absent", "b Pulling"]
+    bench.reconciler.suspect_all()
+    assert await bench.steps() == []
+
+
+async def test_an_unpin_that_fails_is_repeated(bench: Bench) -> None:
+    bench.node.down = True
+    assert await bench.spec(image("a", state=Desired.ABSENT)) == []
+    assert bench.states() == ["a Waiting"]
+    bench.node.down = False
+    assert await bench.steps(10) == ["unpin a keep []", "abandon a"]
+
+
+async def test_paused_stops_the_pull_and_keeps_its_lease(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    assert await bench.spec(image("a", state=Desired.PAUSED)) == ["cancelled a"]
+    assert bench.states() == ["a Paused"]
+    assert await bench.spec(image("a")) == ["pull a"]
+
+
+async def test_a_new_digest_replaces_the_pull_of_the_old_one(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    assert await bench.spec(image("a", digest="sha256:" + "b" * 64)) == ["cancelled a", "pull a"]
+
+
+async def test_a_lost_image_is_found_when_suspected_and_pulled_again(bench: Bench) -> None:
+    bench.node.holds.add("a")
+    await bench.spec(image("a"))
+    bench.node.holds.clear()
+    assert await bench.steps() == []
+    bench.reconciler.suspect_all()
+    assert await bench.steps() == ["pull a"]
+
+
+async def test_without_the_runtime_nothing_is_started_and_it_is_asked_again(bench: Bench) -> None:
+    bench.node.down = True
+    assert await bench.spec(image("a")) == []
+    assert bench.wait == 2
+    assert "containerd does not answer" in bench.reconciler.problem
+    bench.node.down = False
+    assert await bench.steps() == ["pull a"]
+    assert bench.reconciler.problem == ""
+
+
+async def test_a_pull_that_is_stopped_before_its_first_step_frees_its_slot(bench: Bench) -> None:
+    bench.reconciler.take_spec([image("a")])
+    await bench.reconciler.step()
+    bench.reconciler.take_spec([image("a", state=Desired.PAUSED)])
+    await bench.reconciler.step()
+    await bench.steps()
+    assert not bench.reconciler.running
+    assert bench.states() == ["a Paused"]
+
+
+async def test_stopping_cancels_every_pull(bench: Bench) -> None:
+    task = asyncio.create_task(bench.reconciler.run())
+    bench.reconciler.take_spec([image("a"), image("b")])
+    await settle()
+    assert len(bench.node.pulls) == 2
+    task.cancel()
+    await asyncio.wait([task])
+    assert bench.node.pulls == {}
+    assert (
+        bench.metrics.registry.get_sample_value(
+            "imageprepull_pulls_total", {"result": "cancelled", "reason": ""}
+        )
+        == 2
+    )

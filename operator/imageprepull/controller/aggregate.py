@@ -43,12 +43,16 @@ REASONS_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What all ImagePrepulls are judged against. `unavailable` are nodes whose agent is missing for too long."""
+    """What all ImagePrepulls are judged against.
+
+    `unavailable` are nodes whose agent is missing for too long, `agentless` those without one at this moment.
+    """
 
     nodes: Mapping[str, NodeFacts]
     reports: Mapping[str, NodePrepull]
     resolutions: Mapping[str, Resolution]
     unavailable: Collection[str] = ()
+    agentless: Collection[str] = ()
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ def aggregate(
         desired=len(views),
         skipped=skipped,
         limit=candidate.prepull.spec.rollout.max_failed_nodes,
-        agents=sum(seen.node not in cluster.unavailable for seen in views),
+        agents=sum(seen.node not in cluster.agentless for seen in views),
     )
     if ready_verdict.reason == PULLING and not resolved_verdict.status:
         ready_verdict = _retyped(resolved_verdict, type="Ready")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from imageprepull.controller.aggregate_conditions import NO_MATCHING_NODES
 from imageprepull.controller.aggregate_node import AGENT_UNAVAILABLE
-from imageprepull.resources.base import Condition
+from imageprepull.resources.base import Condition, encode
 from imageprepull.resources.imageprepull import ImagePrepullSpec, ImagePrepullStatus
-from imageprepull.resources.base import encode
 
 
 @dataclass(frozen=True, slots=True)

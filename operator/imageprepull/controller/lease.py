@@ -73,7 +73,9 @@ class Lease:
                 async with asyncio.timeout(self._retry * 2):
                     await self._try_once()
             except (ApiError, TimeoutError) as error:
-                logger.warning("cannot take the lease", lease=self._name, error=str(error) or "no answer in time")
+                logger.warning(
+                    "cannot take the lease", lease=self._name, error=str(error) or "no answer in time"
+                )
             if not self.leading:
                 await asyncio.sleep(self._retry)
         logger.info("leading", lease=self._name, identity=self._identity)
@@ -165,7 +167,10 @@ class Lease:
                 lease = await self._api.get(LEASES, self._name, self._namespace)
                 if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
                     spec = {"holderIdentity": None, "renewTime": clock.micro(clock.now())}
-                    body = {"metadata": {"resourceVersion": lease["metadata"]["resourceVersion"]}, "spec": spec}
+                    body = {
+                        "metadata": {"resourceVersion": lease["metadata"]["resourceVersion"]},
+                        "spec": spec,
+                    }
                     await self._api.merge_patch(LEASES, self._name, body, namespace=self._namespace)
                     logger.info("lease released", lease=self._name)
         except (ApiError, TimeoutError) as error:

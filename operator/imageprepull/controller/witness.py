@@ -90,14 +90,10 @@ class Witness:
             if not one.confirmed and (one.first_missing is None or now >= one.first_missing + self._interval)
         ]
 
-    def next_check(self) -> float | None:
-        """When the next suspect is due; None without one that waits."""
-        waiting = [
-            one.first_missing + self._interval
-            for one in self._suspects.values()
-            if not one.confirmed and one.first_missing is not None
-        ]
-        return min(waiting, default=None)
+    @property
+    def waiting(self) -> bool:
+        """Whether a confirmed suspicion waits for `release`."""
+        return any(one.confirmed for one in self._suspects.values())
 
     def read(self, uid: str, *, found: bool, trusted: bool, now: float) -> None:
         """The answer of a quorum GET. `trusted`: CRDs and caches were in order after it was asked."""
@@ -116,12 +112,6 @@ class Witness:
             suspect.first_missing = now
         elif now >= suspect.first_missing + self._interval:
             suspect.confirmed = True
-
-    def distrust(self) -> None:
-        """The CRDs or caches are not in order: what was found missing so far proves nothing."""
-        for suspect in self._suspects.values():
-            suspect.first_missing = None
-            suspect.confirmed = False
 
     def release(self, *, alive: int, approved: str = "") -> Held | None:
         """Let confirmed (c) suspects go, unless they are too many at once. `alive`: objects known to exist.

@@ -6,7 +6,7 @@ No I/O and no decisions. Everything here can be lost at any time: it is read bac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imageprepull.controller.assign import Candidate, Choice
@@ -20,13 +20,14 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class KnownPrepull:
-    """An ImagePrepull that exists: acted on (`candidate`), refused (`bad`), or unreadable (`prepull` is None)."""
+    """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`)."""
 
     namespace: str
     name: str
     uid: str
     generation: int
-    prepull: ImagePrepull | None
+    resource_version: str
+    prepull: ImagePrepull
     candidate: Candidate | None = None
     bad: BadSpec | None = None
 
@@ -34,6 +35,10 @@ class KnownPrepull:
     def key(self) -> Key:
         """(namespace, name)."""
         return self.namespace, self.name
+
+    def with_status(self, prepull: ImagePrepull, resource_version: str) -> KnownPrepull:
+        """The same object after a write of its status."""
+        return replace(self, prepull=prepull, resource_version=resource_version)
 
 
 @dataclass(frozen=True, slots=True)

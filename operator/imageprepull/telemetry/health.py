@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from types import MappingProxyType
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -18,11 +19,15 @@ Check = Callable[[], str | None]
 
 
 class Health:
-    """The checks of one process. `live`: restart me if one fails. `ready`: I do my work."""
+    """The checks of one process. `live`: restart me if one fails. `ready`: I do my work.
+
+    `notes` fail nothing: what they say is a line of /readyz?verbose, for people.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.live: dict[str, Check] = {}
         self.ready: dict[str, Check] = {}
+        self.notes: dict[str, Check] = {}
         self._registry = registry
 
     def application(self) -> web.Application:
@@ -52,7 +57,7 @@ class Health:
         return answer(self.live, verbose="verbose" in request.query)
 
     async def _answer_ready(self, request: web.Request) -> web.Response:
-        return answer(self.ready, verbose="verbose" in request.query)
+        return answer(self.ready, verbose="verbose" in request.query, notes=self.notes)
 
     async def _answer_metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -60,7 +65,9 @@ class Health:
         )
 
 
-def answer(checks: Mapping[str, Check], *, verbose: bool) -> web.Response:
+def answer(
+    checks: Mapping[str, Check], *, verbose: bool, notes: Mapping[str, Check] = MappingProxyType({})
+) -> web.Response:
     """200 when every check passes, else 503; failures are always named, passes only when asked for."""
     failed = False
     lines = []
@@ -71,6 +78,8 @@ def answer(checks: Mapping[str, Check], *, verbose: bool) -> web.Response:
             lines.append(f"[-]{name}: {problem}")
         elif verbose:
             lines.append(f"[+]{name} ok")
+    if verbose:
+        lines += [f"[!]{name}: {note}" for name, say in notes.items() if (note := say()) is not None]
     lines.append("not ok" if failed else "ok")
     status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
     return web.Response(status=status, text="\n".join(lines) + "\n")

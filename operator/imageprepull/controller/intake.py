@@ -1,0 +1,211 @@
+"""API documents into the `World`, and marks on whatever has to be looked at again. No requests, no waiting.
+
+The callbacks of the informers and kopf's events end here; the loops take over from the queues.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+
+from imageprepull.controller import clock
+from imageprepull.controller.assign import Candidate
+from imageprepull.controller.dirty import DirtyKeys
+from imageprepull.controller.images import BadSpec, read_images
+from imageprepull.controller.nodes import read_node
+from imageprepull.controller.witness import Witness
+from imageprepull.controller.world import Key, KnownNodePrepull, KnownPrepull, World, read_agent
+from imageprepull.kube.informer import Change
+from imageprepull.resources.base import Metadata, decode
+from imageprepull.resources.imageprepull import ImagePrepull, ImagePrepullSpec, ImagePrepullStatus
+from imageprepull.resources.nodeprepull import NodePrepull
+
+logger = structlog.get_logger(__name__)
+PLAN = "plan"
+
+
+@dataclass(slots=True)
+class Queues:
+    """What has to be looked at: ImagePrepulls to read, the plan as a whole, nodes to write, statuses to write."""
+
+    debounce: float = 0.2
+    prepulls: DirtyKeys[Key] = field(init=False)
+    plan: DirtyKeys[str] = field(init=False)
+    nodes: DirtyKeys[str] = field(init=False)
+    statuses: DirtyKeys[Key] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prepulls = DirtyKeys()
+        self.plan = DirtyKeys(debounce=self.debounce)
+        self.nodes = DirtyKeys()
+        self.statuses = DirtyKeys(debounce=self.debounce)
+
+
+class Intake:
+    """Takes documents in; `world` and `queues` are shared with the loops."""
+
+    def __init__(self, world: World, queues: Queues, witness: Witness) -> None:
+        self._world = world
+        self._queues = queues
+        self._witness = witness
+
+    def prepull_event(self, event: str | None, body: dict[str, Any]) -> None:
+        """An event of the ImagePrepull watch. It only marks: the object is then read by a quorum GET."""
+        metadata = body["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        known = self._world.prepulls.get(key)
+        if event == "DELETED":
+            self._witness.deleted(metadata["uid"], *key)
+        elif known is not None and known.resource_version == metadata["resourceVersion"]:
+            # The echo of our own status write.
+            return
+        self._queues.prepulls.add(key)
+
+    def prepull(self, document: dict[str, Any]) -> KnownPrepull:
+        """An ImagePrepull as just read."""
+        found = read_prepull(document)
+        known = self._world.prepulls.get(found.key)
+        self._world.prepulls[found.key] = found
+        self._witness.seen(found.uid)
+        if known is None or (known.uid, known.generation) != (found.uid, found.generation):
+            self._queues.plan.add(PLAN)
+        self._queues.statuses.add(found.key)
+        return found
+
+    def no_prepull(self, key: Key) -> None:
+        """There is no ImagePrepull under this key. That alone takes nothing back."""
+        if self._world.prepulls.pop(key, None) is not None:
+            self._queues.plan.add(PLAN)
+
+    def node(self, change: Change) -> None:
+        """A Node came, went or changed; heartbeats and conditions do not count."""
+        name = change.object["metadata"]["name"]
+        if change.type == "deleted":
+            self._world.nodes.pop(name, None)
+            self._world.leftover.pop(name, None)
+            self._world.agent_missing_since.pop(name, None)
+        else:
+            facts = read_node(change.object)
+            if self._world.nodes.get(name) == facts:
+                return
+            self._world.nodes[name] = facts
+        self._queues.nodes.add(name)
+        self._queues.plan.add(PLAN)
+
+    def node_prepull(self, change: Change) -> None:
+        """A NodePrepull changed: its node's spec may be behind, its owners' statuses are."""
+        name = change.object["metadata"]["name"]
+        before = self._world.node_prepulls.get(name)
+        if change.type == "deleted":
+            if before is not None:
+                # The orders to let go would be lost with the object; while the Node is there they stand.
+                self._world.leftover[name] = before.object.spec.images
+                del self._world.node_prepulls[name]
+        else:
+            self.node_prepull_read(change.object)
+        self._queues.nodes.add(name)
+        self._mark_owners(name)
+
+    def node_prepull_read(self, document: dict[str, Any]) -> None:
+        """A NodePrepull as just read or written."""
+        found = read_node_prepull(document)
+        if found is not None:
+            name = found.object.metadata.name
+            self._world.node_prepulls[name] = found
+            self._world.leftover.pop(name, None)
+
+    def agent_pod(self, change: Change) -> None:
+        """An agent's pod changed its readiness, came or went."""
+        node, agent = read_agent(change.object)
+        if not node:
+            return
+        before = self._world.agents.get(node)
+        if change.type == "deleted":
+            self._world.agents.pop(node, None)
+        else:
+            self._world.agents[node] = agent
+            self._world.agent_missing_since.pop(node, None)
+        if self._world.agents.get(node) != before:
+            self.mark_node_statuses(node)
+
+    def _mark_owners(self, node: str) -> None:
+        uids = {owner.rpartition("/")[2] for entry in self._world.current(node) for owner in entry.owners}
+        for known in self._world.prepulls.values():
+            if known.uid in uids:
+                self._queues.statuses.add(known.key)
+
+    def mark_node_statuses(self, node: str) -> None:
+        """Mark the statuses of all ImagePrepulls that chose a node."""
+        for known in self._world.prepulls.values():
+            choice = self._world.choices.get(known.uid)
+            if choice is not None and node in choice.nodes:
+                self._queues.statuses.add(known.key)
+
+
+def read_prepull(document: dict[str, Any]) -> KnownPrepull:
+    """An ImagePrepull, whatever its spec: one that this version cannot read is refused, not forgotten."""
+    metadata = decode(Metadata, document["metadata"])
+    bad: BadSpec | None = None
+    try:
+        spec = decode(ImagePrepullSpec, document.get("spec") or {})
+    except msgspec.ValidationError as error:
+        spec, bad = ImagePrepullSpec(), BadSpec("InvalidSpec", f"this version cannot read the spec: {error}")
+    try:
+        status = decode(ImagePrepullStatus, document.get("status") or {})
+    except msgspec.ValidationError as error:
+        logger.warning("status unreadable, written anew", prepull=metadata.name, error=str(error))
+        status = ImagePrepullStatus()
+    prepull = ImagePrepull(metadata=metadata, spec=spec, status=status)
+    images = bad or read_images(spec)
+    candidate = None
+    if isinstance(images, BadSpec):
+        bad = images
+    else:
+        candidate = Candidate(prepull, images)
+    return KnownPrepull(
+        metadata.namespace,
+        metadata.name,
+        metadata.uid,
+        metadata.generation,
+        metadata.resource_version,
+        prepull,
+        candidate,
+        bad,
+    )
+
+
+def read_node_prepull(document: dict[str, Any]) -> KnownNodePrepull | None:
+    """A NodePrepull; None (and a log line) when a newer version wrote what this one cannot read."""
+    owners = document["metadata"].get("ownerReferences") or ()
+    node_uid = next((owner["uid"] for owner in owners if owner.get("kind") == "Node"), "")
+    try:
+        return KnownNodePrepull(decode(NodePrepull, document), node_uid)
+    except msgspec.ValidationError as error:
+        logger.warning("NodePrepull unreadable", node=document["metadata"]["name"], error=str(error))
+        return None
+
+
+def agents_lost(world: World, timeout: float) -> tuple[set[str], set[str]]:
+    """Nodes without a ready agent for longer than `timeout` seconds, and all nodes without an agent at all.
+
+    A node that never had a pod counts from when it was first seen like that.
+    """
+    now = clock.now()
+    lost: set[str] = set()
+    without: set[str] = set()
+    for name in world.nodes:
+        agent = world.agents.get(name)
+        if agent is not None and agent.ready:
+            continue
+        if agent is None:
+            without.add(name)
+            since = world.agent_missing_since.setdefault(name, clock.rfc3339(now))
+        else:
+            since = agent.since
+        began = clock.parse(since)
+        if began is None or (now - began).total_seconds() > timeout:
+            lost.add(name)
+    return lost, without | lost

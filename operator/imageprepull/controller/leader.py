@@ -1,0 +1,160 @@
+"""What only the leader does: read ImagePrepulls, plan, resolve, write. Its loops share queues, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from imageprepull.controller.dirty import Rate, work
+from imageprepull.controller.events import Events
+from imageprepull.controller.handlers import KopfThread
+from imageprepull.controller.intake import PLAN
+from imageprepull.controller.node_writer import NodeWriter
+from imageprepull.controller.planner import Planner
+from imageprepull.controller.removals import Removals
+from imageprepull.controller.resolve import Patience, Resolver
+from imageprepull.controller.settings import OperatorSettings
+from imageprepull.controller.standby import Standby
+from imageprepull.controller.status_writer import StatusWriter
+from imageprepull.controller.ticker import Ticker
+from imageprepull.controller.world import Key
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import IMAGEPREPULLS
+from imageprepull.registry.client import RegistryClient
+
+logger = structlog.get_logger(__name__)
+SECOND_LIST = 10.0
+"""Seconds after the first list: kopf's watch began somewhere in between, and what was deleted there is found."""
+RESYNC_RETRY = 5.0
+STATUS_WORKERS = 2
+SPEC_BURST = 20
+
+
+class Leader:
+    """The loops. `listed` is the monotonic time of the last complete LIST of ImagePrepulls, 0 before it."""
+
+    def __init__(
+        self, api: ApiClient, registry: RegistryClient, standby: Standby, settings: OperatorSettings
+    ) -> None:
+        self.listed = 0.0
+        self.beats: dict[str, float] = {}
+        self._api = api
+        self._standby = standby
+        self._settings = settings
+        world, queues, metrics = standby.world, standby.queues, standby.metrics
+        lease = (settings.namespace, settings.lease_name)
+        self._events = Events(api, identity=settings.identity, lease=lease, interval=settings.event_interval)
+        patience = Patience(settings.resolve_timeout, settings.resolve_backoff, settings.resolve_backoff_most)
+        self._resolver = Resolver(
+            registry,
+            on_change=lambda _: queues.plan.add(PLAN),
+            patience=patience,
+            parallel=settings.parallel_resolves,
+        )
+        self._planner = Planner(world, queues, self._resolver, metrics)
+        self._nodes = NodeWriter(
+            api,
+            standby,
+            Rate(settings.spec_writes_per_second, burst=SPEC_BURST),
+        )
+        self._statuses = StatusWriter(
+            api,
+            standby,
+            self._resolver,
+            self._events,
+            interval=settings.status_interval,
+            rate=Rate(settings.status_writes_per_second),
+        )
+        self.removals = Removals(
+            api,
+            standby,
+            self._events,
+            lease=lease,
+            poll=min(1.0, settings.confirm_interval / 3),
+        )
+        self._ticker = Ticker(
+            api,
+            world,
+            standby.intake,
+            self._statuses,
+            metrics,
+            namespace=settings.namespace,
+            interval=settings.pace_interval,
+            agent_timeout=settings.agent_timeout,
+        )
+
+    async def run(self) -> None:
+        """Lead until cancelled."""
+        queues = self._standby.queues
+        kopf = KopfThread(self._settings.access, self._standby.intake.prepull_event)
+        self._ticker.look_at_agents()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(kopf.run(), name="kopf")
+            # No plan before everything that exists was read once.
+            await self._list_at_first()
+            tasks.create_task(self._resync(), name="resync")
+            tasks.create_task(self._resolver.run(), name="resolver")
+            tasks.create_task(self._events.run(), name="events")
+            tasks.create_task(self._ticker.run(), name="ticker")
+            tasks.create_task(self.removals.run(), name="removals")
+            tasks.create_task(work(queues.prepulls, self._read, beat=self._beat("read")), name="read")
+            tasks.create_task(work(queues.plan, self._planner.plan, beat=self._beat("plan")), name="plan")
+            for _ in range(self._settings.spec_workers):
+                tasks.create_task(work(queues.nodes, self._nodes.write, beat=self._beat("nodes")))
+            for _ in range(STATUS_WORKERS):
+                tasks.create_task(work(queues.statuses, self._statuses.write, beat=self._beat("statuses")))
+
+    def _beat(self, name: str) -> Callable[[], None]:
+        def beat() -> None:
+            self.beats[name] = time.monotonic()
+
+        return beat
+
+    async def _read(self, key: Key) -> None:
+        """Read one ImagePrepull by quorum GET."""
+        namespace, name = key
+        try:
+            document = await self._api.get(IMAGEPREPULLS, name, namespace)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            self._standby.intake.no_prepull(key)
+        else:
+            self._standby.intake.prepull(document)
+
+    async def _list_at_first(self) -> None:
+        while not self.listed:
+            try:
+                await self._list()
+            except ApiError as error:
+                logger.warning("ImagePrepulls not listed", error=str(error))
+                await asyncio.sleep(RESYNC_RETRY)
+
+    async def _list(self) -> None:
+        """A real LIST: what no event told is found here, and everything is looked at again."""
+        standby = self._standby
+        documents, _ = await self._api.list(IMAGEPREPULLS)
+        found = [standby.intake.prepull(document) for document in documents]
+        present = {known.key for known in found}
+        referenced = standby.world.referenced()
+        for key in standby.world.prepulls.keys() - present:
+            standby.intake.no_prepull(key)
+        standby.witness.listed({known.uid for known in found}, referenced)
+        standby.witness.forget(referenced)
+        standby.queues.plan.add(PLAN)
+        self.listed = time.monotonic()
+
+    async def _resync(self) -> None:
+        delay = min(SECOND_LIST, self._settings.resync)
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                await self._list()
+                delay = self._settings.resync
+            except ApiError as error:
+                logger.warning("ImagePrepulls not listed", error=str(error))
+                delay = min(RESYNC_RETRY, self._settings.resync)

@@ -1,0 +1,118 @@
+"""Writes NodePrepull specs: what `render` says, when it differs from what stands there. Key: the node.
+
+The only writer of that spec. Server-side apply with the resourceVersion that the decision was based on, so that a
+stale decision is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from imageprepull.controller.dirty import Rate
+from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.render import Owners, Rendered, done_removals, render
+from imageprepull.controller.standby import Standby
+from imageprepull.controller.world import KnownNodePrepull
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
+from imageprepull.resources.base import encode
+from imageprepull.resources.nodeprepull import NodePrepullSpec
+
+logger = structlog.get_logger(__name__)
+FIELD_MANAGER = "imageprepull-operator"
+
+
+class NodeWriter:
+    """Brings one node's NodePrepull up to date."""
+
+    def __init__(self, api: ApiClient, standby: Standby, rate: Rate) -> None:
+        self._api = api
+        self._world = standby.world
+        self._queues = standby.queues
+        self._witness = standby.witness
+        self._trust = standby.trust
+        self._intake = standby.intake
+        self._writes = standby.metrics.writes.labels("NodePrepull")
+        self._rate = rate
+
+    async def write(self, name: str) -> None:
+        """Write the node's spec if it is behind."""
+        node = self._world.nodes.get(name)
+        if node is None:
+            # The garbage collector removes the NodePrepull of a node that is gone.
+            return
+        known = self._world.node_prepulls.get(name)
+        if known is not None and known.node_uid != node.uid:
+            # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
+            await self._delete(name, known)
+            return
+        rendered = self._render(name, frozenset())
+        if rendered.confirm:
+            rendered = self._render(name, await self._confirm(rendered.confirm))
+        if rendered.omitted:
+            logger.error("more images than a NodePrepull holds", node=name, omitted=rendered.omitted)
+        known = self._world.node_prepulls.get(name)
+        if rendered.images == (known.object.spec.images if known else []):
+            return
+        await self._rate.slot()
+        body = _body(node, known, NodePrepullSpec(images=rendered.images))
+        document = await self._api.apply(NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True)
+        self._writes.inc()
+        self._intake.node_prepull_read(document)
+        logger.info("node prepull written", node=name, images=len(rendered.images))
+
+    def _render(self, name: str, confirmed: frozenset[str]) -> Rendered:
+        known = self._world.node_prepulls.get(name)
+        done = done_removals(known.object.status, known.object.metadata.generation) if known else set()
+        owners = Owners(self._world.planned, self._world.choices, self._witness.gone, confirmed)
+        return render(name, self._world.current(name), owners, done)
+
+    async def _confirm(self, uids: frozenset[str]) -> frozenset[str]:
+        """The uids whose generation is still the one that was planned, by quorum GET (cause b)."""
+        confirmed = set()
+        for uid in uids:
+            candidate = self._world.planned[uid]
+            metadata = candidate.prepull.metadata
+            key = (metadata.namespace, metadata.name)
+            try:
+                document = await self._api.get(IMAGEPREPULLS, metadata.name, metadata.namespace)
+            except ApiError as error:
+                if not error.not_found:
+                    raise
+                self._queues.prepulls.add(key)
+                continue
+            found = document["metadata"]
+            now_planned = self._world.planned.get(uid)
+            if (found["uid"], found["generation"]) == (uid, metadata.generation) and now_planned is candidate:
+                confirmed.add(uid)
+            else:
+                self._queues.prepulls.add(key)
+        if confirmed and not await self._trust.holds():
+            return frozenset()
+        return frozenset(confirmed)
+
+    async def _delete(self, name: str, known: KnownNodePrepull) -> None:
+        logger.info("deleting the node prepull of an earlier node of this name", node=name)
+        try:
+            await self._api.delete(NODEPREPULLS, name, uid=known.object.metadata.uid)
+        except ApiError as error:
+            if not error.not_found:
+                raise
+
+
+def _body(node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": node.name,
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
+    }
+    if known is not None:
+        metadata["resourceVersion"] = known.object.metadata.resource_version
+    return {
+        "apiVersion": NODEPREPULLS.api_version,
+        "kind": NODEPREPULLS.kind,
+        "metadata": metadata,
+        "spec": encode(spec),
+    }

@@ -1,0 +1,43 @@
+"""What every replica does: follow the cluster. Nothing here writes."""
+
+from __future__ import annotations
+
+from imageprepull.controller.intake import Intake, Queues
+from imageprepull.controller.metrics import Metrics
+from imageprepull.controller.settings import OperatorSettings
+from imageprepull.controller.trust import Trust
+from imageprepull.controller.witness import Witness
+from imageprepull.controller.world import World
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.informer import Informer
+from imageprepull.kube.kinds import NODEPREPULLS, NODES, PODS
+
+
+class Standby:
+    """The caches and the informers that fill them."""
+
+    def __init__(self, api: ApiClient, settings: OperatorSettings) -> None:
+        self.metrics = Metrics()
+        self.world = World()
+        self.queues = Queues(settings.debounce)
+        self.witness = Witness(interval=settings.confirm_interval)
+        self.intake = Intake(self.world, self.queues, self.witness)
+        self.trust = Trust(api)
+        self.informers = (
+            Informer(api, NODES, on_change=self.intake.node, resync=settings.resync),
+            Informer(api, NODEPREPULLS, on_change=self.intake.node_prepull, resync=settings.resync),
+            Informer(
+                api,
+                PODS,
+                namespace=settings.agent_namespace,
+                label_selector=settings.agent_selector,
+                on_change=self.intake.agent_pod,
+                resync=settings.resync,
+            ),
+        )
+        self.trust.informers = self.informers
+
+    async def synced(self) -> None:
+        """Wait for every cache: a plan on an empty one would plan for nothing."""
+        for informer in self.informers:
+            await informer.synced.wait()

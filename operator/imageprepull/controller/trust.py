@@ -1,0 +1,79 @@
+"""Whether an absence means anything now: both CRDs are in order and all caches follow the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.informer import Informer
+from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, NODEPREPULLS
+
+logger = structlog.get_logger(__name__)
+NAMES = tuple(f"{kind.plural}.{kind.group}" for kind in (IMAGEPREPULLS, NODEPREPULLS))
+POLL = 1.0
+
+
+class CrdsMissing(Exception):
+    """The CRDs did not come in time; says which and how to install them."""
+
+
+def crd_uid(document: dict[str, Any]) -> str:
+    """The uid of a CRD that is Established and not being deleted; empty for any other."""
+    conditions = (document.get("status") or {}).get("conditions") or ()
+    established = any(one.get("type") == "Established" and one.get("status") == "True" for one in conditions)
+    if not established or "deletionTimestamp" in document["metadata"]:
+        return ""
+    return str(document["metadata"]["uid"])
+
+
+class Trust:
+    """Asks for the CRDs by name; remembers which ones they were at the start."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._uids: tuple[str, ...] = ()
+        self.informers: Sequence[Informer] = ()
+
+    async def wait(self, timeout: float) -> None:  # noqa: ASYNC109 - a deadline with its own message.
+        """Wait for both CRDs.
+
+        Raises:
+            CrdsMissing: one was not Established within `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            uids = await self._read()
+            if all(uids):
+                self._uids = uids
+                return
+            missing = [name for name, uid in zip(NAMES, uids, strict=True) if not uid]
+            if time.monotonic() >= end:
+                raise CrdsMissing(
+                    f"not Established after {timeout:g} s: {', '.join(missing)}; "
+                    f"install the CRDs (chart value crds.enabled, or kubectl apply -f crds/)"
+                )
+            logger.info("waiting for the CRDs", missing=missing)
+            await asyncio.sleep(min(POLL, timeout / 10))
+
+    async def _read(self) -> tuple[str, ...]:
+        return tuple([await self._uid(name) for name in NAMES])
+
+    async def _uid(self, name: str) -> str:
+        try:
+            return crd_uid(await self._api.get(CRDS, name))
+        except ApiError as error:
+            if not (error.not_found or error.temporary):
+                raise
+            return ""
+
+    async def holds(self) -> bool:
+        """Whether what is missing now is really missing. Ask after the reads that it shall vouch for."""
+        if not all(informer.synced.is_set() and not informer.problem for informer in self.informers):
+            return False
+        return await self._read() == self._uids

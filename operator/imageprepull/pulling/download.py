@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
@@ -19,6 +20,7 @@ from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.retry import RetryState
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.spool import SpoolFile
+from imageprepull.registry.blobs import BlobStream
 from imageprepull.registry.client import RegistryClient
 
 log = structlog.get_logger(__name__)
@@ -45,55 +47,65 @@ async def download(
     """
     retry = RetryState()
     mismatched = False
+    hosts: set[str] = set()
+
+    def noticed(host: str, count: int, held: int) -> None:
+        hosts.add(host)
+        received(host, count, held)
+
     while True:
         before = spool.held.held
         try:
             if not spool.held.complete:
                 async with limiter.slot(priority):
-                    await _attempt(registry, reference, descriptor, spool, settings, received)
+                    source = registry.open_blob(reference, descriptor, spool.held.frontier)
+                    await _attempt(source, reference, descriptor, spool, settings=settings, received=noticed)
             if await asyncio.to_thread(spool.matches):
                 return
             await asyncio.to_thread(spool.reset)
+            for host in hosts:
+                registry.distrust(host, descriptor.digest)
             # Bytes of an earlier life or of another mirror may be to blame once; twice it is the registry.
-            raise PullError(
+            failure = PullError(
                 "DigestMismatch",
                 f"the blob {descriptor.digest} of {reference} has another digest than its name says; "
                 "push the image again or repair the registry's storage",
                 permanent=mismatched,
             )
+            mismatched = True
         except Exception as error:  # noqa: BLE001 - as_pull_error raises again what is no failure of the pull.
             failure = as_pull_error(error, f"blob {descriptor.digest}")
-            mismatched = mismatched or failure.reason == "DigestMismatch"
-            delay = retry.decide(
-                failure,
-                gained=spool.held.held > before,
-                chance=random.random(),  # noqa: S311 - jitter, not a secret.
-                settings=settings,
-            )
-            if delay is None:
-                raise failure from error
-            log.info(
-                "retrying a blob",
-                blob=descriptor.digest,
-                held=spool.held.held,
-                failures=retry.failures,
-                delay=round(delay, 2),
-                reason=failure.reason,
-                error=failure.message,
-            )
-            await asyncio.sleep(delay)
+        delay = retry.decide(
+            failure,
+            gained=spool.held.held > before,
+            chance=random.random(),  # noqa: S311 - jitter, not a secret.
+            settings=settings,
+        )
+        if delay is None:
+            raise failure
+        log.info(
+            "retrying a blob",
+            blob=descriptor.digest,
+            held=spool.held.held,
+            failures=retry.failures,
+            delay=round(delay, 2),
+            reason=failure.reason,
+            error=failure.message,
+        )
+        await asyncio.sleep(delay)
 
 
 async def _attempt(
-    registry: RegistryClient,
+    source: AbstractAsyncContextManager[BlobStream],
     reference: Reference,
     descriptor: Descriptor,
     spool: SpoolFile,
+    *,
     settings: PullSettings,
     received: Received,
 ) -> None:
     """One stream, from the first missing byte to the end of the blob."""
-    async with registry.open_blob(reference, descriptor, spool.held.frontier) as stream:
+    async with source as stream:
         offset = stream.offset
         batch: list[bytes] = []
         gathered = 0

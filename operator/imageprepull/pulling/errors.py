@@ -11,9 +11,13 @@ from imageprepull.oci.digests import InvalidDigest
 from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.runtime.errors import PermissionDenied, RuntimeFault, Unavailable
-
-LAYER_LOST = "RuntimeLostLayers"
+from imageprepull.runtime.errors import (
+    InvalidRequest,
+    NotContainerd,
+    PermissionDenied,
+    RuntimeFault,
+    Unsupported,
+)
 
 
 class PullError(Exception):
@@ -43,37 +47,42 @@ def as_pull_error(error: BaseException, doing: str = "") -> PullError:
     Raises:
         BaseException: `error` itself, when it is no failure of the pull but a defect of ours or a cancellation.
     """
-    prefix = f"{doing}: " if doing else ""
-    match error:
-        case PullError():
-            return error
-        case BaseExceptionGroup():
-            return as_pull_error(first_error(error), doing)
-        case RegistryError():
-            permanent = error.kind in (ErrorKind.PERMANENT, ErrorKind.CREDENTIALS)
-            return PullError(
-                error.reason, f"{prefix}{error}", permanent=permanent, retry_after=error.retry_after
-            )
-        case Unavailable():
-            return PullError("RuntimeUnavailable", f"{prefix}{error}")
-        case PermissionDenied():
-            return PullError(error.reason, f"{prefix}{error}", permanent=True)
-        case RuntimeFault():
-            return PullError(error.reason, f"{prefix}{error}")
-        case InvalidManifest():
-            return PullError(error.reason, f"{prefix}{error}", permanent=True)
-        case InvalidDigest():
-            return PullError("InvalidDigest", f"{prefix}{error}", permanent=True)
-        case NoMatchingPlatform():
-            return PullError("NoMatchingPlatform", f"{prefix}{error}", permanent=True)
-        case TimeoutError():
-            return PullError("Timeout", f"{prefix}{error or 'no answer in time'}")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return PullError("NoSpace", f"{prefix}{error}; free disk space on the node")
-        case OSError():
-            return PullError("LocalFileError", f"{prefix}{error}")
-        case _:
-            raise error
+    if isinstance(error, BaseExceptionGroup):
+        return as_pull_error(first_error(error), doing)
+    if isinstance(error, PullError):
+        return error
+    message = f"{doing}: {error}" if doing else str(error)
+    if isinstance(error, RegistryError):
+        permanent = error.kind in (ErrorKind.PERMANENT, ErrorKind.CREDENTIALS)
+        return PullError(error.reason, message, permanent=permanent, retry_after=error.retry_after)
+    if isinstance(error, RuntimeFault):
+        return PullError(error.reason, message, permanent=isinstance(error, _FINAL_FAULTS))
+    if isinstance(error, OSError):
+        return PullError(*_os_error(error, message))
+    for kind, reason in _INVALID.items():
+        if isinstance(error, kind):
+            return PullError(getattr(error, "reason", reason), message, permanent=True)
+    raise error
+
+
+_INVALID: dict[type[Exception], str] = {
+    InvalidManifest: "MalformedDocument",
+    InvalidDigest: "InvalidDigest",
+    NoMatchingPlatform: "NoMatchingPlatform",
+}
+# Other faults may be over at the next attempt, even a refused tar: disks and daemons recover.
+_FINAL_FAULTS = (PermissionDenied, NotContainerd, Unsupported, InvalidRequest)
+
+
+def _os_error(error: OSError, message: str) -> tuple[str, str]:
+    if isinstance(error, TimeoutError):
+        return "Timeout", message or "no answer in time"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "DiskFull", f"{message}; free disk space on the node"
+    return "LocalFileError", message
+
+
+_NAMED = (PullError, RegistryError, RuntimeFault, OSError, *_INVALID)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -87,7 +96,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             flat.append(error)
     for error in flat:
-        if not isinstance(error, (PullError, RegistryError, RuntimeFault, InvalidManifest, OSError)):
+        if not isinstance(error, _NAMED):
             return error  # a defect must not hide behind a registry's failure.
     for error in flat:
         if isinstance(error, PullError) and error.permanent:

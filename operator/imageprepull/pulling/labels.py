@@ -90,7 +90,7 @@ def lease_id(owner: str, digest: str, snapshotter: str, platform: str, *, shared
     """The lease's name: the same for every attempt of an agent, one of its own for each call of the CLI."""
     if not shared:
         return f"imageprepull-{secrets.token_hex(16)}"
-    text = "\n".join((owner, digest, snapshotter, platform))
+    text = f"{owner}\n{digest}\n{snapshotter}\n{platform}"
     return f"imageprepull-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 

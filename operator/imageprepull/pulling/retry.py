@@ -14,7 +14,9 @@ class RetryState:
 
     failures: int = 0
 
-    def decide(self, error: PullError, *, gained: bool, chance: float, settings: PullSettings) -> float | None:
+    def decide(
+        self, error: PullError, *, gained: bool, chance: float, settings: PullSettings
+    ) -> float | None:
         """Seconds to wait before the next attempt, or None when `error` is the pull's.
 
         Args:

@@ -94,7 +94,8 @@ class SpoolFile:
         if believed and known is not None:
             written = os.fstat(self._fd).st_size
             self.held = RangeMap(
-                self.held.size, [(start, end) for start, end in known.ranges if end <= written and start <= end]
+                self.held.size,
+                [(start, end) for start, end in known.ranges if end <= written and start <= end],
             )
         self._noted = self.held.held
         self._hash_frontier()

@@ -1,0 +1,212 @@
+"""Layer blobs: each digest is downloaded once, whoever asks, and ingested into the content store when complete.
+
+`Spool.blob` joins callers that want the same digest; `hold_blob` sees to it that the content store has the blob and
+that the caller's own lease holds it, whoever brought it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.download import download
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.keyed_lock import KeyedLock
+from imageprepull.pulling.labels import ref_key, source_label
+from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.spool import SpoolFile
+from imageprepull.registry.client import RegistryClient
+from imageprepull.runtime.connection import Containerd
+
+CONTENT = "content"
+Advanced = Callable[[int], None]
+"""Told how many contiguous bytes are held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """One caller's wish for a blob. `priority` is smaller for what blocks the chain.
+
+    `keep_partial`: a failure leaves the bytes for the caller's next attempt.
+    `received` is told (host, bytes) by the download that this caller started, so that bytes are counted once.
+    """
+
+    reference: Reference
+    descriptor: Descriptor
+    lease: str
+    priority: int
+    keep_partial: bool
+    advanced: Advanced
+    received: Callable[[str, int], None]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A download in progress or just finished, and who uses its file."""
+
+    file: SpoolFile
+    repository: str
+    task: asyncio.Task[None] = field(init=False)
+    users: int = 0
+    keep_partial: bool = False
+    listeners: list[Advanced] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the download itself ended in an error."""
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
+
+
+class Spool:
+    """All downloads of the process, by digest."""
+
+    def __init__(
+        self, registry: RegistryClient, folder: Path, limiter: Limiter, settings: PullSettings, boot_id: str
+    ) -> None:
+        """Nothing is created before the first blob is wanted."""
+        self.folder = folder
+        self._registry = registry
+        self._limiter = limiter
+        self._settings = settings
+        self._boot_id = boot_id
+        self._shared: dict[str, _Shared] = {}
+        # A digest's file is opened by one download at a time, also while the last one is being closed.
+        self._opening = KeyedLock()
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """Digests whose files somebody uses."""
+        return frozenset(self._shared)
+
+    @asynccontextmanager
+    async def blob(self, wanted: Wanted) -> AsyncIterator[Path]:
+        """The path of the complete, verified blob, for the time of the block; the last user deletes it.
+
+        Raises:
+            PullError: the download failed. One that another image started with another repository and that
+                failed is tried again with our own.
+        """
+        digest = wanted.descriptor.digest
+        while True:
+            shared = await self._join(wanted)
+            foreign = shared.repository != wanted.reference.name
+            try:
+                await asyncio.shield(shared.task)
+                yield shared.file.path
+            except PullError:
+                if not (foreign and shared.failed):
+                    raise
+            else:
+                return
+            finally:
+                await finish_anyway(self._leave(digest, shared, wanted), self._settings.cleanup_timeout)
+
+    async def _join(self, wanted: Wanted) -> _Shared:
+        digest = wanted.descriptor.digest
+        async with self._opening.hold(digest):
+            shared = self._shared.get(digest)
+            if shared is None:
+                file = SpoolFile(self.folder, wanted.descriptor, boot_id=self._boot_id, lease=wanted.lease)
+                await asyncio.to_thread(file.open)
+                shared = _Shared(file=file, repository=wanted.reference.name)
+                shared.task = asyncio.create_task(
+                    self._run(digest, shared, wanted), name=f"download {digest}"
+                )
+                self._shared[digest] = shared
+            shared.users += 1
+            shared.keep_partial = shared.keep_partial or wanted.keep_partial
+            shared.listeners.append(wanted.advanced)
+            wanted.advanced(shared.file.held.frontier)
+            return shared
+
+    async def _run(self, digest: str, shared: _Shared, wanted: Wanted) -> None:
+        def received(host: str, count: int, held: int) -> None:
+            wanted.received(host, count)
+            for listener in shared.listeners:
+                listener(held)
+
+        try:
+            await download(
+                self._registry,
+                wanted.reference,
+                wanted.descriptor,
+                shared.file,
+                limiter=self._limiter,
+                priority=wanted.priority,
+                settings=self._settings,
+                received=received,
+            )
+        except BaseException:
+            # Closed before anybody learns of it: whoever tries again opens the same path.
+            closing = asyncio.to_thread(shared.file.close, keep=shared.keep_partial)
+            await finish_anyway(closing, self._settings.cleanup_timeout)
+            if self._shared.get(digest) is shared:
+                del self._shared[digest]
+            raise
+
+    async def _leave(self, digest: str, shared: _Shared, wanted: Wanted) -> None:
+        """The last to leave stops a download that still runs, or deletes the file that nobody needs any more."""
+        async with self._opening.hold(digest):
+            shared.users -= 1
+            shared.listeners.remove(wanted.advanced)
+            if shared.users:
+                return
+            if self._shared.get(digest) is shared:
+                del self._shared[digest]
+            shared.task.cancel()
+            await asyncio.wait([shared.task])
+            if not shared.task.cancelled() and shared.task.exception() is None:
+                await asyncio.to_thread(shared.file.close, keep=False)
+
+
+async def hold_blob(
+    containerd: Containerd,
+    spool: Spool,
+    locks: KeyedLock,
+    wanted: Wanted,
+    *,
+    complete: Callable[[], None],
+) -> None:
+    """Bring a blob into the content store, held by the lease of `containerd` (a lease-bound view).
+
+    `complete` is called when all bytes are here, before they are ingested.
+    """
+    descriptor = wanted.descriptor
+    if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
+        wanted.advanced(descriptor.size)
+        complete()
+        return
+    async with spool.blob(wanted) as path:
+        complete()
+        # Not before it is complete: the ref's lock would make a pod's own pull wait for the registry twice.
+        async with locks.hold(descriptor.digest):
+            if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
+                return
+            labels = source_label(wanted.reference.domain, wanted.reference.path, {})
+            await containerd.content.ingest(ref_key(descriptor), descriptor, path, labels)
+
+
+async def held_content(
+    containerd: Containerd, lease: str, reference: Reference, descriptor: Descriptor
+) -> bool:
+    """Whether the content store has a blob; if so, our lease holds it from now on.
+
+    The order matters: AddResource of a missing blob succeeds, and Info alone keeps nothing alive.
+    """
+    if await containerd.content.info(descriptor.digest) is None:
+        return False
+    await containerd.leases.add_resource(lease, CONTENT, descriptor.digest)
+    found = await containerd.content.info(descriptor.digest)
+    if found is None:
+        return False
+    missing = source_label(reference.domain, reference.path, found.labels)
+    if missing:
+        await containerd.content.update_labels(descriptor.digest, missing)
+    return True

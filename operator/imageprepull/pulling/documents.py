@@ -1,0 +1,122 @@
+"""Index, manifest and config of an image: found, verified, understood. What the content store has is not fetched.
+
+The result is all that the rest of the pull, and `presence`, need to know about an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.digests import chain_ids, sha256_digest
+from imageprepull.oci.manifest import (
+    Config,
+    InvalidManifest,
+    Manifest,
+    check_layers,
+    document_kind,
+    parse_config,
+    parse_index,
+    parse_manifest,
+)
+from imageprepull.oci.platform import Platform, check_platform, select
+from imageprepull.pulling.chain import ChainLayer
+from imageprepull.runtime.connection import Containerd
+
+Fetch = Callable[[Descriptor], Awaitable[bytes]]
+_DEEPEST_INDEX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Verified bytes and what they are; `children` only for an index."""
+
+    descriptor: Descriptor
+    body: bytes
+    children: tuple[Descriptor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDocuments:
+    """An image for one platform. `indexes` are the documents above the manifest, outermost first."""
+
+    indexes: tuple[Document, ...]
+    manifest_document: Document
+    config_document: Document
+    manifest: Manifest
+    config: Config
+    layers: tuple[ChainLayer, ...]
+
+    @property
+    def target(self) -> Descriptor:
+        """The top-level descriptor: what image records point at and what `digest` means everywhere."""
+        top = self.indexes[0] if self.indexes else self.manifest_document
+        return top.descriptor
+
+    @property
+    def top_chain_id(self) -> str:
+        """The chain ID of the whole image; empty for one without layers."""
+        return self.layers[-1].chain_id if self.layers else ""
+
+
+async def read_image(target: Descriptor, platform: Platform, fetch: Fetch) -> ImageDocuments:
+    """Follow a top-level descriptor down to the config.
+
+    Raises:
+        InvalidManifest, NoMatchingPlatform: the documents are not an image that can be pulled here.
+        Exception: whatever `fetch` raises.
+    """
+    indexes: list[Document] = []
+    descriptor = target
+    body = await fetch(descriptor)
+    kind = document_kind(body, descriptor.media_type)
+    while Descriptor(kind, descriptor.digest, descriptor.size).is_index:
+        if len(indexes) == _DEEPEST_INDEX:
+            raise InvalidManifest("AmbiguousManifest", f"{target.digest}: indexes within indexes without end")
+        children = parse_index(body).manifests
+        indexes.append(Document(_as(kind, descriptor), body, children))
+        descriptor = select(children, platform)
+        body = await fetch(descriptor)
+        kind = document_kind(body, descriptor.media_type)
+    manifest = parse_manifest(body)
+    config_body = await fetch(manifest.config)
+    config = parse_config(config_body)
+    check_layers(manifest, config)
+    check_platform(config.platform, platform)
+    return ImageDocuments(
+        indexes=tuple(indexes),
+        manifest_document=Document(_as(kind, descriptor), body),
+        config_document=Document(manifest.config, config_body),
+        manifest=manifest,
+        config=config,
+        layers=chain_layers(manifest, config),
+    )
+
+
+def chain_layers(manifest: Manifest, config: Config) -> tuple[ChainLayer, ...]:
+    """Layers with their diff and chain IDs, bottom first."""
+    chain = chain_ids(config.diff_ids)
+    parents = ["", *chain[:-1]]
+    return tuple(
+        ChainLayer(descriptor, diff_id, chain_id, parent)
+        for descriptor, diff_id, chain_id, parent in zip(
+            manifest.layers, config.diff_ids, chain, parents, strict=True
+        )
+    )
+
+
+async def read_local(
+    containerd: Containerd, descriptor: Descriptor, *, longest: int = 8 << 20
+) -> bytes | None:
+    """A document that the content store has, verified; None when it has not, or has something else."""
+    found = await containerd.content.info(descriptor.digest)
+    if found is None or found.size != descriptor.size or found.size > longest:
+        return None
+    body = await containerd.content.read(descriptor.digest)
+    return body if sha256_digest(body) == descriptor.digest else None
+
+
+def _as(kind: str, descriptor: Descriptor) -> Descriptor:
+    """The descriptor with the media type that the document proved to have; nothing of a parent's platform."""
+    return Descriptor(kind, descriptor.digest, descriptor.size)

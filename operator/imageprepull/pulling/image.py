@@ -1,0 +1,210 @@
+"""One image from reference to visible: resolve, lease, layers, documents, records, in the order that is safe.
+
+The order is that of runtime-tested recovery: whatever dies between two steps, the next attempt finds what is there
+by the same questions (`Prepare`, `Info`), and no image record stands over missing snapshots.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.chain import Chain, ChainLostError
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.durability import make_durable
+from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.labels import LEASE, lease_id
+from imageprepull.pulling.layers import LayerWork
+from imageprepull.pulling.leases import LeaseTerms, drop_lease, open_lease
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.pulling.records import put_documents, record_names, write_records
+from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.visible import wait_visible
+from imageprepull.runtime.errors import LeaseGone, NotFound
+
+log = structlog.get_logger(__name__)
+
+
+def request_lease_id(request: PullRequest, digest: str) -> str:
+    """The lease of a request: deterministic where a next attempt is to find it."""
+    return lease_id(
+        request.lease_labels.get(LEASE, ""),
+        digest,
+        request.snapshotter,
+        str(request.platform),
+        shared=request.keep_lease_on_failure,
+    )
+
+
+class ImagePull:
+    """One attempt at one image. `run` once, then `settle` for what may follow in the background."""
+
+    def __init__(self, machinery: Machinery, request: PullRequest, progress: ImageProgress) -> None:
+        """Nothing is asked yet."""
+        self._machinery = machinery
+        self._request = request
+        self._progress = progress
+        self._started = time.monotonic()
+        self._image: ImageDocuments | None = None
+
+    async def run(self) -> PullOutcome:
+        """Return when the image is visible.
+
+        Raises:
+            PullError: with nothing of ours left but finished blobs and snapshots, and the lease where the request
+                keeps it.
+        """
+        try:
+            image = await self._resolve()
+            lease = request_lease_id(self._request, image.target.digest)
+            # Two references to one image, or one asked for twice, share the lease: one after the other.
+            async with self._machinery.images.hold(lease):
+                return await self._under_lease(image, lease)
+        except Exception as error:
+            raise as_pull_error(error) from error
+
+    async def settle(self) -> float:
+        """Finish what the image did not have to wait for; the seconds since the start, all in all."""
+        if self._image is None:
+            raise RuntimeError("settle before run")
+        self._progress.enter("KeepingBlobs")
+        await self._make_durable(self._image)
+        seconds = self._elapsed("done")
+        self._progress.enter("Done")
+        return seconds
+
+    async def _resolve(self) -> ImageDocuments:
+        self._progress.enter("Resolving")
+        reference = self._request.reference
+        digest = self._request.digest or reference.digest
+        target = await self._recorded(digest) if digest else None
+        if digest and digest != reference.digest:
+            reference = Reference.parse(reference.digest_record(digest))
+        if target is None:
+            target = await self._machinery.registry.resolve(reference)
+
+        async def fetch(descriptor: Descriptor) -> bytes:
+            local = await read_local(self._machinery.containerd, descriptor)
+            if local is not None:
+                return local
+            return await self._machinery.registry.fetch_document(reference, descriptor)
+
+        image = await read_image(target, self._request.platform, fetch)
+        self._image = image
+        self._progress.digest = image.target.digest
+        self._progress.layers = [
+            LayerProgress(
+                digest=layer.descriptor.digest,
+                size=layer.descriptor.size,
+                diff_id=layer.diff_id,
+                chain_id=layer.chain_id,
+            )
+            for layer in image.layers
+        ]
+        self._elapsed("resolve")
+        return image
+
+    async def _recorded(self, digest: str) -> Descriptor | None:
+        """The top-level descriptor as an existing record has it: then no registry need be asked for it."""
+        record = await self._machinery.containerd.images.get(self._request.reference.digest_record(digest))
+        return record.target if record is not None and record.target.digest == digest else None
+
+    async def _under_lease(self, image: ImageDocuments, lease: str) -> PullOutcome:
+        terms = LeaseTerms(
+            id=lease,
+            image=image.target.digest,
+            labels=self._request.lease_labels,
+            seconds=self._machinery.settings.lease_seconds,
+        )
+        containerd, timeout = self._machinery.containerd, self._machinery.settings.cleanup_timeout
+        finished = False
+        try:
+            for losses in range(self._machinery.settings.lease_losses + 1):
+                await open_lease(containerd, terms)
+                try:
+                    outcome = await self._make(image, lease)
+                    break
+                except* (ChainLostError, LeaseGone, NotFound) as group:
+                    if losses == self._machinery.settings.lease_losses:
+                        raise PullError(
+                            "RuntimeLostLayers",
+                            f"lease or snapshots vanished from the runtime {losses + 1} times while "
+                            f"{self._request.reference} was pulled; does something else delete them? "
+                            f"({group.exceptions[0]})",
+                        ) from group
+                    log.warning("lease or snapshots vanished, starting the chain again", lease=lease)
+            finished = True
+        finally:
+            if finished or not self._request.keep_lease_on_failure:
+                await finish_anyway(drop_lease(containerd, lease), timeout)
+        return outcome
+
+    async def _make(self, image: ImageDocuments, lease: str) -> PullOutcome:
+        machinery, request, progress = self._machinery, self._request, self._progress
+        containerd = machinery.containerd.with_lease(lease)
+        chain = Chain(
+            containerd,
+            lease=lease,
+            lease_labels=request.lease_labels,
+            snapshotter=request.snapshotter,
+            boot_id=machinery.boot_id,
+            settings=machinery.settings,
+        )
+        progress.enter("Pulling")
+        await LayerWork(
+            machinery,
+            containerd,
+            chain,
+            lease=lease,
+            reference=request.reference,
+            layers=image.layers,
+            progress=progress,
+            keep_partial=request.keep_lease_on_failure,
+        ).run()
+        self._elapsed("layers")
+        progress.enter("Finishing")
+        await put_documents(
+            containerd,
+            request.reference,
+            image,
+            snapshotter=request.snapshotter,
+            keep_layers=request.keep_blobs != "never",
+        )
+        if request.sync == "before":
+            await self._make_durable(image)
+        await write_records(containerd, request.reference, image, pin=request.pin)
+        names = record_names(request.reference, image.target.digest, image.manifest.config.digest)
+        shown = await wait_visible(
+            machinery.containerd, names, image.manifest.config.digest, machinery.settings
+        )
+        seconds = self._elapsed("ready")
+        progress.enter("Ready")
+        return PullOutcome(
+            digest=image.target.digest,
+            config_digest=image.manifest.config.digest,
+            layers=tuple(progress.layers),
+            seconds_ready=seconds,
+            seconds_done=None,
+            bytes_downloaded=sum(progress.bytes_by_host.values()),
+            bytes_by_host=dict(progress.bytes_by_host),
+            pinned=bool(shown and shown.pinned),
+        )
+
+    async def _make_durable(self, image: ImageDocuments) -> None:
+        await make_durable(
+            self._machinery.containerd,
+            self._request.snapshotter,
+            self._machinery.snapshotter_root,
+            self._machinery.boot_id,
+            [layer.chain_id for layer in image.layers],
+        )
+
+    def _elapsed(self, phase: str) -> float:
+        seconds = time.monotonic() - self._started
+        self._progress.seconds[phase] = seconds
+        return seconds

@@ -1,0 +1,32 @@
+"""What all pulls of one process share: the runtime, the registry client, locks and limits. Made by `Puller`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imageprepull.pulling.blobs import Spool
+from imageprepull.pulling.keyed_lock import KeyedLock
+from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.registry.client import RegistryClient
+from imageprepull.runtime.connection import Containerd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """`snapshotter_root` is the snapshotter's folder as this process sees it; syncfs needs it.
+
+    The locks are in this process only. Across processes the ingest's ref and the snapshot's name do their work.
+    """
+
+    containerd: Containerd
+    registry: RegistryClient
+    spool: Spool
+    applies: Limiter
+    settings: PullSettings
+    boot_id: str
+    snapshotter_root: Path
+    images: KeyedLock = field(default_factory=KeyedLock)
+    chains: KeyedLock = field(default_factory=KeyedLock)
+    blobs: KeyedLock = field(default_factory=KeyedLock)

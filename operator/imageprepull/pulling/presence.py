@@ -1,0 +1,146 @@
+"""Whether an image is there: asked of the runtime each time, never remembered, and never asked of a registry."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.manifest import InvalidManifest
+from imageprepull.oci.platform import NoMatchingPlatform, Platform
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.chain import ChainLayer
+from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.labels import CRI_PINNED, UNSYNCED
+from imageprepull.pulling.visible import CRI_NAMESPACE
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.images import ImageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What the runtime holds of an image.
+
+    `present`: records, documents and every snapshot are there, the CRI shows it, and it is pinned if that was asked.
+    `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
+    False for good on runtimes that know no pinning. `digest`, `config_digest` and `layers` as far as known.
+    """
+
+    present: bool
+    digest: str = ""
+    config_digest: str = ""
+    layers: tuple[ChainLayer, ...] = ()
+    missing: str = ""
+    complete: bool = False
+    pinned: bool = False
+
+
+class _MissingError(Exception):
+    """The part that is not there."""
+
+
+async def presence(  # noqa: PLR0917 - six things make the question; the shared contract passes them in order.
+    containerd: Containerd,
+    reference: Reference,
+    digest: str | None,
+    platform: Platform,
+    snapshotter: str,
+    pin: bool = False,
+    *,
+    boot_id: str = "",
+) -> Presence:
+    """Look for an image by digest if one is given, else by what the reference's record points at.
+
+    Args:
+        containerd: the runtime.
+        reference: as the pod would name it.
+        digest: the top-level digest that is wanted; None is IfNotPresent: whatever the tag's record has.
+        platform: which manifest of an index.
+        snapshotter: where the chain must be.
+        pin: whether the records must carry the pin.
+        boot_id: when given, layers that another boot left unsynced count as missing.
+
+    Raises:
+        RuntimeFault: the runtime does not answer.
+    """
+    wanted = digest or reference.digest
+    names = [
+        name for name in (reference.tag_record, reference.digest_record(wanted) if wanted else None) if name
+    ]
+    image: ImageDocuments | None = None
+    target = wanted or ""
+    try:
+        records = await _records(containerd, names, wanted)
+        target = records[0].target.digest
+        image = await _documents(containerd, records[0].target, platform)
+        await _snapshots(containerd, snapshotter, image.layers, boot_id)
+        pinned = await _visible(containerd, names, image.manifest.config.digest)
+        records += await _records(containerd, [image.manifest.config.digest], target)
+    except _MissingError as missing:
+        return Presence(
+            present=False,
+            digest=target,
+            config_digest=image.manifest.config.digest if image else "",
+            layers=image.layers if image else (),
+            missing=str(missing),
+        )
+    unpinned = [record.name for record in records if pin and CRI_PINNED not in record.labels]
+    return Presence(
+        present=not unpinned,
+        digest=target,
+        config_digest=image.manifest.config.digest,
+        layers=image.layers,
+        missing=f"the pin of {unpinned[0]}" if unpinned else "",
+        complete=True,
+        pinned=pinned,
+    )
+
+
+async def _records(containerd: Containerd, names: list[str], digest: str | None) -> list[ImageRecord]:
+    found = []
+    for name in names:
+        record = await containerd.images.get(name)
+        if record is None:
+            raise _MissingError(f"the image record {name}")
+        if digest and record.target.digest != digest:
+            raise _MissingError(f"{digest} under the name {name}, which means {record.target.digest}")
+        found.append(record)
+    return found
+
+
+async def _documents(containerd: Containerd, target: Descriptor, platform: Platform) -> ImageDocuments:
+    async def fetch(descriptor: Descriptor) -> bytes:
+        body = await read_local(containerd, descriptor)
+        if body is None:
+            raise _MissingError(f"the content {descriptor.digest}")
+        return body
+
+    try:
+        return await read_image(target, platform, fetch)
+    except (InvalidManifest, NoMatchingPlatform) as error:
+        raise _MissingError(f"an image for {platform}: {error}") from error
+
+
+async def _snapshots(
+    containerd: Containerd, snapshotter: str, layers: tuple[ChainLayer, ...], boot_id: str
+) -> None:
+    found = await asyncio.gather(
+        *(containerd.snapshots.stat(snapshotter, layer.chain_id) for layer in layers)
+    )
+    for layer, snapshot in zip(layers, found, strict=True):
+        if snapshot is None:
+            raise _MissingError(f"the snapshot {layer.chain_id} of layer {layer.descriptor.digest}")
+        if boot_id and snapshot.labels.get(UNSYNCED, boot_id) != boot_id:
+            raise _MissingError(f"the snapshot {layer.chain_id}, which another boot left unsynced")
+
+
+async def _visible(containerd: Containerd, names: list[str], config_digest: str) -> bool:
+    """Whether the CRI says that the image is pinned, after it showed it under every name."""
+    if containerd.namespace != CRI_NAMESPACE:
+        return False
+    shown = None
+    for name in names:
+        shown = await containerd.cri.image_status(name)
+        if shown is None or shown.id != config_digest:
+            raise _MissingError(f"{name} in the CRI's list")
+    return bool(shown and shown.pinned)

@@ -1,0 +1,149 @@
+"""The pull's front door: one `Puller` per process, any number of images at once.
+
+Its callers are the agent and `imageprepull pull`; everything that images share (downloads, locks, limits) is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from imageprepull.pulling.blobs import Spool
+from imageprepull.pulling.durability import read_boot_id
+from imageprepull.pulling.errors import as_pull_error
+from imageprepull.pulling.image import ImagePull, request_lease_id
+from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.request import PullOutcome, PullRequest, Until
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.sweep import remove_spools_of
+from imageprepull.registry.client import RegistryClient
+from imageprepull.runtime.connection import Containerd
+
+log = structlog.get_logger(__name__)
+
+
+class Puller:
+    """`async with Puller(...) as puller: await puller.pull(request, progress)`.
+
+    Leaving the block waits for what still runs in the background; leaving it by an exception cancels that.
+
+    Args:
+        containerd: the connection, without a lease.
+        registry: an entered client.
+        spool_dir: where blobs are collected, on the file system of the runtime's data; created when needed.
+        snapshotter_root: the snapshotter's folder as this process sees it, for syncfs.
+        parallel_downloads: connections at once over all images; may be changed at any time.
+        boot_id: the kernel's, unless given.
+        settings: delays and bounds.
+    """
+
+    def __init__(
+        self,
+        containerd: Containerd,
+        registry: RegistryClient,
+        spool_dir: Path,
+        *,
+        snapshotter_root: Path,
+        parallel_downloads: int = 8,
+        boot_id: str | None = None,
+        settings: PullSettings | None = None,
+    ) -> None:
+        settings = settings or PullSettings()
+        boot_id = boot_id or read_boot_id()
+        self._downloads = Limiter(parallel_downloads)
+        self._machinery = Machinery(
+            containerd=containerd,
+            registry=registry,
+            spool=Spool(registry, spool_dir, self._downloads, settings, boot_id),
+            applies=Limiter(settings.parallel_applies),
+            settings=settings,
+            boot_id=boot_id,
+            snapshotter_root=snapshotter_root,
+        )
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        """Nothing to set up; the block bounds the life of background work."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for background work, or end it when the block failed."""
+        if error is not None:
+            for task in self._background:
+                task.cancel()
+        await self.finish()
+
+    @property
+    def parallel_downloads(self) -> int:
+        """How many blobs are downloaded at once over all images."""
+        return self._downloads.limit
+
+    @parallel_downloads.setter
+    def parallel_downloads(self, count: int) -> None:
+        self._downloads.limit = count
+
+    async def pull(
+        self, request: PullRequest, progress: ImageProgress, *, until: Until = "ready"
+    ) -> PullOutcome:
+        """Bring one image onto the node. May run for several images at once.
+
+        With `until="ready"` it returns when the image is visible and leaves the rest (syncing) to the background:
+        `progress.phase` becomes Done when that is finished. With "done" it waits for that too.
+
+        Raises:
+            PullError: why not; `permanent` says whether trying again can help.
+        """
+        attempt = ImagePull(self._machinery, request, progress)
+        outcome = await attempt.run()
+        if until == "done":
+            try:
+                return dataclasses.replace(outcome, seconds_done=await attempt.settle())
+            except Exception as error:
+                raise as_pull_error(error) from error
+        task = asyncio.create_task(self._settle(attempt, progress), name=f"settle {progress.reference}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return outcome
+
+    async def finish(self) -> None:
+        """Wait for everything that `pull` left to the background."""
+        if self._background:
+            await asyncio.wait(self._background)
+
+    async def abandon(self, request: PullRequest) -> None:
+        """Give an image up for good: its lease and its spool files go. Not while it is being pulled.
+
+        Raises:
+            RuntimeFault: the runtime does not answer; call again.
+        """
+        digest = request.digest or request.reference.digest
+        if digest is None or not request.keep_lease_on_failure:
+            return  # such a pull has cleaned up after itself.
+        lease = request_lease_id(request, digest)
+        async with self._machinery.images.hold(lease):
+            await drop_lease(self._machinery.containerd, lease)
+            spool = self._machinery.spool
+            await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
+
+    async def _settle(self, attempt: ImagePull, progress: ImageProgress) -> None:
+        try:
+            await attempt.settle()
+        except Exception as error:  # noqa: BLE001 - as_pull_error raises again what is no failure of the pull.
+            failure = as_pull_error(error)
+            # The image is there and usable. The labels stay, and the next start of an agent tries again.
+            log.warning(
+                "an image is ready but not synced to disk",
+                image=progress.reference,
+                reason=failure.reason,
+                error=failure.message,
+            )

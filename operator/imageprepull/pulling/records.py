@@ -1,0 +1,111 @@
+"""Image records: the three names under which the CRI knows an image, its pins, and what keeps its content alive.
+
+Only called when every snapshot is committed: the CRI believes a record without looking at snapshots.
+"""
+
+from __future__ import annotations
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.documents import Document, ImageDocuments
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.labels import (
+    CRI_PINNED,
+    config_labels,
+    index_labels,
+    manifest_labels,
+    record_labels,
+    ref_key,
+    source_label,
+)
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound
+
+_LABEL_ATTEMPTS = 3
+
+
+def record_names(reference: Reference, digest: str, config_digest: str) -> list[str]:
+    """Names in the order in which the CRI makes them: ID, tag, digest. A digest reference has no tag record."""
+    names = [config_digest, reference.tag_record, reference.digest_record(digest)]
+    return [name for name in names if name]
+
+
+async def put_documents(
+    containerd: Containerd,
+    reference: Reference,
+    image: ImageDocuments,
+    *,
+    snapshotter: str,
+    keep_layers: bool,
+) -> None:
+    """Put config, manifest and indexes with the labels by which the garbage collector finds what they name.
+
+    Args:
+        containerd: the view bound to the pull's lease.
+        reference: whose registry and repository the documents are from.
+        image: the documents.
+        snapshotter: where the chain is.
+        keep_layers: whether the manifest keeps the layers' blobs.
+
+    Raises:
+        PullError: LabelsLost, when the labels do not stay.
+    """
+    wanted: list[tuple[Document, dict[str, str]]] = [
+        (image.config_document, config_labels(snapshotter, image.top_chain_id)),
+        (image.manifest_document, manifest_labels(image.manifest, keep_layers=keep_layers)),
+    ]
+    wanted += [(index, index_labels(index.children)) for index in reversed(image.indexes)]
+    for document, labels in wanted:
+        sourced = {**labels, **source_label(reference.domain, reference.path, {})}
+        descriptor = document.descriptor
+        await containerd.content.put(ref_key(descriptor), descriptor, document.body, sourced)
+        await _ensure_labels(containerd, descriptor, labels)
+
+
+async def write_records(
+    containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool
+) -> None:
+    """Create or update the records; only those that did not exist are marked as made by us."""
+    target = image.target
+    for name in record_names(reference, target.digest, image.manifest.config.digest):
+        created = await containerd.images.get(name) is None
+        await containerd.images.create_or_update(name, target, record_labels(pin=pin, created=created))
+
+
+async def unpin(containerd: Containerd, reference: Reference, digest: str) -> list[str]:
+    """Take our pin from every record of the image; what the image is made of stays. Returns the records changed."""
+    changed = []
+    for record in await containerd.images.list():
+        if record.target.digest == digest and CRI_PINNED in record.labels:
+            # Records of other repositories with the same target were pinned by name for somebody else, except
+            # the ID's, which belongs to all of them.
+            if not (record.name.startswith("sha256:") or record.name in _names_of(reference, digest)):
+                continue
+            try:
+                await containerd.images.update_labels(record.name, {CRI_PINNED: ""})
+            except NotFound:
+                continue
+            changed.append(record.name)
+    return changed
+
+
+def _names_of(reference: Reference, digest: str) -> set[str]:
+    return {name for name in (reference.tag_record, reference.digest_record(digest)) if name}
+
+
+async def _ensure_labels(containerd: Containerd, descriptor: Descriptor, labels: dict[str, str]) -> None:
+    """Update always and read back: the labels of a COMMIT are ignored when the blob exists already.
+
+    Without them the collector takes snapshots, config and layers away as soon as the lease is gone.
+    """
+    if not labels:
+        return
+    for _ in range(_LABEL_ATTEMPTS):
+        await containerd.content.update_labels(descriptor.digest, labels)
+        found = await containerd.content.info(descriptor.digest)
+        if found is not None and labels.items() <= found.labels.items():
+            return
+    raise PullError(
+        "LabelsLost",
+        f"the runtime does not keep the garbage collection labels of {descriptor.digest}; another client changes them",
+    )

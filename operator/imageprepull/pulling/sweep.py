@@ -1,0 +1,155 @@
+"""At the start of an agent: clean up after its earlier lives, or keep what the images still wanted can use.
+
+Whose something is, is read from labels and sidecars; nothing of others is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from imageprepull.pulling.durability import make_durable
+from imageprepull.pulling.labels import LEASE, LEASE_IMAGE, UNSYNCED
+from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.spool import read_sidecar, remove_spool
+from imageprepull.pulling.unsynced import remove_chains
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.leases import Lease
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What was found and removed; `kept_leases` are those of images still wanted."""
+
+    kept_leases: list[str] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
+    snapshots: list[str] = field(default_factory=list)
+    ingests: list[str] = field(default_factory=list)
+    spools: list[str] = field(default_factory=list)
+    unsynced_snapshots: list[str] = field(default_factory=list)
+    unsynced_images: list[str] = field(default_factory=list)
+
+
+async def sweep(
+    containerd: Containerd,
+    *,
+    owner: str,
+    snapshotter: str,
+    snapshotter_root: Path,
+    spool_dir: Path,
+    boot_id: str,
+    wanted: Collection[str],
+) -> Swept:
+    """Remove what earlier lives of `owner` left and nothing needs.
+
+    Call it before the first pull, with the right to be the only agent of the node.
+
+    Args:
+        containerd: the connection, without a lease.
+        owner: the value of the label `imageprepull.io/lease`.
+        snapshotter: the one that pulls use.
+        snapshotter_root: its folder as this process sees it.
+        spool_dir: the puller's.
+        boot_id: this boot's.
+        wanted: top-level digests of images that will be pulled again: their leases and spool files stay.
+
+    Raises:
+        RuntimeFault, PullError: the runtime or the disk does not do as asked; call again.
+    """
+    swept = Swept()
+    await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, swept)
+    leases = await containerd.leases.list([f'labels."{LEASE}"=="{owner}"'])
+    kept = [lease for lease in leases if lease.labels.get(LEASE_IMAGE) in wanted and not _expired(lease)]
+    swept.kept_leases = [lease.id for lease in kept]
+    await _active_snapshots(containerd, snapshotter, owner, swept)
+    for lease in leases:
+        if lease in kept:
+            continue
+        await _ingests(containerd, lease, swept)
+        await drop_lease(containerd, lease.id)
+        swept.leases.append(lease.id)
+    swept.spools = remove_spools_except(spool_dir, set(swept.kept_leases), boot_id)
+    log.info("swept", **{name: len(getattr(swept, name)) for name in Swept.__slots__})
+    return swept
+
+
+def remove_spools_of(folder: Path, leases: Collection[str], in_use: Collection[str]) -> list[str]:
+    """Delete the spool files of these leases that no download has open; the digests deleted."""
+    removed = []
+    for path in sorted(folder.glob("*.json")):
+        sidecar = read_sidecar(path)
+        if sidecar is not None and sidecar.lease in leases and sidecar.digest not in in_use:
+            remove_spool(folder, sidecar.digest)
+            removed.append(sidecar.digest)
+    return removed
+
+
+def remove_spools_except(folder: Path, leases: Collection[str], boot_id: str) -> list[str]:
+    """Delete all spool files but those that these leases can go on with; the names deleted.
+
+    Nothing may be downloading: a file whose range map was never written is deleted too.
+    """
+    if not folder.is_dir():
+        return []
+    keep = set()
+    for path in folder.glob("*.json"):
+        sidecar = read_sidecar(path)
+        if sidecar is not None and sidecar.lease in leases and sidecar.boot_id == boot_id:
+            keep |= {path.name, path.stem}
+    removed = []
+    for path in sorted(folder.glob("sha256-*")):
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+def _expired(lease: Lease) -> bool:
+    return lease.expires_at is not None and lease.expires_at.timestamp() <= time.time()
+
+
+async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_id: str, swept: Swept) -> None:
+    """Layers committed by another boot are removed with all that stands on them; this boot's are synced."""
+    labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
+    foreign = {found.name for found in labelled if found.labels.get(UNSYNCED) != boot_id}
+    if foreign:
+        swept.unsynced_snapshots, swept.unsynced_images = await remove_chains(
+            containerd, snapshotter, foreign
+        )
+    mine = [found.name for found in labelled if found.name not in foreign]
+    await make_durable(containerd, snapshotter, root, boot_id, mine)
+
+
+async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str, swept: Swept) -> None:
+    """Our own active snapshots: a dead process's, since keys are never used twice."""
+    for found in await containerd.snapshots.list(snapshotter, [f'labels."{LEASE}"=="{owner}"']):
+        if not found.name.startswith("extract-"):
+            continue
+        try:
+            await containerd.snapshots.remove(snapshotter, found.name)
+        except NotFound:
+            continue
+        swept.snapshots.append(found.name)
+
+
+async def _ingests(containerd: Containerd, lease: Lease, swept: Swept) -> None:
+    """Abort what only this lease holds: the ref's name is shared, and a kubelet may have gone on with it."""
+    mine = {found.id for found in await containerd.leases.resources(lease.id) if found.type == "ingests"}
+    if not mine:
+        return
+    for other in await containerd.leases.list([]):
+        if other.id != lease.id:
+            mine -= {found.id for found in await containerd.leases.resources(other.id)}
+    for ref in sorted(mine):
+        try:
+            await containerd.content.abort(ref)
+        except NotFound:
+            continue
+        swept.ingests.append(ref)

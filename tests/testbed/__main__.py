@@ -1,0 +1,116 @@
+"""The command line: `python -m tests.testbed up|down|status|env|build|add-node|remove-node|exec|proxy`."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+
+from tests.testbed.build import build
+from tests.testbed.cluster import NODES, Cluster, enter
+from tests.testbed.errors import ClusterError
+from tests.testbed.leftovers import leftovers
+from tests.testbed.node import DEFAULT_DISK
+
+GIB = 1 << 30
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    main = argparse.ArgumentParser(prog="python -m tests.testbed", description="A real throw-away cluster.")
+    main.add_argument("--name", default=os.environ.get("IMAGEPREPULL_CLUSTER", "demo"), help="of the cluster")
+    commands = main.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="start the cluster, or repair it")
+    up.add_argument("--nodes", default=",".join(NODES), help="names, by commas")
+    up.add_argument("--disk", type=float, default=DEFAULT_DISK / GIB, help="GiB per node, sparse")
+    commands.add_parser("down", help="remove it without a trace")
+    commands.add_parser("status", help="what runs, and the nodes")
+    commands.add_parser("env", help="print shell settings: eval \"$(python -m tests.testbed env)\"")
+    commands.add_parser("build", help="build the binaries that the cache lacks")
+    for name, text in (("add-node", "start one more node"), ("remove-node", "remove a node"), ("reboot", "reboot one")):
+        commands.add_parser(name, help=text).add_argument("node")
+    execute = commands.add_parser("exec", help="run a command on a node")
+    execute.add_argument("node")
+    execute.add_argument("argv", nargs=argparse.REMAINDER)
+    proxy = commands.add_parser("proxy", help="show or change what the registry proxy does")
+    proxy.add_argument("--node", default="", help="for this node only")
+    proxy.add_argument("--rate", type=float, help="bytes per second; 0: no limit")
+    proxy.add_argument("--delay", type=float, help="seconds per request")
+    proxy.add_argument("--hold", metavar="DIGEST", help="withhold a blob")
+    proxy.add_argument("--after", type=int, default=0, help="… from this byte on")
+    proxy.add_argument("--release", metavar="DIGEST", help="let it go; '' for all")
+    proxy.add_argument("--reset", action="store_true", help="no limits, no holds, nothing counted")
+    return main
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked; the exit status."""
+    cluster = Cluster(arguments.name)
+    match arguments.command:
+        case "up":
+            cluster.up(arguments.nodes.split(","), disk=int(arguments.disk * GIB))
+        case "down":
+            cluster.down()
+            left = leftovers(arguments.name)
+            print("\n".join(["left behind:", *left]) if left else f"cluster {arguments.name} is gone")
+            return int(bool(left))
+        case "status":
+            return status(cluster)
+        case "env":
+            settings = cluster.environment()
+            print(f"export KUBECONFIG={shlex.quote(settings['KUBECONFIG'])}")
+            print(f"export PATH={shlex.quote(settings['PATH'])}:$PATH")
+        case "build":
+            build()
+        case "add-node":
+            cluster.add_node(arguments.node)
+        case "remove-node":
+            cluster.remove_node(arguments.node)
+        case "reboot":
+            cluster.reboot(arguments.node)
+        case "exec":
+            pid = str(cluster.node(arguments.node).sandbox.pid())
+            return enter(["nsenter", "-t", pid, "-m", "-n", "-p", "-u", "--", *(arguments.argv or ["sh"])])
+        case "proxy":
+            proxy(cluster, arguments)
+    return 0
+
+
+def status(cluster: Cluster) -> int:
+    """Print every daemon and the nodes; 1 when something has ended or nothing runs."""
+    lines = cluster.status()
+    if not lines:
+        print(f"cluster {cluster.name} does not run")
+        return 1
+    for name, state in lines:
+        print(f"{name:32} {state}")
+    print(cluster.kubectl("get", "nodes", "-o", "wide").rstrip())
+    return int(any(state.startswith("has ended") for _, state in lines))
+
+
+def proxy(cluster: Cluster, arguments: argparse.Namespace) -> None:
+    """Orders first, then what the proxy says."""
+    client = cluster.proxy
+    if arguments.reset:
+        client.reset()
+    if arguments.rate is not None or arguments.delay is not None:
+        client.pace(arguments.node, rate=arguments.rate, delay=arguments.delay)
+    if arguments.hold:
+        client.hold(arguments.hold, after=arguments.after, node=arguments.node)
+    if arguments.release is not None:
+        client.release(arguments.release, node=arguments.node)
+    state = client.state()
+    print(json.dumps({key: state[key] for key in ("paces", "holds", "blobs")}, indent=1))
+
+
+def main() -> int:
+    """Entry of `python -m tests.testbed`."""
+    try:
+        return run(parser().parse_args())
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The proxy between the nodes and the registry: `python -m tests.testbed.proxy --listen … --upstream … --control …`.
+
+It slows down, delays and withholds as it is told over its control interface, and keeps account of what each node
+got. What it may do is in `proxy_state.py`, how to tell it in `proxy_client.py`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tests.testbed.http11 import BODYLESS, BadHead, Head, read_body, read_head
+from tests.testbed.proxy_state import BLOB, Request, State
+
+CONNECT_TIMEOUT = 10.0
+PIECE = 16 << 10
+"""Bytes that are paced at once: fine enough for a rate of some 100 KB/s."""
+DONE = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, BadHead)
+"""What ends a connection and nothing else."""
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Proxy:
+    """Relays requests to one upstream."""
+
+    def __init__(self, state: State, upstream: tuple[str, int], nodes: Path) -> None:
+        self.state = state
+        self.upstream = upstream
+        self.nodes = nodes
+
+    def node_of(self, address: str) -> str:
+        """The node with this address, or the address itself. Read anew each time: nodes come and go."""
+        try:
+            known = json.loads(self.nodes.read_text())["nodes"]
+        except (OSError, ValueError, KeyError):
+            known = {}
+        return next((name for name, node in known.items() if node["ip"] == address), address)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection of a node; one connection to the registry per request."""
+        node = self.node_of(writer.get_extra_info("peername")[0])
+        while (head := await read_head(reader)) is not None:
+            if not await self._relay(node, head, reader, writer):
+                return
+
+    async def _relay(
+        self, node: str, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """One request and its answer; says whether the connection can be used on."""
+        method, target, _ = head.start.split(" ", 2)
+        for pace in self.state.pace(node):
+            await asyncio.sleep(pace.delay)
+        up_reader, up_writer = await asyncio.wait_for(asyncio.open_connection(*self.upstream), CONNECT_TIMEOUT)
+        try:
+            if head.get("expect"):
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            chunked = "chunked" in head.get("transfer-encoding").lower()
+            up_writer.write(head.without("connection", "expect").with_header("Connection", "close").encode())
+            async for piece in read_body(reader, head, until_close=False):
+                up_writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+                await up_writer.drain()
+            if chunked:
+                up_writer.write(b"0\r\n\r\n")
+            answer = await read_head(up_reader)
+            if answer is None:
+                raise BadHead("the registry closed without an answer")
+            return await self._answer(node, method, target, head, answer, up_reader, writer)
+        finally:
+            up_writer.close()
+
+    async def _answer(
+        self,
+        node: str,
+        method: str,
+        target: str,
+        head: Head,
+        answer: Head,
+        up_reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        status = int(answer.start.split(" ", 2)[1])
+        bodyless = method == "HEAD" or status in BODYLESS
+        sized = bodyless or bool(answer.get("content-length"))
+        keep = sized and head.get("connection").lower() != "close"
+        onward = answer.without("connection", "transfer-encoding")
+        writer.write(onward.with_header("Connection", "keep-alive" if keep else "close").encode())
+        path = target.partition("?")[0]
+        match = BLOB.match(path)
+        digest = match["digest"] if match and method == "GET" and status in (200, 206) else ""
+        if digest:
+            self.state.delivery(node, digest).requests += 1
+        sent = 0
+        offset = _first_byte(answer) if status == 206 else 0
+        try:
+            if not bodyless:
+                async for piece in read_body(up_reader, answer, until_close=True):
+                    for start in range(0, len(piece), PIECE):
+                        part = piece[start : start + PIECE]
+                        await self._send(node, digest, offset + sent, part, writer)
+                        sent += len(part)
+            await writer.drain()
+        finally:
+            self.state.requests.append(Request(node, method, target, status, head.get("range"), sent))
+        return keep
+
+    async def _send(self, node: str, digest: str, offset: int, data: bytes, writer: asyncio.StreamWriter) -> None:
+        """Send bytes of a blob (or of anything, digest ""), not before they are due and not held."""
+        while digest and (hold := self.state.held(node, digest)) is not None and hold.after < offset + len(data):
+            free = max(0, hold.after - offset)
+            if free:
+                await self._paced(node, digest, offset, data[:free], writer)
+                offset, data = offset + free, data[free:]
+            hold.waiting += 1
+            try:
+                await hold.released.wait()
+            finally:
+                hold.waiting -= 1
+        await self._paced(node, digest, offset, data, writer)
+
+    async def _paced(self, node: str, digest: str, offset: int, data: bytes, writer: asyncio.StreamWriter) -> None:
+        now = asyncio.get_running_loop().time()
+        wait = max(pace.wait(len(data), now) for pace in self.state.pace(node))
+        if wait > 0:
+            await asyncio.sleep(wait)
+        writer.write(data)
+        await writer.drain()
+        if digest:
+            self.state.delivery(node, digest).add(offset, len(data))
+
+
+class Control:
+    """The control interface: GET /state, and POST /pace, /hold, /release, /forget with JSON."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request per connection."""
+        head = await read_head(reader)
+        if head is None:
+            return
+        body = b"".join([piece async for piece in read_body(reader, head, until_close=False)])
+        method, target, _ = head.start.split(" ", 2)
+        try:
+            status, answer = "200 OK", self.do(method, target, json.loads(body or b"{}"))
+        except (KeyError, TypeError, ValueError) as error:
+            status, answer = "400 Bad Request", {"error": f"{method} {target}: {type(error).__name__} {error}"}
+        data = json.dumps(answer).encode()
+        head = Head(f"HTTP/1.1 {status}", (("Content-Length", str(len(data))), ("Connection", "close")))
+        writer.write(head.encode() + data)
+        await writer.drain()
+
+    def do(self, method: str, target: str, body: dict[str, object]) -> dict[str, object]:
+        """Obey one order; KeyError or ValueError for one that is not understood."""
+        match method, target:
+            case "GET", "/state":
+                return self.state.as_json()
+            case "POST", "/pace":
+                rate, delay = body.get("rate"), body.get("delay")
+                self.state.set_pace(
+                    str(body.get("node", "")),
+                    None if rate is None else float(str(rate)),
+                    None if delay is None else float(str(delay)),
+                )
+            case "POST", "/hold":
+                self.state.hold(str(body["digest"]), int(str(body.get("after", 0))), str(body.get("node", "")))
+            case "POST", "/release":
+                count = self.state.release(str(body.get("digest", "")), str(body.get("node", "")))
+                return {"released": count}
+            case "POST", "/forget":
+                self.state.forget()
+            case _:
+                raise ValueError("no such order")
+        return {}
+
+
+def _first_byte(answer: Head) -> int:
+    """The offset that a 206 begins at: "bytes 5-9/100" is 5."""
+    return int(answer.get("content-range").removeprefix("bytes ").partition("-")[0] or 0)
+
+
+def closing(handler: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """A handler whose connection ends with it, and whose peer may vanish at any time."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        except DONE as error:
+            print(f"{writer.get_extra_info('peername')}: {type(error).__name__} {error}", file=sys.stderr)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    return serve
+
+
+async def run(
+    listen: tuple[str, int], control: tuple[str, int], upstream: tuple[str, int], nodes: Path
+) -> None:
+    """Serve until cancelled."""
+    state = State()
+    proxy = await asyncio.start_server(closing(Proxy(state, upstream, nodes).serve), *listen)
+    orders = await asyncio.start_server(closing(Control(state).serve), *control)
+    async with proxy, orders, asyncio.TaskGroup() as tasks:
+        tasks.create_task(proxy.serve_forever())
+        tasks.create_task(orders.serve_forever())
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def main() -> None:
+    """Entry of `python -m tests.testbed.proxy`."""
+    parser = argparse.ArgumentParser(prog="python -m tests.testbed.proxy", description=__doc__)
+    for flag in ("--listen", "--control", "--upstream"):
+        parser.add_argument(flag, type=_address, required=True, metavar="HOST:PORT")
+    parser.add_argument("--nodes", type=Path, required=True, help="cluster.json: names and addresses of nodes")
+    arguments = parser.parse_args()
+    asyncio.run(run(arguments.listen, arguments.control, arguments.upstream, arguments.nodes))
+
+
+if __name__ == "__main__":
+    main()

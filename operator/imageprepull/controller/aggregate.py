@@ -75,9 +75,7 @@ def aggregate(
     views = _views(choice, cluster)
     images = draft_images(candidate, choice, cluster.resolutions, views, cluster.nodes)
     skipped = {reason: len(nodes) for reason, nodes in choice.skipped.items()}
-    unusable = {image.line.image: image.line.message for image in images if image.unusable}
-    known = [(image.image, cluster.resolutions.get(image.record)) for image in candidate.images]
-    resolved_verdict, blocked = resolved(known, unusable)
+    resolved_verdict, blocked = resolved(images)
     targets = [seen for seen in views if _targeted(cluster.nodes[seen.node], started)] or views
     ready_verdict = ready(
         targets,
@@ -86,10 +84,9 @@ def aggregate(
         limit=candidate.prepull.spec.rollout.max_failed_nodes,
         agents=sum(seen.node not in cluster.agentless for seen in views),
     )
-    if ready_verdict.reason == PULLING and not resolved_verdict.status:
-        ready_verdict = _retyped(resolved_verdict, type="Ready")
-    if ready_verdict.status and (blocked is not None or not resolved_verdict.status) and views:
-        # Nodes can hold no image that is not resolved; this is an image that no node was asked to hold.
+    unusable = any(image.unusable for image in images)
+    if not resolved_verdict.status and (unusable or ready_verdict.reason == PULLING):
+        # An image that fits no node stands on no node's list, so the nodes alone would look ready.
         ready_verdict = _retyped(resolved_verdict, type="Ready")
     ready_verdict = _latched(ready_verdict, before, generation)
     verdicts = [ready_verdict, *progressing(ready_verdict, blocked, views), resolved_verdict]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from imageprepull.controller.aggregate_images import ImageDraft
 from imageprepull.controller.aggregate_node import AGENT_UNAVAILABLE, NodeState, NodeView
 from imageprepull.controller.images import BadSpec
-from imageprepull.controller.resolution import Resolution
 from imageprepull.resources.base import Condition
 
 NO_MATCHING_NODES = "NoMatchingNodes"
@@ -86,25 +86,22 @@ def _judge(targets: Sequence[NodeView], *, desired: int, limit: int | str, agent
     return Verdict("Ready", False, PULLING, held)
 
 
-def resolved(
-    images: Sequence[tuple[str, Resolution | None]], unusable: Mapping[str, str]
-) -> tuple[Verdict, Verdict | None]:
+def resolved(images: Sequence[ImageDraft]) -> tuple[Verdict, Verdict | None]:
     """Whether every image of the spec has a digest, and what blocks one for good.
 
-    `unusable`: images that have nothing for the platform of any chosen node, with what they do have.
+    An image with a digest needs the registry no more, unless its manifest turned out to be unusable.
     """
-    troubles: list[tuple[bool, Verdict]] = []
-    for image, known in images:
-        if known is not None and known.reason:
-            trouble = Verdict("Resolved", False, known.reason, f"{image}: {known.message}")
-            troubles.append((known.permanent, trouble))
-        elif image in unusable:
-            trouble = Verdict("Resolved", False, "NoMatchingPlatform", f"{image}: {unusable[image]}")
-            troubles.append((True, trouble))
-    if troubles:
-        blocked = next((trouble for permanent, trouble in troubles if permanent), None)
-        return blocked or troubles[0][1], blocked
-    pending = [image for image, known in images if known is None or not known.digest]
+    troubled = [
+        image
+        for image in images
+        if image.unusable
+        or (image.line.reason and (not image.line.digest or (image.permanent and not image.everywhere)))
+    ]
+    if troubled:
+        first = next((image for image in troubled if image.permanent or image.unusable), troubled[0])
+        verdict = Verdict("Resolved", False, first.line.reason, f"{first.line.image}: {first.line.message}")
+        return verdict, verdict if first.permanent or first.unusable else None
+    pending = [image.line.image for image in images if not image.line.digest]
     if pending:
         message = f"{len(pending)} of {len(images)} images have no digest yet, e.g. {pending[0]}"
         return Verdict("Resolved", False, RESOLVING, message), None
@@ -118,7 +115,7 @@ def progressing(ready_verdict: Verdict, blocked: Verdict | None, views: Sequence
     """
     pulling = sum(seen.state is NodeState.PULLING for seen in views)
     moving = pulling + sum(seen.state is NodeState.WAITING for seen in views)
-    if blocked is not None and not pulling:
+    if blocked is not None and not pulling and not ready_verdict.status:
         return [idle(), Verdict("Stalled", True, blocked.reason, blocked.message)]
     if moving:
         return [Verdict("Reconciling", True, "RollingOut", f"{moving} nodes pull or wait"), not_stalled()]

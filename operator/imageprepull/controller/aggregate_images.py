@@ -17,7 +17,7 @@ from imageprepull.resources.imageprepull import ImageStatus, LayerSummary, Platf
 class ImageDraft:
     """One image: its `line` without layers, and the nodes that shall hold it, by platform.
 
-    `everywhere`: all of them do. `unusable`: there is nothing in it for the platform of any chosen node.
+    `everywhere`: all of them do. `permanent`: what the line's reason says will hardly change. `unusable`: there is nothing in it for the platform of any chosen node.
     """
 
     line: ImageStatus
@@ -25,6 +25,7 @@ class ImageDraft:
     nodes: dict[str, list[ImageOnNode]] = field(default_factory=dict)
     everywhere: bool = False
     unusable: bool = False
+    permanent: bool = False
 
     def layers(self, platform: str) -> list[LayerSummary]:
         """The manifest's layers with the number of nodes in each state."""
@@ -72,7 +73,7 @@ def draft_images(
             platforms=[platform_line(manifest) for manifest in manifests.values()],
         )
         everywhere = bool(on_nodes) and ready == len(on_nodes)
-        drafts.append(ImageDraft(line, manifests, placed, everywhere, unusable))
+        drafts.append(ImageDraft(line, manifests, placed, everywhere, unusable, known.permanent))
     return drafts
 
 

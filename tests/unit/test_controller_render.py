@@ -1,0 +1,167 @@
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.controller.assign import assign
+from imageprepull.controller.nodes import NodeFacts, Taint
+from imageprepull.controller.render import Owners, Rendered, done_removals, render
+from imageprepull.controller.resolution import Resolution
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
+from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
+
+NGINX = "docker.io/library/nginx:1"
+REDIS = "docker.io/library/redis:7"
+KNOWN = {NGINX: resolution(NGINX, 1), REDIS: resolution(REDIS, 2)}
+
+
+def planned(*candidates, facts=None, resolutions=KNOWN, gone=(), confirmed=()):
+    facts = facts or nodes("n1")
+    return Owners(
+        {one.uid: one for one in candidates},
+        assign(candidates, facts, resolutions),
+        set(gone),
+        set(confirmed),
+    )
+
+
+def entry(reference=NGINX, number=1, owners=("shop/web/uid-web",), **more) -> DesiredImage:
+    return DesiredImage(reference=reference, digest=digest(number), owners=list(owners), pin=True, **more)
+
+
+def states(rendered: Rendered) -> dict[str, str]:
+    return {image.reference: image.state.value for image in rendered.images}
+
+
+def test_what_is_admitted_is_present_and_sorted() -> None:
+    rendered = render("n1", [], planned(candidate(images=["redis:7", "nginx:1"], priority=5)))
+    assert [(image.reference, image.digest, image.priority) for image in rendered.images] == [
+        (NGINX, digest(1), 5),
+        (REDIS, digest(2), 5),
+    ]
+    assert rendered.images[0].owners == ["shop/web/uid-web"]
+    assert rendered.images[0].pin
+    assert (
+        render("n1", rendered.images, planned(candidate(images=["nginx:1", "redis:7"], priority=5)))
+        == rendered
+    )
+
+
+def test_an_unresolved_image_is_not_written() -> None:
+    assert render("n1", [], planned(candidate(), resolutions={})).images == []
+
+
+def test_of_two_owners_the_strictest_counts() -> None:
+    first = candidate(
+        "a", priority=-3, limits={"parallelImages": 1, "parallelDownloads": 9}, pinPolicy="Never"
+    )
+    second = candidate(
+        "b", priority=7, limits={"parallelImages": 4, "parallelDownloads": 2}, maxBackoffSeconds=10
+    )
+    merged = render("n1", [], planned(first, second)).images[0]
+    assert (merged.priority, merged.pin, merged.owners) == (7, True, ["shop/a/uid-a", "shop/b/uid-b"])
+    assert (merged.limits.parallel_images, merged.limits.parallel_downloads) == (1, 2)
+    assert merged.retry.max_backoff_seconds == 10
+    assert merged.on_removal is OnRemoval.UNPIN
+
+
+def test_an_unknown_owner_keeps_its_entry() -> None:
+    assert render("n1", [entry()], planned()).images == [entry()]
+
+
+def test_a_gone_owner_lets_go() -> None:
+    rendered = render("n1", [entry()], planned(gone=["uid-web"]))
+    assert states(rendered) == {NGINX: "Absent"}
+    assert not rendered.images[0].pin
+    assert rendered.images[0].on_removal is OnRemoval.UNPIN
+
+
+def test_one_remaining_owner_keeps_the_entry_present() -> None:
+    both = entry(owners=["shop/a/uid-a", "shop/web/uid-web"])
+    rendered = render("n1", [both], planned(candidate("a"), gone=["uid-web"]))
+    assert states(rendered) == {NGINX: "Present"}
+    assert rendered.images[0].owners == ["shop/a/uid-a"]
+
+
+def test_an_edit_lets_go_only_after_confirmation() -> None:
+    edited = candidate(images=["redis:7"], generation=2)
+    first = render("n1", [entry()], planned(edited))
+    assert states(first) == {NGINX: "Present", REDIS: "Present"}
+    assert first.confirm == {"uid-web"}
+    second = render("n1", first.images, planned(edited, confirmed=["uid-web"]))
+    assert states(second) == {NGINX: "Absent", REDIS: "Present"}
+    assert not second.confirm
+
+
+def test_an_image_that_is_not_resolved_any_more_stays() -> None:
+    rendered = render("n1", [entry()], planned(candidate(), resolutions={}, confirmed=["uid-web"]))
+    assert rendered.images == [entry()]
+
+
+def test_a_moved_digest_lets_go_of_the_old_one() -> None:
+    moved = {NGINX: resolution(NGINX, 9)}
+    rendered = render("n1", [entry()], planned(candidate(), resolutions=moved, confirmed=["uid-web"]))
+    assert [(image.digest, image.state) for image in rendered.images] == [
+        (digest(1), Desired.ABSENT),
+        (digest(9), Desired.PRESENT),
+    ]
+
+
+def test_a_no_schedule_taint_pauses_and_a_no_execute_taint_takes_back() -> None:
+    for effect, state in (("NoSchedule", "Paused"), ("NoExecute", "Absent")):
+        facts = {"n1": NodeFacts("n1", taints=(Taint("team", "x", effect),))}
+        rendered = render("n1", [entry()], planned(candidate(), facts=facts, confirmed=["uid-web"]))
+        assert states(rendered) == {NGINX: state}
+    assert states(render("n1", rendered.images, planned(candidate()))) == {NGINX: "Present"}
+
+
+def test_an_absent_entry_stays_until_it_is_done() -> None:
+    absent = msgspec.structs.replace(entry(), state=Desired.ABSENT, pin=False)
+    assert render("n1", [absent], planned()).images == [absent]
+    assert render("n1", [absent], planned(), done={(NGINX, digest(1))}).images == []
+    assert states(render("n1", [absent], planned(candidate()))) == {NGINX: "Present"}
+
+
+def test_done_is_believed_of_the_current_generation_only() -> None:
+    reported = node_prepull("n1", report(NGINX, 1, "Absent"), report(REDIS, 2, "Ready"), generation=4)
+    assert done_removals(reported.status, 4) == {(NGINX, digest(1))}
+    assert done_removals(reported.status, 5) == set()
+
+
+def test_too_many_images_keep_orders_and_priorities() -> None:
+    many = [
+        entry(f"r.io/x:{number}", number, owners=["a/b/unknown"], priority=number) for number in range(300)
+    ]
+    many[0] = msgspec.structs.replace(many[0], state=Desired.ABSENT)
+    rendered = render("n1", many, planned())
+    assert (len(rendered.images), rendered.omitted) == (256, 44)
+    kept = {image.reference for image in rendered.images}
+    assert "r.io/x:0" in kept
+    assert "r.io/x:299" in kept
+    assert "r.io/x:1" not in kept
+
+
+@given(st.data())
+def test_nothing_that_has_an_owner_left_is_ever_let_go(data: st.DataObject) -> None:
+    """Whatever of the cluster is known, missing or unresolved: Absent needs every owner gone or confirmed."""
+    uids = ["uid-a", "uid-b", "uid-c"]
+    alive = [
+        candidate(uid[-1], data.draw(st.sampled_from([["nginx:1"], ["redis:7"]])))
+        for uid in data.draw(st.sets(st.sampled_from(uids)))
+    ]
+    resolutions = data.draw(st.sampled_from([{}, KNOWN, {NGINX: KNOWN[NGINX]}, {NGINX: Resolution(NGINX)}]))
+    gone = data.draw(st.sets(st.sampled_from(uids))) - {one.uid for one in alive}
+    confirmed = data.draw(st.sets(st.sampled_from(uids)))
+    owners = data.draw(st.lists(st.sampled_from(uids), unique=True, max_size=3))
+    facts = data.draw(st.sampled_from([nodes("n1"), nodes("n2"), nodes("n1", "n2")]))
+    old = entry(owners=[f"shop/{uid[-1]}/{uid}" for uid in owners])
+    rendered = render(
+        "n1", [old], planned(*alive, facts=facts, resolutions=resolutions, gone=gone, confirmed=confirmed)
+    )
+    found = next(image for image in rendered.images if image.reference == NGINX)
+    if found.state is Desired.ABSENT:
+        assert owners
+        by_uid = {one.uid: one for one in alive}
+        for uid in owners:
+            assert uid in gone or (uid in by_uid and uid in confirmed)
+            if uid in by_uid and facts.get("n1"):
+                assert by_uid[uid].images[0].record != NGINX

@@ -6,7 +6,6 @@ The fake node holds what it is told to hold. Pulls end when the test says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,16 +55,16 @@ class FakeNode:
         finally:
             del self.pulls[image.reference]
 
-    async def unpin(self, image: DesiredImage, keep: Sequence[DesiredImage]) -> None:
+    async def unpin(self, image: DesiredImage) -> None:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
-        self.calls.append(f"unpin {image.reference} keep {[k.reference for k in keep]}")
+        self.calls.append(f"unpin {image.reference}")
 
     async def abandon(self, image: DesiredImage) -> None:
         self.calls.append(f"abandon {image.reference}")
 
-    def set_parallel_downloads(self, count: int) -> None:
-        self.downloads = count
+    def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
+        self.downloads = parallel_downloads
 
     def about(self) -> Agent:
         return Agent(version="0.1.0")

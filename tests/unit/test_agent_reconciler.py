@@ -178,7 +178,7 @@ async def test_a_gone_object_starts_and_removes_nothing(bench: Bench) -> None:
 async def test_absent_stops_the_pull_then_unpins_once(bench: Bench) -> None:
     await bench.spec(image("a"), image("b"))
     done = await bench.spec(image("a", state=Desired.ABSENT), image("b"))
-    assert done == ["cancelled a", "unpin a keep ['b']", "abandon a"]
+    assert done == ["cancelled a", "unpin a", "abandon a"]
     assert bench.states() == ["a Absent", "b Pulling"]
     bench.reconciler.suspect_all()
     assert await bench.steps() == []
@@ -189,7 +189,7 @@ async def test_an_unpin_that_fails_is_repeated(bench: Bench) -> None:
     assert await bench.spec(image("a", state=Desired.ABSENT)) == []
     assert bench.states() == ["a Waiting"]
     bench.node.down = False
-    assert await bench.steps(10) == ["unpin a keep []", "abandon a"]
+    assert await bench.steps(10) == ["unpin a", "abandon a"]
 
 
 async def test_paused_stops_the_pull_and_keeps_its_lease(bench: Bench) -> None:

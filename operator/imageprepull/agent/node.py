@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,14 +49,14 @@ class Node(Protocol):
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """Bring the image onto the node; returns when the CRI shows it."""
 
-    async def unpin(self, image: DesiredImage, keep: Sequence[DesiredImage]) -> None:
-        """Take our pin from the image's records, but from none that an image of `keep` needs."""
+    async def unpin(self, image: DesiredImage) -> None:
+        """Take our pin from the image's records. Another reference to the same digest loses the ID record's pin."""
 
     async def abandon(self, image: DesiredImage) -> None:
         """Drop the lease of an image that has finally failed, so that the runtime may collect what was fetched."""
 
-    def set_parallel_downloads(self, count: int) -> None:
-        """The node's limit over all pulls, effective at once."""
+    def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
+        """The node's limits over all pulls, effective at once; seconds without a byte end a connection."""
 
     def about(self) -> Agent:
         """Versions and abilities, for the status."""

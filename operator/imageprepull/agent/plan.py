@@ -39,12 +39,13 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """In this order: stop, unpin, start. `parallel_downloads` is for all pulls of the node together."""
+    """In this order: stop, start, unpin. The limits are the strictest of the images in work; None when none is."""
 
     start: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()
     unpin: tuple[Key, ...] = ()
     parallel_downloads: int | None = None
+    stall_timeout: int | None = None
 
 
 def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Actions:
@@ -85,6 +86,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         stop=stop,
         unpin=unpin,
         parallel_downloads=min((image.limits.parallel_downloads for _, _, image in in_work), default=None),
+        stall_timeout=min((image.retry.stall_timeout_seconds for _, _, image in in_work), default=None),
     )
 
 

@@ -138,8 +138,8 @@ class Reconciler:
         now = self._clock.now()
         observed = self._observed()
         actions = plan(self._desired, observed, now)
-        if actions.parallel_downloads is not None:
-            self._node.set_parallel_downloads(actions.parallel_downloads)
+        if actions.parallel_downloads is not None and actions.stall_timeout is not None:
+            self._node.set_limits(actions.parallel_downloads, actions.stall_timeout)
         for key in actions.stop:
             self._running[key].cancel()
         for key in actions.start:
@@ -289,9 +289,8 @@ class Reconciler:
         view = self.views.get(key)
         if view is None or view.desired.state is not Desired.ABSENT:
             return  # the spec changed while another one was unpinned.
-        keep = [image for image in self._desired if image.state is not Desired.ABSENT]
         try:
-            await self._node.unpin(view.desired, keep)
+            await self._node.unpin(view.desired)
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
             self._back_off(view, view.desired, failure, 0)
@@ -299,6 +298,9 @@ class Reconciler:
             await self._abandon(view.desired)
             view.released = True
             view.forget_failures()
+            # Their ID record is the same one: who still wants it pinned pins it again.
+            self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
+            self.wake()
         self._on_change()
 
     def _note_problem(self, problem: str) -> None:

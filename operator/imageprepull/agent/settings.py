@@ -12,7 +12,7 @@ from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.informer import Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AgentSettings:
     """One agent of one node. `namespace` is the release's, where the pace ConfigMap lives."""
 

@@ -1,0 +1,126 @@
+"""`Node` on a real containerd: translates between the agent's images and the pull's requests, errors and outcomes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from imageprepull import __version__
+from imageprepull.agent.node import Held, NodeError, Pulled
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.oci.platform import Platform
+from imageprepull.oci.reference import InvalidReference, Reference
+from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.presence import presence
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.puller import Puller
+from imageprepull.pulling.records import unpin
+from imageprepull.pulling.request import PullRequest
+from imageprepull.registry.client import RegistryClient
+from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.discovery import RuntimeInfo
+
+LEASE_LABEL = "imageprepull.io/lease"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerdNode:
+    """One node's containerd, for as long as the process lives: its channel survives the daemon's restarts."""
+
+    containerd: Containerd
+    puller: Puller
+    registry: RegistryClient
+    runtime: RuntimeInfo
+    settings: AgentSettings
+    platform: Platform
+    boot_id: str = ""
+
+    async def held(self, image: DesiredImage) -> Held:
+        """As `Node.held`."""
+        found = await self._do(
+            image,
+            lambda reference: presence(
+                self.containerd,
+                reference,
+                image.digest,
+                self.platform,
+                self.runtime.snapshotter,
+                image.pin,
+                boot_id=self.boot_id,
+            ),
+        )
+        return Held(found.present, found.missing, found.pinned, len(found.layers))
+
+    async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
+        """As `Node.pull`; keeping the blobs goes on in the background."""
+        began = time.monotonic()
+        outcome = await self._do(
+            image,
+            lambda reference: self.puller.pull(self._request(image, reference), progress, until="ready"),
+        )
+        seconds = dict(progress.seconds) | {"total": time.monotonic() - began}
+        return Pulled(outcome.pinned, seconds, dict(outcome.bytes_by_host))
+
+    async def unpin(self, image: DesiredImage) -> None:
+        """As `Node.unpin`."""
+        await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest))
+
+    async def abandon(self, image: DesiredImage) -> None:
+        """As `Node.abandon`."""
+        await self._do(image, lambda reference: self.puller.abandon(self._request(image, reference)))
+
+    def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
+        """As `Node.set_limits`."""
+        self.puller.parallel_downloads = parallel_downloads
+        self.registry.stall_timeout = stall_timeout
+
+    def about(self) -> Agent:
+        """As `Node.about`. The portable path is the only one there is so far."""
+        return Agent(
+            version=__version__,
+            runtime=f"containerd {self.runtime.version.removeprefix('v')}",
+            snapshotter=self.runtime.snapshotter,
+            extraction="portable",
+            extraction_reason="this version applies layers through containerd's Diff service only",
+            capabilities=sorted(self.runtime.capabilities),
+        )
+
+    def disk(self) -> Disk | None:
+        """As `Node.disk`; the root of the snapshotter may not be mounted into this container."""
+        try:
+            space = os.statvfs(self.runtime.snapshotter_root)
+        except OSError:
+            return None
+        return Disk(capacity=space.f_blocks * space.f_frsize, available=space.f_bavail * space.f_frsize)
+
+    def _request(self, image: DesiredImage, reference: Reference) -> PullRequest:
+        settings = self.settings
+        return PullRequest(
+            reference=reference,
+            digest=image.digest,
+            platform=self.platform,
+            snapshotter=self.runtime.snapshotter,
+            pin=image.pin,
+            # Where the runtime discards unpacked layers, keeping blobs would work against its owner.
+            keep_blobs="never" if self.runtime.discard_unpacked_layers else settings.keep_blobs,
+            sync=settings.sync,
+            keep_lease_on_failure=True,
+            lease_labels={LEASE_LABEL: settings.node_name},
+        )
+
+    async def _do(self, image: DesiredImage, work: Callable[[Reference], Awaitable[T]]) -> T:
+        """Run `work` on the parsed reference; every expected error becomes a `NodeError`, defects pass through."""
+        try:
+            return await work(Reference.parse(image.reference))
+        except InvalidReference as error:
+            raise NodeError("InvalidReference", str(error), permanent=True) from error
+        except Exception as error:
+            judged: PullError = as_pull_error(error)
+            raise NodeError(
+                judged.reason, str(judged), permanent=judged.permanent, retry_after=judged.retry_after
+            ) from error

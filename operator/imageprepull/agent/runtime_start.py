@@ -1,0 +1,118 @@
+"""From nothing to a node whose containerd answers, and the events by which it tells of losses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from imageprepull.agent.containerd_node import ContainerdNode
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.oci.platform import Platform
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.puller import Puller
+from imageprepull.pulling.sweep import sweep
+from imageprepull.registry.client import RegistryClient
+from imageprepull.registry.credentials import NoCredentials
+from imageprepull.registry.hosts import DEFAULT_DIRS, HostsConfig
+from imageprepull.runtime.connection import Containerd, connect
+from imageprepull.runtime.discovery import RuntimeInfo, discover
+from imageprepull.runtime.errors import RuntimeFault
+
+logger = structlog.get_logger(__name__)
+
+LOSSES = ('topic=="/images/delete"', 'topic=="/images/update"', 'topic=="/snapshot/remove"')
+
+
+@asynccontextmanager
+async def opened_runtime(
+    settings: AgentSettings, on_wait: Callable[[str], None]
+) -> AsyncIterator[ContainerdNode]:
+    """The node's runtime, however long it takes to answer; not yet swept."""
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                containerd = await stack.enter_async_context(connect(settings.address))
+                info = await discover(containerd)
+                break
+            except RuntimeFault as fault:
+                on_wait(f"{fault.reason}: {fault}")
+                await stack.aclose()
+                await asyncio.sleep(settings.reconnect)
+        on_wait("")
+        logger.info("runtime found", version=info.version, snapshotter=info.snapshotter)
+        registry = await stack.enter_async_context(
+            RegistryClient(HostsConfig(hosts_dirs(settings, info)), NoCredentials())
+        )
+        boot_id = read_boot_id(settings.boot_id_file)
+        puller = await stack.enter_async_context(
+            Puller(
+                containerd,
+                registry,
+                settings.spool_dir,
+                snapshotter_root=Path(info.snapshotter_root),
+                boot_id=boot_id or None,
+            )
+        )
+        yield ContainerdNode(containerd, puller, registry, info, settings, Platform.host(), boot_id)
+
+
+async def swept(
+    node: ContainerdNode, wanted: Callable[[], Collection[str]], note: Callable[[str], None]
+) -> None:
+    """Clean up after earlier agents, for as many tries as it takes; what `wanted` names stays resumable.
+
+    Not before a spec was read: without one nobody knows whose leases still serve.
+    """
+    while True:
+        try:
+            await sweep(
+                node.containerd,
+                owner=node.settings.node_name,
+                snapshotter=node.runtime.snapshotter,
+                snapshotter_root=Path(node.runtime.snapshotter_root),
+                spool_dir=node.settings.spool_dir,
+                boot_id=node.boot_id,
+                wanted=wanted(),
+            )
+        except (RuntimeFault, PullError) as fault:
+            note(f"cannot clean up after an earlier agent: {fault}")
+            await asyncio.sleep(node.settings.reconnect)
+        else:
+            note("")
+            return
+
+
+def hosts_dirs(settings: AgentSettings, info: RuntimeInfo) -> tuple[Path, ...]:
+    """What was asked for, else what the runtime itself reads, else containerd's usual place."""
+    if settings.hosts_dirs:
+        return settings.hosts_dirs
+    configured = tuple(Path(part) for part in (info.registry_config_path or "").split(":") if part)
+    return configured or tuple(DEFAULT_DIRS)
+
+
+def read_boot_id(path: Path) -> str:
+    """Which boot of the node this is; layers that another boot left unsynced are not believed."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        logger.warning("cannot tell the boot, unsynced layers will be believed", error=str(error))
+        return ""
+
+
+async def follow_events(containerd: Containerd, settings: AgentSettings, on_loss: Callable[[], None]) -> None:
+    """Call `on_loss` when images or snapshots went, and whenever events may have been missed. Never ends."""
+    while True:
+        try:
+            async for event in containerd.events.subscribe(LOSSES):
+                if event.namespace == containerd.namespace:
+                    # They come in swarms: a collection removes a snapshot after the other.
+                    await asyncio.sleep(settings.event_settle)
+                    on_loss()
+        except RuntimeFault as fault:
+            logger.debug("runtime events ended", error=str(fault))
+        await asyncio.sleep(settings.reconnect)
+        on_loss()

@@ -1,0 +1,105 @@
+"""`imageprepull agent`: reads flags and environment, then runs agent/main.py. The chart passes everything here."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from imageprepull.agent.pace import Pace
+from imageprepull.agent.reconciler import Delays
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.kube.access import AccessError, ClusterAccess
+from imageprepull.telemetry.logs import configure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags; every delay is in seconds."""
+    parser.add_argument("--node-name", default=os.environ.get("NODE_NAME", ""), help="env NODE_NAME")
+    parser.add_argument("--namespace", default=os.environ.get("POD_NAMESPACE", ""), help="env POD_NAMESPACE")
+    parser.add_argument("--address", default=AgentSettings.address, help="containerd's socket")
+    parser.add_argument(
+        "--hosts-dir",
+        default="",
+        help="folders with hosts.toml files, separated by ':'; default: what the runtime reads",
+    )
+    parser.add_argument(
+        "--spool-dir",
+        type=Path,
+        default=AgentSettings.spool_dir,
+        help="where blobs wait; on the runtime's file system",
+    )
+    parser.add_argument("--boot-id-file", type=Path, default=AgentSettings.boot_id_file)
+    parser.add_argument("--health-host", default=None, help="default: all addresses")
+    parser.add_argument("--health-port", type=int, default=AgentSettings.health_port)
+    parser.add_argument("--keep-blobs", choices=("after", "before", "never"), default="after")
+    parser.add_argument("--sync", choices=("background", "before"), default="background")
+    parser.add_argument("--report-interval", type=seconds, default=Pace().report_interval)
+    parser.add_argument("--heartbeat", type=seconds, default=Pace().heartbeat)
+    parser.add_argument("--resync", type=seconds, default=Delays().resync)
+    parser.add_argument("--failed-retry-interval", type=seconds, default=Delays().retry_slow)
+    parser.add_argument("--backoff-base", type=seconds, default=Delays().retry_base)
+    parser.add_argument("--log-format", choices=("auto", "json", "console"), default="auto")
+    outside = parser.add_argument_group("outside a pod")
+    outside.add_argument("--server", default="", help="URL of the API server; default: the pod's own cluster")
+    outside.add_argument("--token-file", type=Path, default=None)
+    outside.add_argument("--ca-file", type=Path, default=None)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def settings_of(args: argparse.Namespace) -> AgentSettings:
+    """The settings that the flags ask for.
+
+    Raises:
+        AccessError: there is no way to the API server.
+        ValueError: a required flag is missing; the message names it.
+    """
+    for flag, value in (("--node-name", args.node_name), ("--namespace", args.namespace)):
+        if not value:
+            raise ValueError(f"{flag} is not set, and neither is its environment variable")
+    access = (
+        ClusterAccess.from_files(args.server, args.token_file, args.ca_file)
+        if args.server
+        else ClusterAccess.in_cluster()
+    )
+    return AgentSettings(
+        access=access,
+        node_name=args.node_name,
+        namespace=args.namespace,
+        address=args.address,
+        hosts_dirs=tuple(Path(part) for part in args.hosts_dir.split(":") if part),
+        spool_dir=args.spool_dir,
+        boot_id_file=args.boot_id_file,
+        health_host=args.health_host,
+        health_port=args.health_port,
+        keep_blobs=args.keep_blobs,
+        sync=args.sync,
+        pace=Pace(report_interval=args.report_interval, heartbeat=args.heartbeat),
+        delays=Delays(
+            resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 after an orderly end, 1 when a loop failed, 2 for unusable flags."""
+    configure({"auto": None, "json": False, "console": True}[args.log_format])
+    try:
+        settings = settings_of(args)
+    except (AccessError, ValueError) as error:
+        print(f"imageprepull agent: {error}", file=sys.stderr)
+        return 2
+    # Here: it loads grpc, and unusable flags should say so at once.
+    from imageprepull.agent.main import run as run_agent  # noqa: PLC0415
+
+    asyncio.run(run_agent(settings))
+    return 0

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.agent.backoff import LONGEST_RETRY_AFTER, Backoff, Failure, Pace, after_failure
+from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
+from imageprepull.resources.nodeprepull import Desired, DesiredImage
+from tests.unit.agent_doubles import image
+
+NOW = 100.0
+KEYS = [(reference, f"sha256:{digest * 64}") for reference in "abcde" for digest in "12"]
+
+entries = st.builds(
+    lambda key, state, priority, parallel: image(
+        key[0], digest=key[1], state=state, priority=priority, parallel=parallel
+    ),
+    st.sampled_from(KEYS),
+    st.sampled_from(list(Desired)),
+    st.integers(-2, 2),
+    st.integers(1, 3),
+)
+specs = st.lists(entries, max_size=6, unique_by=key_of)
+keys = st.sets(st.sampled_from(KEYS), max_size=4)
+observations = st.builds(
+    Observed,
+    present=st.dictionaries(st.sampled_from(KEYS), st.booleans()),
+    running=keys,
+    due=st.dictionaries(st.sampled_from(KEYS), st.sampled_from([50.0, 100.0, 150.0])),
+    final=keys,
+    released=keys,
+)
+
+
+@given(specs, observations)
+def test_never_more_pulls_than_the_strictest_limit(spec: list[DesiredImage], observed: Observed) -> None:
+    actions = plan(spec, observed, NOW)
+    in_work = [i for i in spec if key_of(i) in actions.start or key_of(i) in observed.running]
+    if actions.start:
+        limit = min(i.limits.parallel_images for i in in_work if i.state is Desired.PRESENT)
+        assert len(observed.running) + len(actions.start) <= limit
+
+
+@given(specs, observations)
+def test_only_missing_present_due_entries_are_started(spec: list[DesiredImage], observed: Observed) -> None:
+    wanted = {key_of(i): i for i in spec}
+    for key in plan(spec, observed, NOW).start:
+        assert wanted[key].state is Desired.PRESENT
+        assert observed.present[key] is False
+        assert key not in observed.running
+        assert observed.due.get(key, NOW) <= NOW
+        assert not any(other[0] == key[0] for other in observed.running)
+
+
+@given(specs, observations)
+def test_only_an_explicit_absent_entry_is_unpinned(spec: list[DesiredImage], observed: Observed) -> None:
+    absent = {key_of(i) for i in spec if i.state is Desired.ABSENT}
+    assert set(plan(spec, observed, NOW).unpin) <= absent - observed.running - observed.released
+
+
+@given(observations)
+def test_an_empty_spec_orders_nothing(observed: Observed) -> None:
+    actions = plan([], observed, NOW)
+    assert (actions.start, actions.stop, actions.unpin) == ((), (), ())
+
+
+@given(specs, observations)
+def test_a_running_pull_that_is_still_wanted_is_never_stopped(
+    spec: list[DesiredImage], observed: Observed
+) -> None:
+    present = {key_of(i) for i in spec if i.state is Desired.PRESENT}
+    stopped = set(plan(spec, observed, NOW).stop)
+    assert not stopped & present
+    assert stopped <= observed.running
+
+
+@given(specs, observations)
+def test_higher_priority_never_waits_for_lower(spec: list[DesiredImage], observed: Observed) -> None:
+    actions = plan(spec, observed, NOW)
+    wanted = {key_of(i): i for i in spec}
+    priorities = [wanted[key].priority for key in actions.start]
+    assert priorities == sorted(priorities, reverse=True)
+
+
+@given(specs, observations)
+def test_without_running_pulls_something_startable_is_started(
+    spec: list[DesiredImage], observed: Observed
+) -> None:
+    idle = replace(observed, running=frozenset())
+    startable = [
+        i
+        for i in spec
+        if i.state is Desired.PRESENT
+        and idle.present.get(key_of(i)) is False
+        and idle.due.get(key_of(i), NOW) <= NOW
+    ]
+    assert bool(startable) == bool(plan(spec, idle, NOW).start)
+
+
+def test_failed_images_come_after_their_equals() -> None:
+    spec = [image("failed", parallel=1), image("fresh", parallel=1)]
+    missing: dict[Key, bool] = {key_of(i): False for i in spec}
+    observed = Observed(missing, frozenset(), {key_of(spec[0]): 50}, {key_of(spec[0])})
+    assert [key[0] for key in plan(spec, observed, NOW).start] == ["fresh"]
+
+
+def test_the_next_moment_is_that_of_the_first_due_image_that_is_wanted() -> None:
+    spec = [image("a"), image("b"), image("paused", state=Desired.PAUSED)]
+    due = {key_of(spec[0]): 130.0, key_of(spec[1]): 120.0, key_of(spec[2]): 110.0, ("gone", ""): 105.0}
+    assert next_due(spec, Observed({}, frozenset(), due), NOW) == 20
+    assert next_due([], Observed({}, frozenset(), due), NOW) is None
+
+
+limits = st.integers(1, 20)
+chances = st.floats(0, 1, exclude_max=True)
+
+
+def grown(attempts: int, uniform: float, pace: Pace) -> float:
+    previous = Backoff(attempts - 1, False, "", "", 0) if attempts > 1 else None
+    return after_failure(previous, Failure("Any", ""), limit=attempts + 1, pace=pace, uniform=uniform).delay
+
+
+@given(st.integers(1, 5000), chances)
+def test_delays_grow_and_stay_bounded(attempts: int, uniform: float) -> None:
+    pace = Pace(2, 300, 900)
+    assert 1 <= grown(attempts, uniform, pace) <= 300
+    assert grown(attempts + 1, uniform, pace) >= grown(attempts, uniform, pace)
+
+
+@given(limits, chances)
+def test_without_progress_exactly_the_limit_of_attempts_is_made(limit: int, uniform: float) -> None:
+    state: Backoff | None = None
+    for attempt in range(1, limit + 1):
+        state = after_failure(state, Failure("Any", ""), limit=limit, pace=Pace(), uniform=uniform)
+        assert (state.attempts, state.final) == (attempt, attempt == limit)
+    assert state is not None
+    assert 720 <= state.delay <= 1080
+
+
+@given(st.floats(0, 1e9), st.booleans(), chances)
+def test_retry_after_is_never_undercut_nor_endless(after: float, permanent: bool, uniform: float) -> None:
+    failure = Failure("Throttled", "", permanent, after)
+    delay = after_failure(None, failure, limit=8, pace=Pace(), uniform=uniform).delay
+    assert min(after, LONGEST_RETRY_AFTER) <= delay <= LONGEST_RETRY_AFTER
+
+
+def test_gained_bytes_start_the_count_anew() -> None:
+    late = Backoff(7, False, "Stalled", "", 0)
+    state = after_failure(late, Failure("Stalled", "", gained=True), limit=8, pace=Pace(), uniform=0.5)
+    assert (state.attempts, state.final) == (1, False)

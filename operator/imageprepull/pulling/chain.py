@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import SNAPSHOT_REF, UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
@@ -22,16 +21,6 @@ from imageprepull.runtime.snapshots import Mount
 
 class ChainLostError(Exception):
     """Lease or snapshots vanished under the pull: take a new lease and ask the chain again."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChainLayer:
-    """A layer with its place in the chain; `parent` is the chain ID below, empty for the first."""
-
-    descriptor: Descriptor
-    diff_id: str
-    chain_id: str
-    parent: str
 
 
 def check_diff_id(layer: ChainLayer, found: str) -> None:

@@ -21,11 +21,20 @@ from imageprepull.oci.manifest import (
     parse_manifest,
 )
 from imageprepull.oci.platform import Platform, check_platform, select
-from imageprepull.pulling.chain import ChainLayer
 from imageprepull.runtime.connection import Containerd
 
 Fetch = Callable[[Descriptor], Awaitable[bytes]]
 _DEEPEST_INDEX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLayer:
+    """A layer with its place in the chain; `parent` is the chain ID below, empty for the first."""
+
+    descriptor: Descriptor
+    diff_id: str
+    chain_id: str
+    parent: str
 
 
 @dataclass(frozen=True, slots=True)

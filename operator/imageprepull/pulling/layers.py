@@ -6,7 +6,8 @@ import asyncio
 
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.blobs import Wanted, hold_blob
-from imageprepull.pulling.chain import Chain, ChainLayer
+from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress, LayerProgress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from imageprepull.pulling.chain import ChainLayer
+from imageprepull.pulling.documents import ChainLayer
 
 
 def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list[int]]:

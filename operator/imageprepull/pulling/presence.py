@@ -9,8 +9,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.chain import ChainLayer
-from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
 from imageprepull.pulling.labels import CRI_PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd

@@ -95,13 +95,14 @@ async def live(settings: AgentSettings) -> None:
         opened_runtime(settings, waits.note_runtime) as node,
         ApiClient(settings.access, user_agent=f"imageprepull-agent/{__version__}") as api,
     ):
-        await serve_node(settings, node, api, health, metrics, waits)
+        await serve_node(settings, node, api, health=health, metrics=metrics, waits=waits)
 
 
 async def serve_node(
     settings: AgentSettings,
     node: ContainerdNode,
     api: ApiClient,
+    *,
     health: Health,
     metrics: AgentMetrics,
     waits: Waits,

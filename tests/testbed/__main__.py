@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.testbed up|down|status|env|build|add-node|remove-node|exec|proxy`."""
+"""The command line: `python -m tests.testbed up|down|status|env|packages|build|add-node|remove-node|exec|proxy`."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 
+from tests.testbed import packages
 from tests.testbed.build import build
 from tests.testbed.cluster import NODES, Cluster, enter
 from tests.testbed.errors import ClusterError
@@ -26,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("down", help="remove it without a trace")
     commands.add_parser("status", help="what runs, and the nodes")
     commands.add_parser("env", help="print shell settings: eval \"$(python -m tests.testbed env)\"")
-    commands.add_parser("build", help="build the binaries that the cache lacks")
+    commands.add_parser("packages", help="install the Debian packages that are missing")
+    build_parser = commands.add_parser("build", help="build the binaries that the cache lacks")
+    build_parser.add_argument("component", nargs="*")
     for name, text in (("add-node", "start one more node"), ("remove-node", "remove a node"), ("reboot", "reboot one")):
         commands.add_parser(name, help=text).add_argument("node")
     execute = commands.add_parser("exec", help="run a command on a node")
@@ -61,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"export KUBECONFIG={shlex.quote(settings['KUBECONFIG'])}")
             print(f"export PATH={shlex.quote(settings['PATH'])}:$PATH")
         case "build":
-            build()
+            build(arguments.component)
+        case "packages":
+            packages.install()
         case "add-node":
             cluster.add_node(arguments.node)
         case "remove-node":

@@ -2,10 +2,11 @@
 
 import base64
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.testbed.commands import run
+from tests.testbed.commands import run, write_if_changed
 from tests.testbed.layout import API_SERVICE, Layout
 
 DAYS = "3650"
@@ -27,6 +28,7 @@ class Authority:
         self.layout = layout
         self.folder = layout.pki
         self.certificate = self.folder / "ca.crt"
+        self._issuing = threading.Lock()
 
     def ensure(self) -> None:
         """Make the authority, the signing key of service accounts and the control plane's certificates."""
@@ -45,7 +47,11 @@ class Authority:
         self.issue("etcd", "etcd", names=(address, "IP:127.0.0.1"))
 
     def issue(self, name: str, user: str, group: str = "", names: Sequence[str] = ()) -> tuple[Path, Path]:
-        """Certificate and key `name`, for client and server use; made once."""
+        """Certificate and key `name`, for client and server use; made once, whichever node asks first."""
+        with self._issuing:
+            return self._issue(name, user, group, names)
+
+    def _issue(self, name: str, user: str, group: str, names: Sequence[str]) -> tuple[Path, Path]:
         certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         if certificate.exists():
             return certificate, key
@@ -89,8 +95,7 @@ class Authority:
             ],
             "contexts": [{"name": name, "context": {"cluster": name, "user": user}}],
         }
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(config, indent=1))
+        write_if_changed(file, json.dumps(config, indent=1))
         return file
 
     def _key(self, name: str) -> Path:

@@ -76,6 +76,8 @@ class Cluster:
                 _each(pool, [node.start for node in self.nodes()])
             self._route_pods()
             self.control_plane.wait()
+            for node in self.nodes():
+                node.start_kube_proxy()
             self.registry.wait()
             self.wait_ready()
             print(f"cluster {self.name}: {len(self.nodes())} nodes Ready after {time.monotonic() - started:.1f} s", flush=True)
@@ -103,6 +105,7 @@ class Cluster:
             for node in map(self.node, names):
                 node.containerd.check_alive()
                 node.kubelet.check_alive()
+                node.kube_proxy.check_alive()
             last.clear()
             last.update({name: self._not_ready(name) for name in names})
             return not any(last.values())
@@ -126,6 +129,8 @@ class Cluster:
         ready = conditions.get("Ready", {"status": "Unknown", "message": "the kubelet has not reported yet"})
         if ready["status"] != "True":
             return str(ready["message"])
+        if not self.node(name).services_work():
+            return f"kube-proxy has not written its rules; see {self.node(name).kube_proxy.log}"
         if node["status"]["nodeInfo"]["bootID"] != self.node(name).boot_id:
             return "the kubelet has not reported since the node was started"
         taints = [taint["key"] for taint in node["spec"].get("taints", [])]
@@ -150,6 +155,7 @@ class Cluster:
             self._register([name], disk)
             node = self.node(name)
             node.start()
+            node.start_kube_proxy()
             self._route_pods()
             self.wait_ready([name])
             return node

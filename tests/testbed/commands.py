@@ -43,6 +43,13 @@ def run(component: str, argv: Sequence[str | Path], *, stdin: str | bytes = "", 
     return done.stdout.decode(errors="replace")
 
 
+def write_if_changed(file: Path, text: str) -> None:
+    """Daemons watch their files, and some end when one is written: a file that is right is left alone."""
+    if not file.exists() or file.read_text() != text:
+        file.touch(mode=0o600)
+        file.write_text(text)
+
+
 def wait_until(
     component: str,
     what: str,

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from tests.testbed.errors import ClusterError
@@ -82,8 +81,9 @@ class Layout:
     def node_folder(self, node: str) -> Path:
         return self.folder / "nodes" / node
 
-    @cached_property
+    @property
     def subnet(self) -> int:
+        # Asked each time: `down` gives the number back, another cluster may have taken it since.
         return subnet(self.name)
 
     @property

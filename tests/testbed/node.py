@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import urllib.request
 import uuid
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 from tests.testbed import cgroups, network, node_config
 from tests.testbed.binaries import path
 from tests.testbed.certificates import Authority
-from tests.testbed.commands import inherited, run, wait_until
+from tests.testbed.commands import inherited, run, wait_until, write_if_changed
 from tests.testbed.errors import ClusterError
 from tests.testbed.layout import Layout
 from tests.testbed.pause_image import archive
@@ -83,7 +84,6 @@ class Node:
         network.connect(self.layout, self.index, self.sandbox.pid())
         self.start_containerd()
         self.start_kubelet()
-        self._start_kube_proxy()
 
     def stop(self) -> None:
         """Kill everything of the node and wait until its disk is free."""
@@ -127,7 +127,8 @@ class Node:
         ]
         self.kubelet.start([path("kubelet"), *flags], join=self.sandbox.pid())
 
-    def _start_kube_proxy(self) -> None:
+    def start_kube_proxy(self) -> None:
+        """Start it unless it runs. It ends when no API server answers, so this comes after that."""
         config = node_config.INSIDE / "kube-proxy.json"
         self.kube_proxy.start([path("kube-proxy"), f"--config={config}"], join=self.sandbox.pid())
 
@@ -174,32 +175,42 @@ class Node:
             fresh.rename(image)
         if not (self.folder / "boot-id").exists():
             self._new_boot_id()
-        config = node_config.containerd_16 if self.old else node_config.containerd_2
-        (etc / "containerd" / "config.toml").write_text(config(restrict_oom=not _may_raise_oom_score()))
-        (certs / "hosts.toml").write_text(node_config.hosts_toml(self.layout.registry_name))
-        (etc / "cni" / "10-pods.conflist").write_text(node_config.cni(self.layout, self.index))
-        (etc / "crictl.yaml").write_text(node_config.crictl())
-        node = etc / "node"
-        (node / "kubelet.json").write_text(node_config.kubelet(self.layout, self.name, self.ip))
-        (node / "kube-proxy.json").write_text(node_config.kube_proxy(self.layout, self.name))
+        containerd = node_config.containerd_16 if self.old else node_config.containerd_2
         resolver = Path("/etc/resolv.conf")
-        (node / "resolv.conf").write_text(resolver.read_text() if resolver.exists() else "")
+        node = etc / "node"
+        for file, text in (
+            (etc / "containerd" / "config.toml", containerd(restrict_oom=not _may_raise_oom_score())),
+            (certs / "hosts.toml", node_config.hosts_toml(self.layout.registry_name)),
+            (etc / "cni" / "10-pods.conflist", node_config.cni(self.layout, self.index)),
+            (etc / "crictl.yaml", node_config.crictl()),
+            (node / "kubelet.json", node_config.kubelet(self.layout, self.name, self.ip)),
+            (node / "kube-proxy.json", node_config.kube_proxy(self.layout, self.name)),
+            (node / "resolv.conf", resolver.read_text() if resolver.exists() else ""),
+        ):
+            write_if_changed(file, text)
         self._write_credentials(node)
 
     def _write_credentials(self, folder: Path) -> None:
-        certificate, key = self.authority.issue(
-            f"kubelet-{self.name}", f"system:node:{self.name}", "system:nodes", [f"IP:{self.ip}", f"DNS:{self.name}"]
-        )
-        shutil.copy(self.authority.certificate, folder / "ca.crt")
-        shutil.copy(certificate, folder / "kubelet.crt")
-        shutil.copy(key, folder / "kubelet.key")
         user = f"system:node:{self.name}"
+        names = [f"IP:{self.ip}", f"DNS:{self.name}"]
+        certificate, key = self.authority.issue(f"kubelet-{self.name}", user, "system:nodes", names)
+        write_if_changed(folder / "ca.crt", self.authority.certificate.read_text())
+        write_if_changed(folder / "kubelet.crt", certificate.read_text())
+        write_if_changed(folder / "kubelet.key", key.read_text())
         self.authority.kubeconfig(folder / "kubelet.kubeconfig", user, "system:nodes", f"kubelet-{self.name}")
         self.authority.kubeconfig(folder / "kube-proxy.kubeconfig", "system:kube-proxy")
 
     def _new_boot_id(self) -> None:
         # In place: the file is bind-mounted, and a mount holds on to the inode.
         (self.folder / "boot-id").write_text(f"{uuid.uuid4()}\n")
+
+    def services_work(self) -> bool:
+        """Whether kube-proxy has written its rules, as it says itself."""
+        try:
+            with urllib.request.urlopen(f"http://{self.ip}:10256/healthz", timeout=3) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     # What tests do to it.
 
@@ -264,6 +275,7 @@ class Node:
         self.stop()
         self._new_boot_id()
         self.start()
+        self.start_kube_proxy()
 
 
 def _may_raise_oom_score() -> bool:

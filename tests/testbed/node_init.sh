@@ -42,6 +42,10 @@ for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6
     ln -sf "/usr/sbin/$(echo "$tool" | sed 's/tables/tables-legacy/')" "usr/local/sbin/$tool"
 done
 
+for tool in crictl kubectl; do
+    ln -sf "$folder/../../bin/$tool" "usr/local/bin/$tool"
+done
+
 mkdir -p .machine
 pivot_root . .machine
 umount -l /.machine

@@ -1,0 +1,3 @@
+module imageprepull.io/testbed/whoami
+
+go 1.26.0

@@ -1,0 +1,128 @@
+"""FAKE agents: they pull nothing and report what a test tells them to, as real ones would write it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import NODEPREPULLS, NODES, PODS
+
+Document = dict[str, Any]
+
+
+class FakeAgents:
+    """All nodes' agents. `state` is what they report of wanted images; withdrawn ones become Absent."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self.state = "Ready"
+        self.reason = ""
+        self.layers: list[Document] = []
+        self.silent: set[str] = set()
+        self.keeps: set[str] = set()
+        """Nodes whose agent does not carry out withdrawals."""
+        self.seen: dict[str, list[Document]] = {}
+        """Every spec that each node's agent was given, in order."""
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(ApiError):
+                documents, _ = await self._api.list(NODEPREPULLS)
+                for document in documents:
+                    await self._report(document)
+            await asyncio.sleep(0.1)
+
+    async def _report(self, document: Document) -> None:
+        name = document["metadata"]["name"]
+        history = self.seen.setdefault(name, [])
+        if not history or history[-1] != document["spec"]:
+            history.append(document["spec"])
+        if name in self.silent:
+            return
+        images = [self._image(name, entry) for entry in document["spec"].get("images", ())]
+        status = {"observedGeneration": document["metadata"]["generation"], "images": images}
+        if document.get("status") != status:
+            await self._api.merge_patch(NODEPREPULLS, name, {"status": status}, subresource="status")
+
+    def _image(self, name: str, entry: Document) -> Document:
+        state = self.state
+        if entry.get("state") == "Absent":
+            state = "Ready" if name in self.keeps else "Absent"
+        image = {"reference": entry["reference"], "digest": entry["digest"], "state": state}
+        if state not in ("Ready", "Absent"):
+            image["layers"] = self.layers
+            if self.reason:
+                image["reason"] = self.reason
+        return image
+
+
+@contextlib.asynccontextmanager
+async def fake_agents(api: ApiClient) -> AsyncIterator[FakeAgents]:
+    agents = FakeAgents(api)
+    task = asyncio.create_task(agents.run())
+    try:
+        yield agents
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def add_node(
+    api: ApiClient, name: str, *, agent: bool = True, labels: dict[str, str] | None = None
+) -> None:
+    """A Node as its kubelet would register it, and its agent's pod, ready."""
+    await api.create(NODES, {"metadata": {"name": name, "labels": labels or {}}})
+    status = {
+        "nodeInfo": {**dict.fromkeys(NODE_INFO, ""), "operatingSystem": "linux", "architecture": "amd64"}
+    }
+    await api.merge_patch(NODES, name, {"status": status}, subresource="status")
+    if agent:
+        await add_agent(api, name)
+
+
+async def add_agent(api: ApiClient, node: str) -> None:
+    pod = {
+        "metadata": {"name": f"agent-{node}", "labels": {"app": "agent"}},
+        "spec": {
+            "nodeName": node,
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "agent", "image": "agent"}],
+            "tolerations": [{"operator": "Exists"}],
+        },
+    }
+    await api.create(PODS, pod, namespace="default")
+    condition = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    await api.merge_patch(
+        PODS,
+        f"agent-{node}",
+        {"status": {"conditions": [condition]}},
+        namespace="default",
+        subresource="status",
+    )
+
+
+async def remove_node(api: ApiClient, name: str) -> None:
+    """As a cluster's controllers would: the pod, the Node, and the NodePrepull that the Node owned."""
+    for kind, one, namespace in (
+        (PODS, f"agent-{name}", "default"),
+        (NODES, name, ""),
+        (NODEPREPULLS, name, ""),
+    ):
+        with contextlib.suppress(ApiError):
+            await api.delete(kind, one, namespace=namespace)
+
+
+NODE_INFO = (
+    "machineID",
+    "systemUUID",
+    "bootID",
+    "kernelVersion",
+    "osImage",
+    "containerRuntimeVersion",
+    "kubeletVersion",
+    "kubeProxyVersion",
+)

@@ -1,0 +1,439 @@
+"""The operator's process against a real etcd and API server. Nodes have no kubelets, and the agents are FAKE."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import CONFIGMAPS, CRDS, EVENTS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
+from tests.cluster.bare_api import BareApi, Child, Operator, free_port, running
+from tests.cluster.fake_agents import FakeAgents, add_node, fake_agents, remove_node
+from tests.testbed.images import LayerSpec, build_image, push
+
+pytestmark = pytest.mark.timeout(240)
+CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
+PINNED = "quay.io/x/pinned@sha256:" + "a" * 64
+OTHER = "quay.io/x/other@sha256:" + "b" * 64
+NODE_NAMES = ("n1", "n2", "n3")
+
+
+@pytest.fixture(scope="module")
+def bare_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
+    server = BareApi(tmp_path_factory.mktemp("bare-api"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def registry_url(bare_api: BareApi) -> Iterator[str]:
+    folder, port = bare_api.folder, free_port()
+    config = {
+        "version": "0.1",
+        "log": {"level": "info"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    (folder / "registry.json").write_text(json.dumps(config))
+    with running(Child(["docker-registry", "serve", str(folder / "registry.json")], folder / "registry.log")):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def api(bare_api: BareApi) -> AsyncIterator[ApiClient]:
+    """A client on a server with both CRDs, three nodes with agents, and nothing else of ours."""
+    async with ApiClient(bare_api.access()) as client:
+        for file in CRD_FILES:
+            crd = yaml.safe_load(file.read_text())
+            await client.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
+        await eventually(lambda: established(client))
+        for name in NODE_NAMES:
+            await add_node(client, name, labels={"zone": name})
+        yield client
+        for document in (await client.list(IMAGEPREPULLS))[0]:
+            await client.delete(IMAGEPREPULLS, document["metadata"]["name"], namespace="default")
+        for document in (await client.list(NODES))[0]:
+            await remove_node(client, document["metadata"]["name"])
+        for document in (await client.list(NODEPREPULLS))[0]:
+            await client.delete(NODEPREPULLS, document["metadata"]["name"])
+        for kind, name in ((LEASES, "imageprepull-operator"), (CONFIGMAPS, "imageprepull-pace")):
+            with contextlib.suppress(ApiError):
+                await client.delete(kind, name, namespace="default")
+
+
+@pytest.fixture
+async def agents(api: ApiClient) -> AsyncIterator[FakeAgents]:
+    async with fake_agents(api) as agents:
+        yield agents
+
+
+async def established(api: ApiClient) -> bool:
+    await api.list(IMAGEPREPULLS)
+    await api.list(NODEPREPULLS)
+    return True
+
+
+async def eventually(check: Callable[[], Any], within: float = 20) -> Any:
+    """Ask until the answer is true; the last failed assertion or API error is the test's."""
+    end = time.monotonic() + within
+    while True:
+        try:
+            answer = await check()
+            assert answer
+        except (AssertionError, ApiError, KeyError, IndexError, StopIteration):
+            if time.monotonic() > end:
+                raise
+        else:
+            return answer
+        await asyncio.sleep(0.1)
+
+
+async def create(api: ApiClient, name: str, *images: str, **spec: Any) -> dict[str, Any]:
+    body = {
+        "apiVersion": IMAGEPREPULLS.api_version,
+        "kind": IMAGEPREPULLS.kind,
+        "metadata": {"name": name},
+        "spec": {"images": [{"image": image} for image in images], **spec},
+    }
+    return await api.create(IMAGEPREPULLS, body, namespace="default")
+
+
+async def status(api: ApiClient, name: str) -> dict[str, Any]:
+    document = await api.get(IMAGEPREPULLS, name, "default")
+    found: dict[str, Any] = document["status"]
+    assert found["observedGeneration"] == document["metadata"]["generation"]
+    return found
+
+
+async def condition(api: ApiClient, name: str, kind: str) -> dict[str, Any]:
+    document = await api.get(IMAGEPREPULLS, name, "default")
+    found = next(one for one in document["status"]["conditions"] if one["type"] == kind)
+    assert found["observedGeneration"] == document["metadata"]["generation"]
+    return dict(found)
+
+
+def ready(api: ApiClient, name: str, value: str = "True") -> Callable[[], Any]:
+    async def check() -> bool:
+        found = await condition(api, name, "Ready")
+        assert found["status"] == value, found
+        return True
+
+    return check
+
+
+async def entries(api: ApiClient, node: str) -> dict[str, str]:
+    document = await api.get(NODEPREPULLS, node)
+    return {one["reference"]: one.get("state", "Present") for one in document["spec"].get("images", ())}
+
+
+def holds(api: ApiClient, node: str, **wanted: str) -> Callable[[], Any]:
+    async def check() -> bool:
+        found = {
+            reference.split("/")[-1].split("@")[0]: state
+            for reference, state in (await entries(api, node)).items()
+        }
+        assert found == wanted
+        return True
+
+    return check
+
+
+async def test_an_object_goes_from_apply_to_ready_and_away(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op")):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        found = await status(api, "web")
+        assert found["readyNodes"] == "3/3"
+        assert found["progress"] == "100%"
+        assert found["nodes"]["desired"] == found["nodes"]["ready"] == 3
+        assert {detail["node"] for detail in found["nodeDetails"]} == set(NODE_NAMES)
+        assert {one["type"] for one in found["conditions"]} == {"Ready", "Reconciling", "Stalled", "Resolved"}
+        node = await api.get(NODES, "n1")
+        prepull = await api.get(NODEPREPULLS, "n1")
+        assert [owner["uid"] for owner in prepull["metadata"]["ownerReferences"]] == [node["metadata"]["uid"]]
+        document = await api.get(IMAGEPREPULLS, "web", "default")
+        assert not document["metadata"].get("annotations")
+        assert not document["metadata"].get("finalizers")
+        assert (await api.get(CONFIGMAPS, "imageprepull-pace", "default"))["data"]["storm"] == "false"
+
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        for name in NODE_NAMES:
+            await eventually(holds(api, name))
+            assert [
+                one["images"][0].get("state", "Present") for one in agents.seen[name] if one.get("images")
+            ] == [
+                "Present",
+                "Absent",
+            ]
+        events = {event["reason"] for event in (await api.list(EVENTS, namespace="default"))[0]}
+        assert {"Started", "Completed"} <= events
+
+
+async def test_nodes_come_and_go(bare_api: BareApi, api: ApiClient, agents: FakeAgents) -> None:
+    with running(Operator(bare_api, "op")):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        await add_node(api, "n4")
+        await eventually(holds(api, "n4", pinned="Present"), within=5)
+
+        async def counts(ready_nodes: str) -> bool:
+            assert (await status(api, "web"))["readyNodes"] == ready_nodes
+            return True
+
+        await eventually(lambda: counts("4/4"), within=5)
+        await remove_node(api, "n4")
+        await eventually(lambda: counts("3/3"), within=5)
+        await api.delete(NODEPREPULLS, "n2")
+        await eventually(holds(api, "n2", pinned="Present"), within=5)
+
+
+async def test_an_edit_lets_go_of_what_is_not_named_any_more(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op")):
+        await create(api, "web", PINNED)
+        await create(api, "same", PINNED, nodeSelector={"zone": "n1"})
+        await eventually(ready(api, "web"))
+        agents.keeps.add("n2")
+        edit: dict[str, Any] = {"spec": {"images": [{"image": OTHER}]}}
+        await api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default")
+        await eventually(holds(api, "n1", pinned="Present", other="Present"))
+        await eventually(holds(api, "n2", pinned="Absent", other="Present"))
+        await eventually(holds(api, "n3", other="Present"))
+        await eventually(ready(api, "web"))
+        edit = {"spec": {"nodeSelector": {"zone": "n3"}}}
+        await api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default")
+        await eventually(holds(api, "n1", pinned="Present"))
+
+
+async def test_a_bad_spec_is_refused_and_takes_nothing_back(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op")):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        edit = {"spec": {"images": [{"image": "nginx"}, {"image": "docker.io/library/nginx:latest"}]}}
+        await api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default")
+        await eventually(ready(api, "web", "False"))
+        stalled = await condition(api, "web", "Stalled")
+        assert (stalled["status"], stalled["reason"]) == ("True", "DuplicateImage")
+        await eventually(holds(api, "n1", pinned="Present"))
+        await create(api, "later", PINNED, suspend=True)
+        await eventually(ready(api, "later", "False"))
+        assert "spec.suspend=true" in (await condition(api, "later", "Stalled"))["message"]
+
+
+async def test_failures_and_missing_agents_are_shown(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op")):
+        agents.state, agents.reason = "Failed", "NoSpace"
+        await create(api, "web", PINNED)
+        await create(api, "none", PINNED, nodeSelector={"zone": "nowhere"})
+        await add_node(api, "bare", agent=False, labels={"zone": "bare"})
+        await create(api, "alone", PINNED, nodeSelector={"zone": "bare"})
+
+        async def shown() -> bool:
+            found = await status(api, "web")
+            assert {one["reason"]: one["count"] for one in found["failures"]} == {
+                "NoSpace": 3,
+                "AgentUnavailable": 1,
+            }
+            assert found["nodes"]["failed"] == 3
+            assert (await condition(api, "none", "Ready"))["reason"] == "NoMatchingNodes"
+            assert (await condition(api, "alone", "Ready"))["reason"] == "NoAgents"
+            return True
+
+        agents.silent.add("bare")
+        await eventually(shown)
+        events = {event["reason"] for event in (await api.list(EVENTS, namespace="default"))[0]}
+        assert {"Failed", "NoMatchingNodes"} <= events
+
+
+async def test_a_second_replica_takes_over(bare_api: BareApi, api: ApiClient, agents: FakeAgents) -> None:
+    with running(Operator(bare_api, "first")) as first:
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        with running(Operator(bare_api, "second")) as second:
+            assert isinstance(second, Operator)
+            await eventually(lambda: answers(second, "/readyz"))
+            assert await holder(api) == "first"
+            # Frozen, so that it can neither renew nor release.
+            first.send(signal.SIGSTOP)
+            frozen = time.monotonic()
+            await eventually(lambda: led_by(api, "second"))
+            assert time.monotonic() - frozen < 15
+            await add_node(api, "n4")
+            await eventually(holds(api, "n4", pinned="Present"))
+            first.send(signal.SIGCONT)
+            await eventually(lambda: has_ended(first))
+            assert first.ended() == 70
+            # A stopped leader hands over at once.
+            third = Operator(bare_api, "third")
+            with running(third):
+                await eventually(lambda: answers(third, "/readyz"))
+                assert second.stop() == 0
+                await eventually(lambda: led_by(api, "third"), within=4)
+                assert (await condition(api, "web", "Ready"))["status"] == "True"
+
+
+async def answers(operator: Operator, question: str) -> bool:
+    try:
+        code, text = await asyncio.to_thread(operator.ask, question)
+    except OSError as error:
+        raise AssertionError(f"{error}:\n{operator.tail()}") from error
+    assert code == 200, text
+    return True
+
+
+async def has_ended(child: Child) -> bool:
+    return child.ended() is not None
+
+
+async def holder(api: ApiClient) -> str:
+    lease = await api.get(LEASES, "imageprepull-operator", "default")
+    return str(lease["spec"].get("holderIdentity") or "")
+
+
+async def led_by(api: ApiClient, identity: str) -> bool:
+    assert await holder(api) == identity
+    return True
+
+
+async def test_what_vanished_unseen_is_let_go_one_by_one_only(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op")):
+        for name in ("a", "b", "c"):
+            await create(api, name, PINNED, nodeSelector={"zone": f"n{ord(name) - 96}"})
+        for name in ("a", "b", "c"):
+            await eventually(ready(api, name))
+    await api.delete(IMAGEPREPULLS, "a", namespace="default")
+    with running(Operator(bare_api, "op")):
+        await eventually(holds(api, "n1"))
+        await eventually(holds(api, "n2", pinned="Present"))
+    await api.delete(IMAGEPREPULLS, "b", namespace="default")
+    await api.delete(IMAGEPREPULLS, "c", namespace="default")
+    operator = Operator(bare_api, "op")
+    with running(operator):
+
+        async def held() -> str:
+            _, text = await asyncio.to_thread(operator.ask, "/readyz?verbose")
+            line = next(line for line in text.splitlines() if "approve-removals=" in line)
+            return line.rpartition("=")[2].rstrip(")")
+
+        token = await eventually(held)
+        assert await holds(api, "n2", pinned="Present")()
+        _, metrics = await asyncio.to_thread(operator.ask, "/metrics")
+        assert "imageprepull_removals_held 2.0" in metrics
+        events = (await api.list(EVENTS, namespace="default"))[0]
+        assert any(one["reason"] == "RemovalsHeld" and one["regarding"]["kind"] == "Lease" for one in events)
+        approval = {"metadata": {"annotations": {"imageprepull.io/approve-removals": token}}}
+        await api.merge_patch(LEASES, "imageprepull-operator", approval, namespace="default")
+        await eventually(holds(api, "n2"))
+        await eventually(holds(api, "n3"))
+
+
+async def test_a_deleted_crd_takes_nothing_back(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    operator = Operator(bare_api, "op")
+    with running(operator):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        await api.delete(CRDS, "imageprepulls.imageprepull.io")
+        await eventually(lambda: has_ended(operator))
+    assert operator.ended() != 0
+    assert "kopf" in operator.tail(60) or "ImagePrepull" in operator.tail(60)
+    assert await holds(api, "n1", pinned="Present")()
+    crd = yaml.safe_load(CRD_FILES[0].read_text())
+    await eventually(lambda: api.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True))
+    await eventually(lambda: established(api))
+
+
+async def test_without_crds_it_ends_and_says_what_to_do(bare_api: BareApi, api: ApiClient) -> None:
+    await api.delete(CRDS, "nodeprepulls.imageprepull.io")
+    operator = Operator(bare_api, "op", "--crd-timeout=1")
+    with running(operator):
+        await eventually(lambda: has_ended(operator))
+    assert operator.ended() == 1
+    assert "nodeprepulls.imageprepull.io" in operator.tail()
+    crd = yaml.safe_load(CRD_FILES[1].read_text())
+    await api.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
+    await eventually(lambda: established(api))
+
+
+async def test_a_tag_is_resolved_once_and_survives_a_restart(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents, registry_url: str
+) -> None:
+    reference = f"{registry_url.removeprefix('http://')}/demo/app:1"
+    first = push(build_image([LayerSpec({"a": b"1"}), LayerSpec({"b": b"2"})]), registry_url, "demo/app", "1")
+    layers = [
+        {"digest": "sha256:" + "0" * 64, "size": 10, "state": state, "done": 5}
+        for state in ("Applied", "Downloading")
+    ]
+    agents.state, agents.layers = "Pulling", layers
+    with running(Operator(bare_api, "op")):
+        await create(api, "app", reference)
+
+        async def resolved() -> dict[str, Any]:
+            found = await status(api, "app")
+            assert (await condition(api, "app", "Resolved"))["status"] == "True"
+            assert found["nodes"]["pulling"] == 3
+            return found
+
+        found = await eventually(resolved)
+        image = found["images"][0]
+        assert (image["image"], image["digest"]) == (reference, first)
+        assert [layer["nodes"] for layer in image["platforms"][0]["layers"]] == [
+            {"Applied": 3},
+            {"Downloading": 3},
+        ]
+    second = push(build_image([LayerSpec({"a": b"moved"})]), registry_url, "demo/app", "1")
+    assert second != first
+    agents.state = "Ready"
+    with running(Operator(bare_api, "op")):
+        await eventually(ready(api, "app"))
+        await add_node(api, "n4")
+        await eventually(holds(api, "n4", **{"app:1": "Present"}))
+    digests = {
+        entry["digest"]
+        for document in (await api.list(NODEPREPULLS))[0]
+        for entry in document["spec"]["images"]
+    }
+    assert digests == {first}
+    assert (await status(api, "app"))["images"][0]["digest"] == first
+
+
+async def test_an_image_that_is_not_there_stops_no_other(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents, registry_url: str
+) -> None:
+    host = registry_url.removeprefix("http://")
+    push(build_image([LayerSpec({"c": b"1"})]), registry_url, "demo/there", "1")
+    with running(Operator(bare_api, "op")):
+        await create(api, "mixed", f"{host}/demo/missing:1", f"{host}/demo/there:1")
+
+        async def shown() -> bool:
+            resolved = await condition(api, "mixed", "Resolved")
+            assert (resolved["status"], resolved["reason"]) == ("False", "NotFound")
+            assert "demo/missing" in resolved["message"]
+            return True
+
+        await eventually(shown)
+        await eventually(holds(api, "n1", **{"there:1": "Present"}))
+        assert (await condition(api, "mixed", "Ready"))["status"] == "False"

@@ -1,8 +1,11 @@
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imageprepull.controller.assign import assign
+from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.nodes import NodeFacts, Taint
 from imageprepull.controller.render import Owners, Rendered, done_removals, render
 from imageprepull.controller.resolution import Resolution
@@ -14,17 +17,20 @@ REDIS = "docker.io/library/redis:7"
 KNOWN = {NGINX: resolution(NGINX, 1), REDIS: resolution(REDIS, 2)}
 
 
-def planned(*candidates, facts=None, resolutions=KNOWN, gone=(), confirmed=()):
-    facts = facts or nodes("n1")
-    return Owners(
-        {one.uid: one for one in candidates},
-        assign(candidates, facts, resolutions),
-        set(gone),
-        set(confirmed),
-    )
+def planned(
+    *candidates: Candidate,
+    facts: Mapping[str, NodeFacts] | None = None,
+    resolutions: Mapping[str, Resolution] = KNOWN,
+    gone: Iterable[str] = (),
+    confirmed: Iterable[str] = (),
+) -> Owners:
+    choices = assign(candidates, facts or nodes("n1"), resolutions)
+    return Owners({one.uid: one for one in candidates}, choices, set(gone), set(confirmed))
 
 
-def entry(reference=NGINX, number=1, owners=("shop/web/uid-web",), **more) -> DesiredImage:
+def entry(
+    reference: str = NGINX, number: int = 1, owners: Iterable[str] = ("shop/web/uid-web",), **more: Any
+) -> DesiredImage:
     return DesiredImage(reference=reference, digest=digest(number), owners=list(owners), pin=True, **more)
 
 

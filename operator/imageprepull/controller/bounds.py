@@ -140,13 +140,22 @@ def _platform_with(bare: PlatformImage, layers: list[Any], of: int) -> PlatformI
 
 
 def _node_details(draft: Draft, filling: _Filling) -> list[NodeDetail]:
+    """Nodes in the order of interest; one that does not fit whole is shown without layers and messages."""
     details: list[NodeDetail] = []
     for seen in draft.views[: schema.NODE_DETAILS]:
-        one = clipped(detail(seen), _NODE)
+        one: NodeDetail = clipped(detail(seen), _NODE)
         if not filling.take(one):
-            break
+            one = _slim(one)
+            if not filling.take(one):
+                break
         details.append(one)
     return details
+
+
+def _slim(node: NodeDetail) -> NodeDetail:
+    # The most frequent messages are in `failures`; all of them are in the NodePrepull.
+    images = [msgspec.structs.replace(image, layers=[], message="") for image in node.images]
+    return msgspec.structs.replace(node, images=images)
 
 
 def clipped(model: Any, bounds: Mapping[str, Any] = BOUNDS) -> Any:

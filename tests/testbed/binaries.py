@@ -59,7 +59,7 @@ COMPONENTS = {
     component.name: component
     for component in (
         Component("pause", (".",), ("pause",)),
-        Component("whoami", (".",), ("whoami",)),
+        Component("probe", (".",), ("probe",)),
         Component("etcd", ("go.etcd.io/etcd/server/v3",), ("etcd",)),
         Component(
             "containerd",

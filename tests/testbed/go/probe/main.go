@@ -1,12 +1,17 @@
-// Command whoami asks the API server, as any program in a pod does, for whom it takes this pod: at the service's
-// address, with the service account's token, verifying the server's certificate. It prints the user's name.
+// Command probe looks at the network from inside a pod.
+//
+//	probe whoami     for whom the API server takes this pod: asked at the service's address, with the service
+//	                 account's token, verifying the server's certificate
+//	probe get URL    what the URL answers
 package main
 
 import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -20,12 +25,33 @@ const (
 )
 
 func main() {
-	name, err := whoami()
+	var answer string
+	err := errors.New("usage: probe whoami | probe get URL")
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "whoami":
+		answer, err = whoami()
+	case len(os.Args) == 3 && os.Args[1] == "get":
+		answer, err = get(os.Args[2])
+	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "whoami:", err)
+		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
 	}
-	fmt.Println(name)
+	fmt.Println(answer)
+}
+
+func get(url string) (string, error) {
+	client := http.Client{Timeout: 10 * time.Second}
+	response, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answered %s", url, response.Status)
+	}
+	return string(body), err
 }
 
 func whoami() (string, error) {

@@ -1,0 +1,3 @@
+module imageprepull.io/testbed/probe
+
+go 1.26.0

@@ -1,3 +1,0 @@
-module imageprepull.io/testbed/whoami
-
-go 1.26.0

@@ -24,8 +24,6 @@ from imageprepull.telemetry.metrics import AgentMetrics
 
 logger = structlog.get_logger(__name__)
 
-IN_WORK = ("Downloading", "Downloaded", "Extracting", "Extracted")
-
 
 @dataclass(frozen=True, slots=True)
 class Delays:

@@ -19,12 +19,14 @@ from imageprepull.resources.nodeprepull import NodePrepull
 logger = structlog.get_logger(__name__)
 
 
-class SpecWatch:
-    """The newest readable spec of this node's object. `on_spec` hears every new one, and None when it is gone."""
+OnSpec = Callable[[NodePrepull | None, NodePrepull | None], None]
+"""Hears (before, now); `now` is None when the object is gone."""
 
-    def __init__(
-        self, api: ApiClient, node_name: str, timings: Timings, on_spec: Callable[[NodePrepull | None], None]
-    ) -> None:
+
+class SpecWatch:
+    """The newest readable spec of this node's object. `on_spec` hears of every change of it."""
+
+    def __init__(self, api: ApiClient, node_name: str, timings: Timings, on_spec: OnSpec) -> None:
         # By name: the API server indexes such watches, so that 5,000 agents cost one dispatch each.
         self.informer = Informer(
             api,
@@ -42,8 +44,8 @@ class SpecWatch:
     def take(self, change: Change) -> None:
         """Bring one change in. Our own status writes come back as changes too and say nothing new."""
         if change.type == "deleted":
-            self.current = None
-            self._on_spec(None)
+            old, self.current = self.current, None
+            self._on_spec(old, None)
             return
         try:
             new = decode(NodePrepull, change.object)
@@ -60,7 +62,7 @@ class SpecWatch:
             or old.metadata.uid != new.metadata.uid
             or old.metadata.generation != new.metadata.generation
         ):
-            self._on_spec(new)
+            self._on_spec(old, new)
 
 
 class PaceWatch:

@@ -1,0 +1,212 @@
+"""The agent's loops together, over a fake API server and a fake node; real time, short delays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imageprepull.agent.loops import serve_node
+from imageprepull.agent.pace import CONFIGMAP, Pace
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.agent.spool_lock import locked
+from imageprepull.agent.watch import PaceWatch, SpecWatch
+from imageprepull.kube.cache import Change
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.informer import Timings
+from imageprepull.telemetry.health import Health
+from imageprepull.telemetry.metrics import AgentMetrics
+from tests.unit.agent_doubles import FakeNode
+from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
+
+QUICK = Timings(silence=5, relist_jitter=0.01, backoff_base=0.01, backoff_cap=0.05)
+DIGEST = "sha256:" + "a" * 64
+
+
+class Stage:
+    def __init__(self, server: FakeApiServer) -> None:
+        self.server = server
+        self.node = FakeNode()
+        self.swept: list[set[str]] = []
+        self.lose: Callable[[], None] = lambda: None
+        self.health = Health(AgentMetrics().registry)
+        self.task: asyncio.Task[None] | None = None
+
+    async def want(self, *references: str, generation: int = 1, uid: str = "") -> None:
+        images = [{"reference": reference, "digest": DIGEST} for reference in references]
+        document = await self.server.put("n1", uid=uid, spec={"images": images})
+        document["metadata"]["generation"] = generation
+
+    def statuses(self) -> list[Any]:
+        return [body["status"] for body in self.server.bodies if body]
+
+    async def until_status(self, condition: Callable[[Any], bool]) -> Any:
+        async with asyncio.timeout(5), self.server.asked:
+            await self.server.asked.wait_for(lambda: any(condition(s) for s in self.statuses()))
+        return next(s for s in self.statuses() if condition(s))
+
+    async def until_pulling(self, reference: str) -> None:
+        await self.until_status(lambda s: states(s).get(reference) == "Pulling")
+
+    async def sweep(self, wanted: Callable[[], Collection[str]]) -> None:
+        self.swept.append(set(wanted()))
+
+    async def follow(self, on_loss: Callable[[], None]) -> None:
+        self.lose = on_loss
+        await asyncio.Event().wait()
+
+
+def states(document: Any) -> dict[str, str]:
+    return {entry["reference"]: entry["state"] for entry in document["images"]}
+
+
+@asynccontextmanager
+async def running(stage: Stage) -> AsyncIterator[None]:
+    settings = AgentSettings(
+        access=stage.server.access(),
+        node_name="n1",
+        namespace="ns",
+        pace=Pace(report_interval=0.05),
+        watch=QUICK,
+        stop_timeout=4,
+    )
+    async with ApiClient(settings.access, timeout=2) as api:
+        stage.task = asyncio.create_task(
+            serve_node(
+                settings,
+                stage.node,
+                api,
+                health=stage.health,
+                metrics=AgentMetrics(),
+                sweep=stage.sweep,
+                follow=stage.follow,
+            )
+        )
+        try:
+            yield
+        finally:
+            stage.task.cancel()
+            await asyncio.wait([stage.task])
+            assert stage.task.cancelled(), stage.task.exception()
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with serve() as server:
+        yield Stage(server)
+
+
+async def test_from_spec_to_pull_to_ready_status(stage: Stage) -> None:
+    await stage.want("a")
+    async with running(stage):
+        await stage.until_pulling("a")
+        assert stage.swept == [{DIGEST}]
+        stage.node.succeed("a")
+        ready = await stage.until_status(lambda s: states(s) == {"a": "Ready"})
+        assert (ready["observedGeneration"], ready["summary"]["ready"]) == (1, 1)
+        assert [check() for check in [*stage.health.ready.values(), *stage.health.live.values()]] == [
+            None
+        ] * 5
+
+
+async def test_nothing_is_swept_or_written_before_there_is_a_spec(stage: Stage) -> None:
+    async with running(stage):
+        await stage.server.until_asked("WATCH", 2)
+        assert stage.swept == []
+        assert stage.statuses() == []
+        await stage.want("a")
+        await stage.until_pulling("a")
+
+
+async def test_a_deleted_object_stops_and_removes_nothing_and_a_new_one_is_told_everything(
+    stage: Stage,
+) -> None:
+    await stage.want("a")
+    stage.node.holds.add("a")
+    async with running(stage):
+        await stage.until_status(lambda s: states(s) == {"a": "Ready"})
+        await stage.server.remove("n1")
+        count = len(stage.statuses())
+        await stage.want("a", generation=1, uid="another")
+        async with asyncio.timeout(5), stage.server.asked:
+            await stage.server.asked.wait_for(
+                lambda: len(stage.statuses()) > count and states(stage.statuses()[-1]) == {"a": "Ready"}
+            )
+        assert not [call for call in stage.node.calls if not call.startswith("held")]
+
+
+async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:
+    await stage.want("a")
+    stage.node.holds.add("a")
+    async with running(stage):
+        await stage.until_status(lambda s: states(s) == {"a": "Ready"})
+        stage.node.holds.clear()
+        stage.lose()
+        await stage.until_pulling("a")
+
+
+async def test_a_refused_status_is_written_again(stage: Stage) -> None:
+    stage.server.faults += [Fault("PATCH", code, status(code, "No")) for code in (409, 500)]
+    await stage.want("a")
+    async with running(stage):
+        async with asyncio.timeout(10):
+            await stage.server.until_asked("PATCH", 3)
+        await stage.until_status(lambda s: states(s) == {"a": "Pulling"})
+
+
+async def test_the_end_cancels_pulls_and_says_so(stage: Stage) -> None:
+    await stage.want("a")
+    async with running(stage):
+        await stage.until_pulling("a")
+    assert "cancelled a" in stage.node.calls
+    assert not [call for call in stage.node.calls if call.startswith(("abandon", "unpin"))]
+    assert states(stage.statuses()[-1]) == {"a": "Waiting"}
+
+
+async def test_an_unreadable_spec_keeps_the_last_one(stage: Stage) -> None:
+    heard: list[Any] = []
+    async with ApiClient(stage.server.access()) as api:
+        watch = SpecWatch(api, "n1", QUICK, lambda old, new: heard.append(new))
+        good = await stage.server.put("n1", spec={"images": [{"reference": "a", "digest": DIGEST}]})
+        watch.take(Change("added", good, None, witnessed=True))
+        bad = await stage.server.put("n1", spec={"images": [{"reference": 7}]})
+        watch.take(Change("modified", bad, good, witnessed=True))
+    assert len(heard) == 1
+    assert "cannot read the NodePrepull" in watch.problem
+    assert watch.current is heard[0]
+
+
+async def test_the_pace_falls_back_to_the_flags_when_the_shared_object_goes(stage: Stage) -> None:
+    paces: list[Pace] = []
+    async with ApiClient(stage.server.access()) as api:
+        watch = PaceWatch(api, "ns", QUICK, Pace(3), paces.append)
+        shared = await stage.server.put(CONFIGMAP, namespace="ns", data={"reportIntervalSeconds": "60"})
+        watch.take(Change("added", shared, None, witnessed=True))
+        watch.take(Change("deleted", shared, shared, witnessed=True))
+    assert [pace.report_interval for pace in paces] == [60, 3]
+
+
+async def test_two_agents_exclude_each_other_and_the_second_says_why_it_waits(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    waiting = asyncio.Event()
+
+    def note(reason: str) -> None:
+        reasons.append(reason)
+        waiting.set()
+
+    async def second() -> None:
+        async with locked(tmp_path / "spool", retry=0.01, on_wait=note):
+            pass
+
+    async with locked(tmp_path / "spool", retry=0.01, on_wait=lambda _: None):
+        task = asyncio.create_task(second())
+        await waiting.wait()
+        assert not task.done()
+        assert "another agent holds" in reasons[0]
+    async with asyncio.timeout(5):
+        await task
+    assert reasons[-1] == ""

@@ -13,7 +13,8 @@ import structlog
 
 from imageprepull import __version__
 from imageprepull.agent.loops import serve_node
-from imageprepull.agent.runtime_start import follow_events, opened_runtime, swept
+from imageprepull.agent.losses import follow_losses
+from imageprepull.agent.runtime_start import opened_runtime, swept
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.agent.spool_lock import locked
 from imageprepull.kube.client import ApiClient
@@ -92,5 +93,11 @@ async def live(settings: AgentSettings) -> None:
             health=health,
             metrics=metrics,
             sweep=lambda wanted: swept(node, wanted, waits.note_runtime),
-            follow=lambda on_loss: follow_events(node.containerd, settings, on_loss),
+            follow=lambda on_loss: follow_losses(
+                node.containerd.events.subscribe,
+                on_loss,
+                namespace=node.containerd.namespace,
+                settle=settings.event_settle,
+                reconnect=settings.reconnect,
+            ),
         )

@@ -1,4 +1,4 @@
-"""From nothing to a node whose containerd answers, and the events by which it tells of losses."""
+"""From nothing to a node whose containerd answers, swept of what earlier agents left. Called by main.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from imageprepull.pulling.sweep import sweep
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.credentials import NoCredentials
 from imageprepull.registry.hosts import DEFAULT_DIRS, HostsConfig
-from imageprepull.runtime.connection import Containerd, connect
+from imageprepull.runtime.connection import connect
 from imageprepull.runtime.discovery import RuntimeInfo, discover
 from imageprepull.runtime.errors import RuntimeFault
 
 logger = structlog.get_logger(__name__)
-
-LOSSES = ('topic=="/images/delete"', 'topic=="/images/update"', 'topic=="/snapshot/remove"')
 
 
 @asynccontextmanager
@@ -101,18 +99,3 @@ def read_boot_id(path: Path) -> str:
     except OSError as error:
         logger.warning("cannot tell the boot, unsynced layers will be believed", error=str(error))
         return ""
-
-
-async def follow_events(containerd: Containerd, settings: AgentSettings, on_loss: Callable[[], None]) -> None:
-    """Call `on_loss` when images or snapshots went, and whenever events may have been missed. Never ends."""
-    while True:
-        try:
-            async for event in containerd.events.subscribe(LOSSES):
-                if event.namespace == containerd.namespace:
-                    # They come in swarms: a collection removes a snapshot after the other.
-                    await asyncio.sleep(settings.event_settle)
-                    on_loss()
-        except RuntimeFault as fault:
-            logger.debug("runtime events ended", error=str(fault))
-        await asyncio.sleep(settings.reconnect)
-        on_loss()

@@ -1,0 +1,54 @@
+"""The runtime's own events as a hint that images may be gone: garbage collection, `crictl rmi`, a restart.
+
+Only a hint: the reconciler asks the runtime anew, and a slow resync finds what no event told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import structlog
+
+from imageprepull.runtime.errors import RuntimeFault
+
+logger = structlog.get_logger(__name__)
+
+LOSSES = ('topic=="/images/delete"', 'topic=="/snapshot/remove"')
+
+
+async def follow_losses(
+    subscribe: Callable[[Sequence[str]], AsyncIterator[Any]],
+    on_loss: Callable[[], None],
+    *,
+    namespace: str,
+    settle: float,
+    reconnect: float,
+) -> None:
+    """Call `on_loss` after losses and whenever some may have been missed. Never ends.
+
+    Events come in swarms (a collection removes one snapshot after the other): all that follow one within `settle`
+    seconds are told together. A lost subscription is renewed after `reconnect` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    pending: asyncio.TimerHandle | None = None
+
+    def tell() -> None:
+        nonlocal pending
+        pending = None
+        on_loss()
+
+    try:
+        while True:
+            try:
+                async for event in subscribe(LOSSES):
+                    if event.namespace == namespace and pending is None:
+                        pending = loop.call_later(settle, tell)
+            except RuntimeFault as fault:
+                logger.debug("runtime events ended", error=str(fault))
+            await asyncio.sleep(reconnect)
+            on_loss()
+    finally:
+        if pending is not None:
+            pending.cancel()

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from imageprepull.agent.losses import follow_losses
+from imageprepull.runtime.errors import Unavailable
+
+
+@dataclass
+class FakeEvent:
+    namespace: str
+
+
+async def test_a_swarm_is_told_once_and_a_lost_subscription_is_renewed_and_told() -> None:
+    told = asyncio.Queue[str]()
+    subscriptions = 0
+    go_on = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        nonlocal subscriptions
+        subscriptions += 1
+        assert 'topic=="/images/delete"' in filters
+        if subscriptions > 1:
+            await asyncio.Event().wait()
+        for _ in range(50):
+            yield FakeEvent("k8s.io")
+        yield FakeEvent("moby")
+        await go_on.wait()
+        raise Unavailable("subscribe", "connection lost")
+
+    task = asyncio.create_task(
+        follow_losses(
+            subscribe, lambda: told.put_nowait("loss"), namespace="k8s.io", settle=0.02, reconnect=0.01
+        )
+    )
+    async with asyncio.timeout(5):
+        await told.get()
+        await asyncio.sleep(0.05)
+        assert told.empty()
+        go_on.set()
+        await told.get()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_other_namespaces_are_nobodys_loss() -> None:
+    told: list[str] = []
+    heard = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        yield FakeEvent("moby")
+        heard.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(
+        follow_losses(subscribe, lambda: told.append("loss"), namespace="k8s.io", settle=0, reconnect=60)
+    )
+    await heard.wait()
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    assert told == []

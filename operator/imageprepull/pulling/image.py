@@ -166,7 +166,6 @@ class ImagePull:
             progress=progress,
             keep_partial=request.keep_lease_on_failure,
         ).run()
-        self._elapsed("layers")
         progress.enter("Finishing")
         await put_documents(
             containerd,

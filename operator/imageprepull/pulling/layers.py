@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.blobs import Wanted, hold_blob
@@ -42,6 +43,8 @@ class LayerWork:
         self._layers = layers
         self._progress = progress
         self._keep_partial = keep_partial
+        self._started = time.monotonic()
+        self._first_apply = 0.0
 
     async def run(self) -> None:
         """Return when every layer is a committed snapshot.
@@ -79,6 +82,7 @@ class LayerWork:
         def complete() -> None:
             for layer in shown:
                 self._progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
+            self._progress.seconds["download"] = time.monotonic() - self._started
 
         wanted = Wanted(
             reference=self._reference,
@@ -102,6 +106,7 @@ class LayerWork:
         layer, shown = self._layers[number], self._progress.layers[number]
         # The chain first: whoever waits for a chain that another image applies must not hold an apply slot.
         async with self._machinery.chains.hold(layer.chain_id), self._machinery.applies.slot(number):
+            self._first_apply = self._first_apply or time.monotonic()
             try:
                 await self._chain.apply(
                     layer, extracting=lambda: self._progress.advance(shown, LayerState.EXTRACTING)
@@ -109,6 +114,8 @@ class LayerWork:
             except Exception:
                 self._fail([shown])
                 raise
+        # From the first apply to the last commit, waiting for blobs in between included.
+        self._progress.seconds["extract"] = time.monotonic() - self._first_apply
         self._progress.advance(shown, LayerState.APPLIED)
 
     def _fail(self, shown: list[LayerProgress]) -> None:

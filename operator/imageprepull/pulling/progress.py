@@ -33,6 +33,8 @@ class ImageProgress:
     """An image while it is pulled. `layers` is empty until manifest and config are known.
 
     `phase` is one of Resolving, Pulling, Finishing, Ready, KeepingBlobs, Done.
+    `seconds`: `resolve`, `ready` and `done` from the start of the pull; `download` and `extract` are the spans of
+    those two, which overlap.
     """
 
     reference: str

@@ -1,0 +1,213 @@
+"""Downloads through the real registry client, against a fake registry that fails as told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
+from imageprepull.oci.digests import sha256_digest
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.blobs import Spool, Wanted
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.registry.client import RegistryClient
+from imageprepull.registry.hosts import HostsConfig
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
+
+BODY = random.Random(1).randbytes(3_000_000)
+BLOB = Descriptor(OCI_LAYER, sha256_digest(BODY), len(BODY))
+SETTINGS = PullSettings(
+    backoff_base=0.001,
+    backoff_cap=0.005,
+    attempts_without_progress=2,
+    write_batch=64 * 1024,
+    checkpoint=500_000,
+)
+
+
+class Bench:
+    """A spool over a fake registry, and what its downloads told."""
+
+    def __init__(self, registry: FaultyRegistry, client: RegistryClient, folder: Path) -> None:
+        self.registry = registry
+        self.folder = folder
+        self.limiter = Limiter(8)
+        self.spool = Spool(client, folder, self.limiter, SETTINGS, "boot")
+        self.received = 0
+        self.held: list[int] = []
+        registry.blobs[BLOB.digest] = BODY
+
+    def wanted(self, *, repository: str = "a/b", keep: bool = False, priority: int = 0) -> Wanted:
+        return Wanted(
+            reference=Reference.parse(f"{self.registry.address}/{repository}:1"),
+            descriptor=BLOB,
+            lease="lease",
+            priority=priority,
+            keep_partial=keep,
+            advanced=self.held.append,
+            received=self._count,
+        )
+
+    def _count(self, host: str, count: int) -> None:
+        self.received += count
+
+    async def fetch(self, wanted: Wanted | None = None) -> bytes:
+        async with self.spool.blob(wanted or self.wanted()) as path:
+            return path.read_bytes()
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with (
+        FaultyRegistry() as registry,
+        RegistryClient(HostsConfig([tmp_path / "certs.d"]), stall_timeout=1) as client,
+    ):
+        yield Bench(registry, client, tmp_path / "spool")
+
+
+async def test_a_blob_is_fetched_verified_and_gone_from_the_spool_after_use(bench: Bench) -> None:
+    assert await bench.fetch() == BODY
+    assert bench.received == len(BODY)
+    assert bench.held == sorted(bench.held)
+    assert bench.held[-1] == len(BODY)
+    assert bench.left() == []
+    assert bench.limiter.held == 0
+
+
+async def test_a_cut_connection_is_resumed_where_it_ended(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=1_000_000), Fault(cut_after=700_000)]
+    assert await bench.fetch() == BODY
+    assert bench.received == len(BODY), "no byte twice"
+    spans = bench.registry.gets(BLOB.digest)
+    assert len(spans) == 3
+    assert all(span.startswith("bytes=") for span in spans[1:])
+
+
+async def test_a_host_that_ignores_the_range_still_ends_in_the_right_blob(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=1_000_000), Fault(ignore_range=True)]
+    assert await bench.fetch() == BODY
+
+
+async def test_a_stalled_connection_is_given_up_and_resumed(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=500_000)]
+    assert await bench.fetch() == BODY
+    assert len(bench.registry.gets(BLOB.digest)) == 2
+
+
+async def test_bytes_gained_reset_the_count_of_failures(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=400_000) for _ in range(6)]
+    assert await bench.fetch() == BODY
+
+
+async def test_failures_without_progress_end_it_and_leave_nothing(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(status=503) for _ in range(50)]
+    with pytest.raises(PullError) as caught:
+        await bench.fetch()
+    assert not caught.value.permanent
+    assert bench.left() == []
+
+
+async def test_what_is_kept_for_the_next_attempt_is_not_fetched_again(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=2_000_000), *[Fault(status=503) for _ in range(50)]]
+    with pytest.raises(PullError):
+        await bench.fetch(bench.wanted(keep=True))
+    assert len(bench.left()) == 2
+    gained = bench.received
+    assert gained > 1_900_000
+    bench.registry.faults.clear()
+    assert await bench.fetch() == BODY
+    assert bench.received == len(BODY)
+    assert bench.left() == []
+
+
+async def test_a_missing_blob_is_not_asked_for_again(bench: Bench) -> None:
+    del bench.registry.blobs[BLOB.digest]
+    with pytest.raises(PullError, match=BLOB.digest[:20]) as caught:
+        await bench.fetch()
+    assert caught.value.permanent
+    assert caught.value.reason == "NotFound"
+    assert len(bench.registry.gets(BLOB.digest)) == 1
+
+
+async def test_corrupt_bytes_are_fetched_once_more(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(change=lambda body: b"x" + body[1:])]
+    assert await bench.fetch() == BODY
+    assert bench.received == 2 * len(BODY)
+
+
+async def test_bytes_corrupt_twice_are_the_registrys_fault(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(change=lambda body: b"x" + body[1:]) for _ in range(2)]
+    with pytest.raises(PullError) as caught:
+        await bench.fetch(bench.wanted(keep=True))
+    assert (caught.value.reason, caught.value.permanent) == ("DigestMismatch", True)
+    assert bench.left() == [] or read_held(bench.folder) == 0
+
+
+def read_held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("sha256-*") if path.suffix != ".json")
+
+
+@pytest.mark.parametrize("change", [lambda body: body + b"more", lambda body: body[:-1]])
+async def test_a_blob_of_another_size_is_refused(bench: Bench, change: object) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(change=change) for _ in range(50)]  # type: ignore[arg-type]
+    with pytest.raises(PullError):
+        await bench.fetch()
+    assert bench.left() == []
+
+
+async def test_two_who_want_the_same_blob_share_one_download(bench: Bench) -> None:
+    both = await asyncio.gather(bench.fetch(), bench.fetch(bench.wanted(repository="c/d")))
+    assert both == [BODY, BODY]
+    assert len(bench.registry.gets(BLOB.digest)) == 1
+    assert bench.received == len(BODY)
+
+
+async def test_one_who_leaves_does_not_stop_the_other(bench: Bench) -> None:
+    release = asyncio.Event()
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
+    first = asyncio.create_task(bench.fetch())
+    second = asyncio.create_task(bench.fetch())
+    await bench_until(lambda: bool(bench.held) and bench.held[-1] > 0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    release.set()
+    assert await second == BODY
+    assert len(bench.registry.gets(BLOB.digest)) == 1
+
+
+async def test_the_last_who_leaves_stops_the_download_and_removes_its_bytes(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000)]
+    only = asyncio.create_task(bench.fetch())
+    await bench_until(lambda: bool(bench.held) and bench.held[-1] > 0)
+    only.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await only
+    assert bench.left() == []
+    assert bench.limiter.held == 0
+    assert bench.spool.in_use == frozenset()
+
+
+async def test_another_repositorys_refusal_is_not_ours(bench: Bench) -> None:
+    # The first download, of another repository, is refused; whoever waited for it tries with its own.
+    bench.registry.faults[BLOB.digest] = [Fault(status=403)]
+    results = await asyncio.gather(
+        bench.fetch(bench.wanted(repository="private/x")), bench.fetch(), return_exceptions=True
+    )
+    assert isinstance(results[0], PullError)
+    assert results[1] == BODY
+
+
+async def bench_until(true: object) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # type: ignore[operator]  # noqa: ASYNC110 - the fake's socket has no event for us.
+            await asyncio.sleep(0.005)

@@ -1,0 +1,150 @@
+"""The spool file: what it believes after a restart, what it hashes, what stays on disk."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
+from imageprepull.oci.digests import sha256_digest
+from imageprepull.pulling.private_folder import private_folder
+from imageprepull.pulling.spool import SpoolFile, data_path, read_sidecar, sidecar_path
+from imageprepull.pulling.sweep import remove_spools_except, remove_spools_of
+
+BODY = bytes(range(256)) * 40
+BLOB = Descriptor(OCI_LAYER + "+gzip", sha256_digest(BODY), len(BODY))
+NEVER = 1 << 60
+
+
+def opened(folder: Path, boot: str = "boot-1", descriptor: Descriptor = BLOB) -> SpoolFile:
+    file = SpoolFile(folder, descriptor, boot_id=boot, lease="lease-1")
+    file.open()
+    return file
+
+
+def test_a_blob_written_in_order_matches_its_digest(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    for offset in range(0, len(BODY), 1000):
+        assert not file.matches()
+        file.write(
+            offset, [BODY[offset : offset + 300], BODY[offset + 300 : offset + 1000]], note_every=NEVER
+        )
+    assert file.matches()
+    assert file.path.read_bytes() == BODY
+    file.close(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_blob_written_in_any_order_matches_too(tmp_path_factory: object, chance: random.Random) -> None:
+    folder = tmp_path_factory.mktemp("spool")  # type: ignore[attr-defined]
+    file = opened(folder)
+    pieces = list(range(0, len(BODY), 1024))
+    chance.shuffle(pieces)
+    for offset in pieces:
+        file.write(offset, [BODY[offset : offset + 1024]], note_every=NEVER)
+    assert file.matches()
+    file.close(keep=False)
+
+
+def test_wrong_bytes_do_not_match_and_a_reset_forgets_them(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.write(0, [b"x" * len(BODY)], note_every=NEVER)
+    assert file.held.complete
+    assert not file.matches()
+    file.reset()
+    assert file.held.held == 0
+    file.write(0, [BODY], note_every=NEVER)
+    assert file.matches()
+    file.close(keep=False)
+
+
+def test_the_next_life_goes_on_from_the_bytes_held(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.write(0, [BODY[:4000]], note_every=NEVER)
+    first.close(keep=True)
+    second = opened(tmp_path)
+    assert second.held.frontier == 4000
+    second.write(4000, [BODY[4000:]], note_every=NEVER)
+    assert second.matches()
+    second.close(keep=False)
+
+
+def test_a_process_that_died_loses_only_what_came_after_the_last_note(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    first.write(0, [BODY[:3000]], note_every=2000)
+    first.write(3000, [BODY[3000:3500]], note_every=2000)
+    second = opened(tmp_path)  # the first was never closed.
+    assert second.held.ranges == [(0, 3000)]
+    first.close(keep=False)
+    second.close(keep=False)
+
+
+@pytest.mark.parametrize("change", ["boot", "size", "garbage", "no data", "short data"])
+def test_bytes_are_not_believed_when(tmp_path: Path, change: str) -> None:
+    first = opened(tmp_path)
+    first.write(0, [BODY[:4000]], note_every=NEVER)
+    first.close(keep=True)
+    descriptor, boot = BLOB, "boot-1"
+    match change:
+        case "boot":
+            boot = "boot-2"
+        case "size":
+            descriptor = Descriptor(BLOB.media_type, BLOB.digest, BLOB.size + 1)
+        case "garbage":
+            sidecar_path(tmp_path, BLOB.digest).write_text('{"digest": 3')
+        case "no data":
+            data_path(tmp_path, BLOB.digest).unlink()
+        case "short data":
+            data_path(tmp_path, BLOB.digest).write_bytes(BODY[:10])
+    second = opened(tmp_path, boot, descriptor)
+    assert second.held.held == 0
+    second.close(keep=False)
+
+
+def test_a_sweep_keeps_the_files_of_kept_leases_of_this_boot_only(tmp_path: Path) -> None:
+    bodies = {name: name.encode() * 100 for name in ("kept", "other lease", "other boot")}
+    for name, body in bodies.items():
+        descriptor = Descriptor(BLOB.media_type, sha256_digest(body), len(body))
+        lease = "gone" if name == "other lease" else "kept"
+        boot = "before" if name == "other boot" else "now"
+        file = SpoolFile(tmp_path, descriptor, boot_id=boot, lease=lease)
+        file.open()
+        file.write(0, [body[:50]], note_every=NEVER)
+        file.close(keep=True)
+    (tmp_path / "sha256-unnoted").write_bytes(b"1")
+    (tmp_path / "somebody-else").write_bytes(b"2")
+    removed = remove_spools_except(tmp_path, {"kept"}, "now")
+    kept = sha256_digest(bodies["kept"]).replace(":", "-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [kept, f"{kept}.json", "somebody-else"]
+    assert "sha256-unnoted" in removed
+
+
+def test_giving_a_lease_up_removes_its_files_but_not_those_in_use(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.write(0, [BODY[:10]], note_every=NEVER)
+    file.close(keep=True)
+    assert remove_spools_of(tmp_path, {"lease-1"}, {BLOB.digest}) == []
+    assert remove_spools_of(tmp_path, {"lease-2"}, ()) == []
+    assert read_sidecar(sidecar_path(tmp_path, BLOB.digest)) is not None
+    assert remove_spools_of(tmp_path, {"lease-1"}, ()) == [BLOB.digest]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_folder_goes_with_its_block_and_takes_dead_ones_along(tmp_path: Path) -> None:
+    base = tmp_path / "spools"
+    with private_folder(base) as living:
+        dead = base / "123-dead"
+        dead.mkdir()
+        (dead / "lock").touch()
+        (dead / "sha256-1").write_bytes(b"left over")
+        with private_folder(base) as mine:
+            assert living.is_dir()
+            assert mine.is_dir()
+            assert not dead.exists()
+        assert not mine.exists()
+    assert not base.exists()

@@ -35,11 +35,14 @@ class FakeNode:
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
         self.calls: list[str] = []
         self.down = False
+        self.odd: set[str] = set()
         self.downloads = 0
 
     async def held(self, image: DesiredImage) -> Held:
         if self.down:
-            raise NodeError("RuntimeUnavailable", "containerd does not answer")
+            raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+        if image.reference in self.odd:
+            raise NodeError("NotAnImage", "its config is no image's", permanent=True)
         self.calls.append(f"held {image.reference}")
         return Held(image.reference in self.holds, pinned=image.pin, layers=2)
 

@@ -201,7 +201,24 @@ async def test_paused_stops_the_pull_and_keeps_its_lease(bench: Bench) -> None:
 
 async def test_a_new_digest_replaces_the_pull_of_the_old_one(bench: Bench) -> None:
     await bench.spec(image("a"))
-    assert await bench.spec(image("a", digest="sha256:" + "b" * 64)) == ["cancelled a", "pull a"]
+    assert await bench.spec(image("a", digest="sha256:" + "b" * 64)) == [
+        "cancelled a",
+        "abandon a",
+        "pull a",
+    ]
+
+
+async def test_the_lease_of_a_failed_pull_goes_with_its_entry_but_not_with_the_object(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.reconciler.freeze()
+    assert await bench.steps() == []
+    await bench.spec(image("b"))
+    bench.node.fail("b")
+    await bench.steps()
+    assert await bench.spec() == ["abandon b"]
+    assert await bench.steps() == []
 
 
 async def test_a_lost_image_is_found_when_suspected_and_pulled_again(bench: Bench) -> None:
@@ -221,6 +238,16 @@ async def test_without_the_runtime_nothing_is_started_and_it_is_asked_again(benc
     bench.node.down = False
     assert await bench.steps() == ["pull a"]
     assert bench.reconciler.problem == ""
+
+
+async def test_an_image_that_cannot_be_judged_stops_no_other(bench: Bench) -> None:
+    bench.node.odd.add("odd")
+    assert await bench.spec(image("odd"), image("a")) == ["pull a"]
+    assert bench.states() == ["odd Failed", "a Pulling"]
+    assert bench.reconciler.problem == ""
+    bench.node.odd.clear()
+    assert await bench.steps(800) == []
+    assert await bench.steps(200) == ["pull odd"]
 
 
 async def test_a_pull_that_is_stopped_before_its_first_step_frees_its_slot(bench: Bench) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import structlog
+
 from imageprepull import __version__
 from imageprepull.agent.node import Held, NodeError, Pulled
 from imageprepull.agent.settings import AgentSettings
@@ -23,9 +25,13 @@ from imageprepull.registry.client import RegistryClient
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
+from imageprepull.runtime.errors import SocketMissing, TimedOut
 
 LEASE_LABEL = "imageprepull.io/lease"
+UNAVAILABLE = ("RuntimeUnavailable", SocketMissing.reason, TimedOut.reason)
 T = TypeVar("T")
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +120,27 @@ class ContainerdNode:
         )
 
     async def _do(self, image: DesiredImage, work: Callable[[Reference], Awaitable[T]]) -> T:
-        """Run `work` on the parsed reference; every expected error becomes a `NodeError`, defects pass through."""
+        """Run `work` on the parsed reference; whatever goes wrong becomes a `NodeError`.
+
+        Defects too: one image with odd content must not stop a whole node.
+        """
         try:
             return await work(Reference.parse(image.reference))
         except InvalidReference as error:
             raise NodeError("InvalidReference", str(error), permanent=True) from error
         except Exception as error:
-            judged: PullError = as_pull_error(error)
+            judged = self._judge(image, error)
             raise NodeError(
-                judged.reason, str(judged), permanent=judged.permanent, retry_after=judged.retry_after
+                judged.reason,
+                str(judged),
+                permanent=judged.permanent,
+                retry_after=judged.retry_after,
+                unavailable=judged.reason in UNAVAILABLE,
             ) from error
+
+    def _judge(self, image: DesiredImage, error: Exception) -> PullError:
+        try:
+            return as_pull_error(error)
+        except Exception:
+            logger.exception("unexpected failure", image=image.reference, digest=image.digest)
+            return PullError("InternalError", f"{type(error).__name__}: {error}")

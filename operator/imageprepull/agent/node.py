@@ -29,14 +29,24 @@ class Pulled:
 
 
 class NodeError(Exception):
-    """What a node could not do. `permanent`: trying again without a change elsewhere cannot help."""
+    """What a node could not do. `permanent`: trying again without a change elsewhere cannot help.
+
+    `unavailable`: the runtime as a whole does not answer, so that asking about other images is useless.
+    """
 
     def __init__(
-        self, reason: str, message: str, *, permanent: bool = False, retry_after: float | None = None
+        self,
+        reason: str,
+        message: str,
+        *,
+        permanent: bool = False,
+        retry_after: float | None = None,
+        unavailable: bool = False,
     ) -> None:
         self.reason = reason
         self.permanent = permanent
         self.retry_after = retry_after
+        self.unavailable = unavailable
         super().__init__(message)
 
 

@@ -63,6 +63,8 @@ class Reconciler:
         self._frozen = True
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._working: dict[Key, ImageView] = {}
+        self._orphans: dict[Key, DesiredImage] = {}
+        """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
         self._woken = asyncio.Event()
 
@@ -85,6 +87,10 @@ class Reconciler:
                 view.taken_over(image)
                 self._suspect.add(key)
             views[key] = view
+            self._orphans.pop(key, None)
+        for key, view in self.views.items():
+            if key not in views and (view.running or view.backoff is not None):
+                self._orphans[key] = view.desired
         self.views = views
         self._desired = list(desired)
         self._frozen = False
@@ -144,6 +150,7 @@ class Reconciler:
             self._start(self.views[key])
         for key in actions.unpin:
             await self._unpin(key)
+        await self._drop_orphans()
         wait = next_due(self._desired, self._observed(), self._clock.now())
         self._log_changes()
         if answered:
@@ -159,7 +166,12 @@ class Reconciler:
             await asyncio.wait(tasks)
 
     async def _ask(self) -> bool:
-        """Ask the runtime about every suspect; False when it did not answer, and they stay suspect."""
+        """Ask the runtime about every suspect; False when it did not answer, and they stay suspect.
+
+        An image that cannot be judged (odd content, a bad reference) is a failure of that image alone.
+        """
+        now = self._clock.now()
+        self._suspect.update(key for key, view in self.views.items() if view.held is None and view.due <= now)
         for key in [key for key in self.views if key in self._suspect]:
             view = self.views.get(key)
             if view is None or view.running or view.desired.state is Desired.ABSENT:
@@ -170,9 +182,19 @@ class Reconciler:
             try:
                 held = await self._node.held(view.desired)
             except NodeError as error:
-                self._suspect.add(key)
-                self._note_problem(f"{error.reason}: {error}")
-                return False
+                if error.unavailable:
+                    self._suspect.add(key)
+                    self._note_problem(f"{error.reason}: {error}")
+                    return False
+                view.held = None
+                self._back_off(
+                    view,
+                    view.desired,
+                    Failure(error.reason, str(error), error.permanent, error.retry_after),
+                    view.best_done,
+                )
+                self._on_change()
+                continue
             if held != view.held:
                 view.held = held
                 self._on_change()
@@ -300,6 +322,12 @@ class Reconciler:
             self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
             self.wake()
         self._on_change()
+
+    async def _drop_orphans(self) -> None:
+        """Leases of attempts that nobody will resume; what is finished and recorded stays as it is."""
+        for key in [key for key in self._orphans if key not in self._running]:
+            if image := self._orphans.pop(key, None):
+                await self._abandon(image)
 
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self.problem:

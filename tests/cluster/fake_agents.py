@@ -107,13 +107,13 @@ async def add_agent(api: ApiClient, node: str) -> None:
 
 async def remove_node(api: ApiClient, name: str) -> None:
     """As a cluster's controllers would: the pod, the Node, and the NodePrepull that the Node owned."""
-    for kind, one, namespace in (
-        (PODS, f"agent-{name}", "default"),
-        (NODES, name, ""),
-        (NODEPREPULLS, name, ""),
-    ):
+    with contextlib.suppress(ApiError):
+        # No kubelet is there to confirm the pod's end.
+        pod = PODS.path("default", f"agent-{name}")
+        await api._document("DELETE", pod, body={"gracePeriodSeconds": 0})
+    for kind in (NODES, NODEPREPULLS):
         with contextlib.suppress(ApiError):
-            await api.delete(kind, one, namespace=namespace)
+            await api.delete(kind, name)
 
 
 NODE_INFO = (

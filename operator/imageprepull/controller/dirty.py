@@ -30,6 +30,8 @@ class DirtyKeys(Generic[K]):
         self._working: set[K] = set()
         self._again: dict[K, float] = {}
         self._count = 0
+        self.failures: dict[K, int] = {}
+        """Attempts that failed in a row, by key; shared by all workers."""
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -86,7 +88,7 @@ async def work(
 
     Anything but an `ApiError` is a bug and ends the worker, and with it the process.
     """
-    failures: dict[K, int] = {}
+    failures = queue.failures
     while True:
         key = await queue.take()
         try:
@@ -119,3 +121,7 @@ class Rate:
         self._next += self._interval
         if wait > 0:
             await asyncio.sleep(wait)
+
+    def give_back(self) -> None:
+        """The turn was not used."""
+        self._next -= self._interval

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -105,6 +106,8 @@ class KopfThread:
         def hand_over(event: str | None, body: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self._on_event, event, body)
 
+        # One line per event, of an object that our own status write may have touched.
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
         error: BaseException | None = None
         try:
             with asyncio.Runner() as runner:

@@ -94,6 +94,7 @@ class Leader:
         self._ticker.look_at_agents()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(kopf.run(), name="kopf")
+            tasks.create_task(self._standby.trust.guard(self._settings.crd_interval), name="crds")
             # No plan before everything that exists was read once.
             await self._list_at_first()
             tasks.create_task(self._resync(), name="resync")

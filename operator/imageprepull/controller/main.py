@@ -80,7 +80,7 @@ async def _until_stopped(standby: Standby, leader: Leader, lease: Lease, setting
         if lost is not None:
             # Whatever else failed with it is a consequence; reason and exit code are the lease's.
             raise leaf(lost) from None
-        failed = group.subgroup(lambda error: not isinstance(error, Stopped))
+        _, failed = group.split(Stopped)
         if failed is not None:
             raise leaf(failed) from group
         logger.info("stopped")

@@ -114,5 +114,6 @@ def _body(node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec
         "apiVersion": NODEPREPULLS.api_version,
         "kind": NODEPREPULLS.kind,
         "metadata": metadata,
-        "spec": encode(spec),
+        # Written even when empty: the API server makes null of an applied object without fields, and refuses it.
+        "spec": {"images": []} | encode(spec),
     }

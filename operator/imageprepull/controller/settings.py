@@ -32,6 +32,7 @@ class OperatorSettings:
     confirm_interval: float = 30
     lease_seconds: float = 15
     crd_timeout: float = 60
+    crd_interval: float = 5
     agent_timeout: float = 120
     debounce: float = 0.2
     event_interval: float = 600

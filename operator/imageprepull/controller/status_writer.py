@@ -69,13 +69,11 @@ class StatusWriter:
             self._queues.statuses.add(key, wait)
             return
         # The turn comes first: what is written is the state at that moment, not from before the wait.
-        status = self._status(known)
-        if status is None or not self._differs(known, status):
-            return
         await self._rate.slot()
         known = self._world.prepulls.get(key)
         status = self._status(known) if known is not None else None
-        if known is None or status is None:
+        if known is None or status is None or not self._differs(known, status):
+            self._rate.give_back()
             return
         await self._patch(known, status)
 

@@ -20,7 +20,7 @@ POLL = 1.0
 
 
 class CrdsMissing(Exception):
-    """The CRDs did not come in time; says which and how to install them."""
+    """The CRDs are not there, or not the same any more; says which and what to do."""
 
 
 def crd_uid(document: dict[str, Any]) -> str:
@@ -48,7 +48,13 @@ class Trust:
         """
         end = time.monotonic() + timeout
         while True:
-            uids = await self._read()
+            try:
+                uids = await self._read()
+            except ApiError as error:
+                if not error.temporary:
+                    raise
+                logger.warning("CRDs not read", error=str(error))
+                uids = ("",) * len(NAMES)
             if all(uids):
                 self._uids = uids
                 return
@@ -68,12 +74,33 @@ class Trust:
         try:
             return crd_uid(await self._api.get(CRDS, name))
         except ApiError as error:
-            if not (error.not_found or error.temporary):
+            if not error.not_found:
                 raise
             return ""
 
+    async def guard(self, interval: float) -> None:
+        """Look every `interval` seconds until cancelled.
+
+        Raises:
+            CrdsMissing: a CRD is being deleted, is gone, or was made anew. A new start waits for it and reads all.
+        """
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                uids = await self._read()
+            except ApiError as error:
+                logger.warning("CRDs not read", error=str(error))
+                continue
+            changed = [name for name, uid, was in zip(NAMES, uids, self._uids, strict=True) if uid != was]
+            if changed:
+                raise CrdsMissing(f"deleted, or deleted and made anew: {', '.join(changed)}; starting over")
+
     async def holds(self) -> bool:
-        """Whether what is missing now is really missing. Ask after the reads that it shall vouch for."""
+        """Whether what is missing now is really missing. Ask after the reads that it shall vouch for.
+
+        Raises:
+            ApiError: the API server did not tell.
+        """
         if not all(informer.synced.is_set() and not informer.problem for informer in self.informers):
             return False
         return await self._read() == self._uids

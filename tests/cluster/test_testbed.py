@@ -179,7 +179,7 @@ def test_the_proxy_withholds_bytes_until_they_are_released_and_counts_them(clust
     proxy.reset()
     proxy.hold(digest, after=50_000)
     pull = subprocess.Popen(
-        node._enter(["crictl", "pull", f"{cluster.registry_name}/testbed/held:1"]), stdout=subprocess.DEVNULL
+        node.enter(["crictl", "pull", f"{cluster.registry_name}/testbed/held:1"]), stdout=subprocess.DEVNULL
     )
     try:
         eventually("the pull stands at the held byte", lambda: proxy.waiting(digest) == 1)
@@ -283,7 +283,7 @@ def test_a_fourth_node_comes_and_goes(cluster: Cluster) -> None:
     cluster.remove_node("d")
     assert "d" not in [one["metadata"]["name"] for one in cluster.get("nodes")["items"]]
     assert not node.folder.exists()
-    assert f"ipp-{NAME}.3" not in os.listdir("/sys/class/net")
+    assert not Path(f"/sys/class/net/ipp-{NAME}.3").exists()
     with pytest.raises(ClusterError, match="has no node 'd'"):
         cluster.node("d")
 

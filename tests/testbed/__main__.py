@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import shlex
+import subprocess
 import sys
+from collections.abc import Callable
 
 from tests.testbed import packages
 from tests.testbed.build import build
-from tests.testbed.cluster import NODES, Cluster, enter
+from tests.testbed.cluster import NODES, Cluster
 from tests.testbed.errors import ClusterError
 from tests.testbed.leftovers import leftovers
 from tests.testbed.node import DEFAULT_DISK
@@ -26,11 +28,15 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--disk", type=float, default=DEFAULT_DISK / GIB, help="GiB per node, sparse")
     commands.add_parser("down", help="remove it without a trace")
     commands.add_parser("status", help="what runs, and the nodes")
-    commands.add_parser("env", help="print shell settings: eval \"$(python -m tests.testbed env)\"")
+    commands.add_parser("env", help='print shell settings: eval "$(python -m tests.testbed env)"')
     commands.add_parser("packages", help="install the Debian packages that are missing")
     build_parser = commands.add_parser("build", help="build the binaries that the cache lacks")
     build_parser.add_argument("component", nargs="*")
-    for name, text in (("add-node", "start one more node"), ("remove-node", "remove a node"), ("reboot", "reboot one")):
+    for name, text in (
+        ("add-node", "start one more node"),
+        ("remove-node", "remove a node"),
+        ("reboot", "reboot one"),
+    ):
         commands.add_parser(name, help=text).add_argument("node")
     execute = commands.add_parser("exec", help="run a command on a node")
     execute.add_argument("node")
@@ -48,25 +54,41 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked; the exit status."""
-    cluster = Cluster(arguments.name)
     match arguments.command:
-        case "up":
-            cluster.up(arguments.nodes.split(","), disk=int(arguments.disk * GIB))
-        case "down":
-            cluster.down()
-            left = leftovers(arguments.name)
-            print("\n".join(["left behind:", *left]) if left else f"cluster {arguments.name} is gone")
-            return int(bool(left))
-        case "status":
-            return status(cluster)
-        case "env":
-            settings = cluster.environment()
-            print(f"export KUBECONFIG={shlex.quote(settings['KUBECONFIG'])}")
-            print(f"export PATH={shlex.quote(settings['PATH'])}:$PATH")
         case "build":
             build(arguments.component)
+            return 0
         case "packages":
             packages.install()
+            return 0
+    return COMMANDS[arguments.command](Cluster(arguments.name), arguments)
+
+
+def up(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Start or repair."""
+    cluster.up(arguments.nodes.split(","), disk=int(arguments.disk * GIB))
+    return 0
+
+
+def down(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Remove, then look for what is left; 1 when there is something."""
+    cluster.down()
+    left = leftovers(cluster.name)
+    print("\n".join(["left behind:", *left]) if left else f"cluster {cluster.name} is gone")
+    return int(bool(left))
+
+
+def env(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """Print what a shell can evaluate."""
+    settings = cluster.environment()
+    print(f"export KUBECONFIG={shlex.quote(settings['KUBECONFIG'])}")
+    print(f"export PATH={shlex.quote(settings['PATH'])}:$PATH")
+    return 0
+
+
+def node_command(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    """What is done to one node."""
+    match arguments.command:
         case "add-node":
             cluster.add_node(arguments.node)
         case "remove-node":
@@ -74,14 +96,12 @@ def run(arguments: argparse.Namespace) -> int:
         case "reboot":
             cluster.reboot(arguments.node)
         case "exec":
-            pid = str(cluster.node(arguments.node).sandbox.pid())
-            return enter(["nsenter", "-t", pid, "-m", "-n", "-p", "-u", "--", *(arguments.argv or ["sh"])])
-        case "proxy":
-            proxy(cluster, arguments)
+            argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+            return subprocess.run(cluster.node(arguments.node).enter(argv or ["sh"]), check=False).returncode
     return 0
 
 
-def status(cluster: Cluster) -> int:
+def status(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Print every daemon and the nodes; 1 when something has ended or nothing runs."""
     lines = cluster.status()
     if not lines:
@@ -93,7 +113,7 @@ def status(cluster: Cluster) -> int:
     return int(any(state.startswith("has ended") for _, state in lines))
 
 
-def proxy(cluster: Cluster, arguments: argparse.Namespace) -> None:
+def proxy(cluster: Cluster, arguments: argparse.Namespace) -> int:
     """Orders first, then what the proxy says."""
     client = cluster.proxy
     if arguments.reset:
@@ -106,6 +126,20 @@ def proxy(cluster: Cluster, arguments: argparse.Namespace) -> None:
         client.release(arguments.release, node=arguments.node)
     state = client.state()
     print(json.dumps({key: state[key] for key in ("paces", "holds", "blobs")}, indent=1))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Cluster, argparse.Namespace], int]] = {
+    "up": up,
+    "down": down,
+    "status": status,
+    "env": env,
+    "proxy": proxy,
+    "add-node": node_command,
+    "remove-node": node_command,
+    "reboot": node_command,
+    "exec": node_command,
+}
 
 
 def main() -> int:

@@ -52,7 +52,14 @@ class Component:
         return cache_root() / "bin" / f"{self.name}-{self.key()}"
 
 
-_KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+_KUBERNETES = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+)
 _VERSION = "k8s.io/component-base/version"
 
 COMPONENTS = {
@@ -104,7 +111,9 @@ def go_binary() -> str:
     advice = f"install Go {needed} or newer from https://go.dev/dl/ to /usr/local/go"
     if found is None:
         raise ClusterError("go", f"not found in PATH or /usr/local/go/bin; {advice}")
-    text = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
+    text = subprocess.run(
+        [found, "env", "GOVERSION"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     match = re.match(r"go(\d+)\.(\d+)", text)
     if match is None or (int(match[1]), int(match[2])) < GO_NEEDED:
         raise ClusterError("go", f"{found} is {text}; Kubernetes 1.37 needs Go {needed}: {advice}")

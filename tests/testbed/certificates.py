@@ -38,7 +38,23 @@ class Authority:
             key = self._key("ca")
             out = self.folder / ".ca.crt"
             subject = f"/CN=imageprepull testbed {self.layout.name}"
-            run("certificates", [*"openssl req -x509 -new -days".split(), DAYS, "-key", key, "-subj", subject, "-out", out])
+            run(
+                "certificates",
+                [
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-new",
+                    "-days",
+                    DAYS,
+                    "-key",
+                    key,
+                    "-subj",
+                    subject,
+                    "-out",
+                    out,
+                ],
+            )
             out.rename(self.certificate)
         self._key("service-accounts")
         address = f"IP:{self.layout.host_ip}"
@@ -64,10 +80,10 @@ class Authority:
             + (f"subjectAltName={','.join(names)}\n" if names else "")
         )
         out = self.folder / f".{name}.crt"
-        authority = ["-CA", self.certificate, "-CAkey", self.folder / "ca.key"]
+        authority: list[str | Path] = ["-CA", self.certificate, "-CAkey", self.folder / "ca.key"]
         run(
             "certificates",
-            [*"openssl x509 -req -days".split(), DAYS, *authority, "-extfile", extensions, "-out", out],
+            ["openssl", "x509", "-req", "-days", DAYS, *authority, "-extfile", extensions, "-out", out],
             stdin=request,
         )
         out.rename(certificate)
@@ -84,7 +100,10 @@ class Authority:
             "clusters": [
                 {
                     "name": name,
-                    "cluster": {"server": self.layout.server, "certificate-authority-data": _inline(self.certificate)},
+                    "cluster": {
+                        "server": self.layout.server,
+                        "certificate-authority-data": _inline(self.certificate),
+                    },
                 }
             ],
             "users": [
@@ -102,7 +121,10 @@ class Authority:
         key = self.folder / f"{name}.key"
         if not key.exists():
             out = self.folder / f".{name}.key"
-            run("certificates", [*"openssl ecparam -name prime256v1 -genkey -noout -out".split(), out])
+            run(
+                "certificates",
+                ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", out],
+            )
             out.rename(key)
         return key
 

@@ -1,18 +1,17 @@
 """A whole cluster by its name: what the command line and the tests use.
 
-    cluster = Cluster("demo")
-    cluster.up()
-    cluster.kubectl("get", "nodes")
-    cluster.node("a").crictl("images")
-    cluster.proxy.pace(rate=25e6)
-    cluster.down()
+cluster = Cluster("demo")
+cluster.up()
+cluster.kubectl("get", "nodes")
+cluster.node("a").crictl("images")
+cluster.proxy.pace(rate=25e6)
+cluster.down()
 """
 
 import contextlib
 import fcntl
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +79,10 @@ class Cluster:
                 node.start_kube_proxy()
             self.registry.wait()
             self.wait_ready()
-            print(f"cluster {self.name}: {len(self.nodes())} nodes Ready after {time.monotonic() - started:.1f} s", flush=True)
+            print(
+                f"cluster {self.name}: {len(self.nodes())} nodes Ready after {time.monotonic() - started:.1f} s",
+                flush=True,
+            )
 
     def down(self) -> None:
         """Leave nothing of it, whatever state it is in."""
@@ -117,7 +119,9 @@ class Cluster:
                 raise
             name = next(name for name, reason in last.items() if reason)
             log = self.node(name).kubelet.log
-            raise ClusterError(f"node {name}", f"not Ready within {timeout:.0f} s: {last[name]}", log) from None
+            raise ClusterError(
+                f"node {name}", f"not Ready within {timeout:.0f} s: {last[name]}", log
+            ) from None
 
     def _not_ready(self, name: str) -> str:
         """Why a node is not Ready: "" when it is. A condition from before the kubelet's start does not count."""
@@ -134,7 +138,11 @@ class Cluster:
         if node["status"]["nodeInfo"]["bootID"] != self.node(name).boot_id:
             return "the kubelet has not reported since the node was started"
         taints = [taint["key"] for taint in node["spec"].get("taints", [])]
-        return f"tainted {', '.join(taints)}" if any("not-ready" in key or "unreachable" in key for key in taints) else ""
+        return (
+            f"tainted {', '.join(taints)}"
+            if any("not-ready" in key or "unreachable" in key for key in taints)
+            else ""
+        )
 
     # Nodes.
 
@@ -142,7 +150,9 @@ class Cluster:
         """One node that was added; ClusterError with the names that there are."""
         known = self._registered()
         if name not in known:
-            raise ClusterError("cluster", f"{self.name} has no node {name!r}; it has {', '.join(known) or 'none'}")
+            raise ClusterError(
+                "cluster", f"{self.name} has no node {name!r}; it has {', '.join(known) or 'none'}"
+            )
         return Node(self.layout, self.authority, name, known[name]["index"], known[name]["disk"])
 
     def nodes(self) -> list[Node]:
@@ -188,7 +198,9 @@ class Cluster:
             if not NODE_NAME.fullmatch(name):
                 raise ClusterError("cluster", f"node name {name!r} must match {NODE_NAME.pattern}")
             if name not in known:
-                index = next(number for number in range(200) if number not in {one["index"] for one in known.values()})
+                index = next(
+                    number for number in range(200) if number not in {one["index"] for one in known.values()}
+                )
                 known[name] = {"index": index, "ip": self.layout.node_ip(index), "disk": disk}
         self._write_registered(known)
 
@@ -200,7 +212,9 @@ class Cluster:
     def _route_pods(self) -> None:
         nodes = self.nodes()
         for node in nodes:
-            network.route_pods(self.layout, node.sandbox.pid(), [one.index for one in nodes if one.index != node.index])
+            network.route_pods(
+                self.layout, node.sandbox.pid(), [one.index for one in nodes if one.index != node.index]
+            )
 
     def reboot(self, name: str) -> None:
         """Reboot a node and wait until it is Ready again."""
@@ -240,7 +254,9 @@ class Cluster:
 
     def helm(self, *arguments: str | Path, timeout: float = 300) -> str:
         """What helm prints, as the administrator."""
-        return run("helm", [binaries.path("helm"), f"--kubeconfig={self.kubeconfig}", *arguments], timeout=timeout)
+        return run(
+            "helm", [binaries.path("helm"), f"--kubeconfig={self.kubeconfig}", *arguments], timeout=timeout
+        )
 
     def restart_apiserver(self, *, kill: bool = True) -> None:
         """End the API server, start it, and wait until it is ready."""
@@ -303,8 +319,3 @@ def _each(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], None]]) -> None:
     futures = [pool.submit(job) for job in jobs]
     for future in futures:
         future.result()
-
-
-def enter(argv: Sequence[str]) -> int:
-    """Run a command on the terminal; its exit status."""
-    return subprocess.run(argv, check=False).returncode

@@ -40,7 +40,9 @@ class ControlPlane:
         """Start all that does not run. The API server waits for etcd, the others for the API server."""
         self.start_etcd()
         self.start_apiserver()
-        self._start_client("kube-controller-manager", "system:kube-controller-manager", self._controller_flags())
+        self._start_client(
+            "kube-controller-manager", "system:kube-controller-manager", self._controller_flags()
+        )
         self._start_client("kube-scheduler", "system:kube-scheduler", [])
 
     def start_etcd(self) -> None:

@@ -7,6 +7,8 @@ Forked twice: the daemon's parent then is the init of its PID namespace, which c
 process goes into the record file before the program runs, so whoever reads it never misses a process.
 """
 
+# ruff: noqa: PTH119, PTH120, PTH123 - pathlib takes longer to import than all else here takes to run.
+
 import ctypes
 import json
 import os
@@ -38,7 +40,6 @@ def enter(spec: dict) -> None:  # type: ignore[type-arg]
         for kind in spec["unshare"]:
             flags |= CLONE[kind]
         check(LIBC.unshare(flags), f"new namespaces {spec['unshare']}")
-
 
 
 def main() -> None:

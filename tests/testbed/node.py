@@ -25,7 +25,16 @@ from tests.testbed.processes import PATH, Process
 from tests.testbed.sandbox import Sandbox
 
 OLD_CONTAINERD = Path("/usr/bin/containerd")
-MOUNTS = ("/", "/run", "/proc", "/sys", "/var/lib/containerd", "/var/lib/kubelet", "/etc/containerd", "/etc/cni/net.d")
+MOUNTS = (
+    "/",
+    "/run",
+    "/proc",
+    "/sys",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/etc/containerd",
+    "/etc/cni/net.d",
+)
 DEFAULT_DISK = 24 << 30
 NODE_INIT = Path(__file__).with_name("node_init.sh")
 
@@ -76,7 +85,9 @@ class Node:
         """Bring everything up that is not; what is half there is repaired or made anew."""
         self._write_files()
         if self.sandbox.init.alive and (lacking := self._lacking_mounts()):
-            print(f"{self.name}: mounts are missing ({', '.join(lacking)}): starting the node anew", flush=True)
+            print(
+                f"{self.name}: mounts are missing ({', '.join(lacking)}): starting the node anew", flush=True
+            )
             self.stop()
         if not self.sandbox.init.alive:
             self.stop()
@@ -90,10 +101,11 @@ class Node:
         self.sandbox.stop()
         network.disconnect(self.layout, self.index)
         wait_until(self.name, "its disk is unmounted", lambda: not self.loop_devices(), timeout=30)
+        # No boot finds cgroups of the boot before; a kubelet that does spends seconds on each.
+        cgroups.remove(self.sandbox.cgroup, self.name)
 
     def remove_files(self) -> None:
-        """For good: disk, configuration and cgroup of a stopped node."""
-        cgroups.remove(self.sandbox.cgroup, self.name)
+        """For good: disk and configuration of a stopped node."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def loop_devices(self) -> list[str]:
@@ -135,7 +147,7 @@ class Node:
     def _ctr(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         program = "/usr/bin/ctr" if self.old else str(path("ctr"))
         return subprocess.run(
-            self._enter([program, "-n", "k8s.io", *arguments]),
+            self.enter([program, "-n", "k8s.io", *arguments]),
             input=stdin,
             capture_output=True,
             check=False,
@@ -148,12 +160,17 @@ class Node:
         if image in self._ctr("images", "list", "-q").stdout.decode().split():
             return
         for arguments, data in (
-            (("images", "import", "--local", "-") if not self.old else ("images", "import", "-"), archive(path("pause").read_bytes())),
+            (
+                ("images", "import", "--local", "-") if not self.old else ("images", "import", "-"),
+                archive(path("pause").read_bytes()),
+            ),
             (("images", "label", image, "io.cri-containerd.pinned=pinned"), b""),
         ):
             done = self._ctr(*arguments, stdin=data)
             if done.returncode:
-                raise ClusterError(self.name, f"ctr {' '.join(arguments)}: {done.stderr.decode()}", self.containerd.log)
+                raise ClusterError(
+                    self.name, f"ctr {' '.join(arguments)}: {done.stderr.decode()}", self.containerd.log
+                )
 
     def _lacking_mounts(self) -> list[str]:
         lines = Path(f"/proc/{self.sandbox.pid()}/mountinfo").read_text().splitlines()
@@ -169,8 +186,8 @@ class Node:
         if not image.exists():
             fresh = self.folder / ".disk.img"
             fresh.unlink(missing_ok=True)
-            with fresh.open("wb") as file:
-                file.truncate(self.disk)
+            with fresh.open("wb") as sparse:
+                sparse.truncate(self.disk)
             run(self.name, ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,nodiscard", fresh])
             fresh.rename(image)
         if not (self.folder / "boot-id").exists():
@@ -214,18 +231,21 @@ class Node:
 
     # What tests do to it.
 
-    def _enter(self, argv: Sequence[str | Path]) -> list[str]:
-        return ["nsenter", "-t", str(self.sandbox.pid()), *"-m -n -p -u --".split(), *map(str, argv)]
+    def enter(self, argv: Sequence[str | Path]) -> list[str]:
+        """The command that runs `argv` in the node's namespaces, for those who start it themselves."""
+        return ["nsenter", "-t", str(self.sandbox.pid()), "-m", "-n", "-p", "-u", "--", *map(str, argv)]
 
     def exec(
         self, argv: Sequence[str | Path], *, check: bool = True, timeout: float = 60, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the node's namespaces; ClusterError when it fails, unless `check` is False."""
         done = subprocess.run(
-            self._enter(argv), input=stdin, capture_output=True, text=True, check=False, timeout=timeout
+            self.enter(argv), input=stdin, capture_output=True, text=True, check=False, timeout=timeout
         )
         if check and done.returncode:
-            raise ClusterError(self.name, f"`{' '.join(map(str, argv))}`: {done.stderr.strip() or done.returncode}")
+            raise ClusterError(
+                self.name, f"`{' '.join(map(str, argv))}`: {done.stderr.strip() or done.returncode}"
+            )
         return done
 
     def crictl(self, *arguments: str, timeout: float = 120) -> str:

@@ -57,7 +57,9 @@ version = 3
 
 def hosts_toml(registry: str) -> str:
     """certs.d entry of the cluster's registry. containerd 1.6 refuses a file without a [host] table."""
-    return f'server = "http://{registry}"\n\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n'
+    return (
+        f'server = "http://{registry}"\n\n[host."http://{registry}"]\n  capabilities = ["pull", "resolve"]\n'
+    )
 
 
 def cni(layout: Layout, index: int) -> str:

@@ -35,7 +35,9 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 def missing() -> list[str]:
     """The packages that are not installed."""
-    return [name for name, files in PACKAGES.items() if not any(Path(file).exists() for file in files.split("|"))]
+    return [
+        name for name, files in PACKAGES.items() if not any(Path(file).exists() for file in files.split("|"))
+    ]
 
 
 def install() -> None:

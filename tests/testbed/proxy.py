@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.testbed.http11 import BODYLESS, BadHead, Head, read_body, read_head
@@ -21,6 +22,53 @@ PIECE = 16 << 10
 DONE = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, BadHead)
 """What ends a connection and nothing else."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and the head of its answer, and what follows from the two."""
+
+    head: Head
+    answer: Head
+    request: Request
+    """Its entry in the account, which grows with the answer."""
+
+    @property
+    def node(self) -> str:
+        return self.request.node
+
+    @property
+    def position(self) -> int:
+        """Where in the blob the next byte of the answer belongs."""
+        return self.offset + self.request.bytes
+
+    @property
+    def bodyless(self) -> bool:
+        return self.request.method == "HEAD" or self.request.status in BODYLESS
+
+    @property
+    def keep(self) -> bool:
+        """Whether the node can tell where the answer ends without the connection's end, and wants to go on."""
+        sized = self.bodyless or bool(self.answer.get("content-length"))
+        return sized and self.head.get("connection").lower() != "close"
+
+    @property
+    def blob(self) -> str:
+        """The digest of the blob whose bytes the answer carries, "" when it carries none."""
+        match = BLOB.match(self.request.path.partition("?")[0])
+        carries = self.request.method == "GET" and self.request.status in (200, 206)
+        return match["digest"] if match and carries else ""
+
+    @property
+    def offset(self) -> int:
+        """Where in the blob the answer begins: "bytes 5-9/100" is 5."""
+        if self.request.status != 206:
+            return 0
+        return int(self.answer.get("content-range").removeprefix("bytes ").partition("-")[0] or 0)
+
+
+def _status(answer: Head) -> int:
+    return int(answer.start.split(" ")[1])
 
 
 class Proxy:
@@ -50,10 +98,11 @@ class Proxy:
         self, node: str, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """One request and its answer; says whether the connection can be used on."""
-        method, target, _ = head.start.split(" ", 2)
         for pace in self.state.pace(node):
             await asyncio.sleep(pace.delay)
-        up_reader, up_writer = await asyncio.wait_for(asyncio.open_connection(*self.upstream), CONNECT_TIMEOUT)
+        up_reader, up_writer = await asyncio.wait_for(
+            asyncio.open_connection(*self.upstream), CONNECT_TIMEOUT
+        )
         try:
             if head.get("expect"):
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -67,68 +116,56 @@ class Proxy:
             answer = await read_head(up_reader)
             if answer is None:
                 raise BadHead("the registry closed without an answer")
-            return await self._answer(node, method, target, head, answer, up_reader, writer)
+            method, path = head.start.split(" ")[:2]
+            exchange = Exchange(head, answer, Request(node, method, path, _status(answer), head.get("range")))
+            self.state.requests.append(exchange.request)
+            onward = answer.without("connection", "transfer-encoding")
+            writer.write(
+                onward.with_header("Connection", "keep-alive" if exchange.keep else "close").encode()
+            )
+            await self._answer(exchange, up_reader, writer)
+            return exchange.keep
         finally:
             up_writer.close()
 
     async def _answer(
-        self,
-        node: str,
-        method: str,
-        target: str,
-        head: Head,
-        answer: Head,
-        up_reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> bool:
-        status = int(answer.start.split(" ", 2)[1])
-        bodyless = method == "HEAD" or status in BODYLESS
-        sized = bodyless or bool(answer.get("content-length"))
-        keep = sized and head.get("connection").lower() != "close"
-        onward = answer.without("connection", "transfer-encoding")
-        writer.write(onward.with_header("Connection", "keep-alive" if keep else "close").encode())
-        path = target.partition("?")[0]
-        match = BLOB.match(path)
-        digest = match["digest"] if match and method == "GET" and status in (200, 206) else ""
-        if digest:
-            self.state.delivery(node, digest).requests += 1
-        sent = 0
-        offset = _first_byte(answer) if status == 206 else 0
-        try:
-            if not bodyless:
-                async for piece in read_body(up_reader, answer, until_close=True):
-                    for start in range(0, len(piece), PIECE):
-                        part = piece[start : start + PIECE]
-                        await self._send(node, digest, offset + sent, part, writer)
-                        sent += len(part)
-            await writer.drain()
-        finally:
-            self.state.requests.append(Request(node, method, target, status, head.get("range"), sent))
-        return keep
+        self, exchange: Exchange, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """The body, paced and held, on the account of its node and blob."""
+        if exchange.blob:
+            self.state.delivery(exchange.node, exchange.blob).requests += 1
+        if not exchange.bodyless:
+            async for piece in read_body(reader, exchange.answer, until_close=True):
+                for start in range(0, len(piece), PIECE):
+                    await self._send(exchange, piece[start : start + PIECE], writer)
+        await writer.drain()
 
-    async def _send(self, node: str, digest: str, offset: int, data: bytes, writer: asyncio.StreamWriter) -> None:
-        """Send bytes of a blob (or of anything, digest ""), not before they are due and not held."""
-        while digest and (hold := self.state.held(node, digest)) is not None and hold.after < offset + len(data):
-            free = max(0, hold.after - offset)
-            if free:
-                await self._paced(node, digest, offset, data[:free], writer)
-                offset, data = offset + free, data[free:]
+    async def _send(self, exchange: Exchange, data: bytes, writer: asyncio.StreamWriter) -> None:
+        """Send the next bytes of an answer, not before they are due and none that are held."""
+        while exchange.blob and (hold := self.state.held(exchange.node, exchange.blob)) is not None:
+            free = hold.after - exchange.position
+            if free >= len(data):
+                break
+            if free > 0:
+                await self._paced(exchange, data[:free], writer)
+                data = data[free:]
             hold.waiting += 1
             try:
                 await hold.released.wait()
             finally:
                 hold.waiting -= 1
-        await self._paced(node, digest, offset, data, writer)
+        await self._paced(exchange, data, writer)
 
-    async def _paced(self, node: str, digest: str, offset: int, data: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _paced(self, exchange: Exchange, data: bytes, writer: asyncio.StreamWriter) -> None:
         now = asyncio.get_running_loop().time()
-        wait = max(pace.wait(len(data), now) for pace in self.state.pace(node))
+        wait = max(pace.wait(len(data), now) for pace in self.state.pace(exchange.node))
         if wait > 0:
             await asyncio.sleep(wait)
+        if exchange.blob:
+            self.state.delivery(exchange.node, exchange.blob).add(exchange.position, len(data))
+        exchange.request.bytes += len(data)
         writer.write(data)
         await writer.drain()
-        if digest:
-            self.state.delivery(node, digest).add(offset, len(data))
 
 
 class Control:
@@ -147,7 +184,10 @@ class Control:
         try:
             status, answer = "200 OK", self.do(method, target, json.loads(body or b"{}"))
         except (KeyError, TypeError, ValueError) as error:
-            status, answer = "400 Bad Request", {"error": f"{method} {target}: {type(error).__name__} {error}"}
+            status, answer = (
+                "400 Bad Request",
+                {"error": f"{method} {target}: {type(error).__name__} {error}"},
+            )
         data = json.dumps(answer).encode()
         head = Head(f"HTTP/1.1 {status}", (("Content-Length", str(len(data))), ("Connection", "close")))
         writer.write(head.encode() + data)
@@ -166,7 +206,9 @@ class Control:
                     None if delay is None else float(str(delay)),
                 )
             case "POST", "/hold":
-                self.state.hold(str(body["digest"]), int(str(body.get("after", 0))), str(body.get("node", "")))
+                self.state.hold(
+                    str(body["digest"]), int(str(body.get("after", 0))), str(body.get("node", ""))
+                )
             case "POST", "/release":
                 count = self.state.release(str(body.get("digest", "")), str(body.get("node", "")))
                 return {"released": count}
@@ -175,11 +217,6 @@ class Control:
             case _:
                 raise ValueError("no such order")
         return {}
-
-
-def _first_byte(answer: Head) -> int:
-    """The offset that a 206 begins at: "bytes 5-9/100" is 5."""
-    return int(answer.get("content-range").removeprefix("bytes ").partition("-")[0] or 0)
 
 
 def closing(handler: Handler) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
@@ -220,7 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.testbed.proxy", description=__doc__)
     for flag in ("--listen", "--control", "--upstream"):
         parser.add_argument(flag, type=_address, required=True, metavar="HOST:PORT")
-    parser.add_argument("--nodes", type=Path, required=True, help="cluster.json: names and addresses of nodes")
+    parser.add_argument(
+        "--nodes", type=Path, required=True, help="cluster.json: names and addresses of nodes"
+    )
     arguments = parser.parse_args()
     asyncio.run(run(arguments.listen, arguments.control, arguments.upstream, arguments.nodes))
 

@@ -69,7 +69,9 @@ class ProxyClient:
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data or (b"{}" if method == "POST" else None), method=method)
+        request = urllib.request.Request(
+            self.url + path, data=data or (b"{}" if method == "POST" else None), method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 result: dict[str, Any] = json.load(answer)
@@ -77,5 +79,7 @@ class ProxyClient:
             with error:
                 raise ClusterError("registry-proxy", f"{path}: {error.read().decode()}") from None
         except OSError as error:
-            raise ClusterError("registry-proxy", f"{self.url} does not answer: {error}; `up` starts it") from None
+            raise ClusterError(
+                "registry-proxy", f"{self.url} does not answer: {error}; `up` starts it"
+            ) from None
         return result

@@ -69,16 +69,16 @@ class Delivery:
         return total
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One request as a node made it, once it was answered."""
+    """One request as a node made it. Noted before its answer is passed on: no node knows more than the account."""
 
     node: str
     method: str
     path: str
     status: int
     range: str
-    bytes: int
+    bytes: int = 0
 
 
 class State:

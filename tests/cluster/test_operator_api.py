@@ -93,7 +93,7 @@ async def eventually(check: Callable[[], Any], within: float = 20) -> Any:
         try:
             answer = await check()
             assert answer
-        except (AssertionError, ApiError, OSError, KeyError, IndexError, StopIteration):
+        except (AssertionError, ApiError, OSError, KeyError, IndexError):
             if time.monotonic() > end:
                 raise
         else:
@@ -334,8 +334,7 @@ async def test_what_vanished_unseen_is_let_go_one_by_one_only(
 
         async def held() -> str:
             _, text = await asyncio.to_thread(operator.ask, "/readyz?verbose")
-            line = next(line for line in text.splitlines() if "approve-removals=" in line)
-            return line.rpartition("=")[2].rstrip(")")
+            return text.partition("approve-removals=")[2].partition(")")[0]
 
         token = await eventually(held)
         assert await holds(api, "n2", pinned="Present")()
@@ -358,8 +357,7 @@ async def test_a_deleted_crd_takes_nothing_back(
         await eventually(ready(api, "web"))
         await api.delete(CRDS, "imageprepulls.imageprepull.io")
         await eventually(lambda: has_ended(operator))
-    assert operator.ended() != 0
-    assert "imageprepulls.imageprepull.io" in operator.tail()
+    assert operator.ended() == 1
     assert await holds(api, "n1", pinned="Present")()
     crd = yaml.safe_load(CRD_FILES[0].read_text())
     await eventually(lambda: api.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True))

@@ -111,16 +111,21 @@ class KopfThread:
         error: BaseException | None = None
         try:
             with asyncio.Runner() as runner:
-                runner.run(
-                    kopf.operator(
-                        registry=operator_registry(self._access, hand_over),
-                        settings=operator_settings(),
-                        clusterwide=True,
-                        standalone=True,
-                        stop_flag=self._stop,
-                    )
-                )
+                runner.run(self._operate(hand_over))
         except BaseException as caught:  # noqa: BLE001 - carried to the other loop and raised there.
             error = caught
         if not loop.is_closed():
             loop.call_soon_threadsafe(finish, error)
+
+    async def _operate(self, on_event: OnEvent) -> None:
+        try:
+            await kopf.operator(
+                registry=operator_registry(self._access, on_event),
+                settings=operator_settings(),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=self._stop,
+            )
+        finally:
+            # kopf waits for the flag in a thread of the loop's executor; unset, the loop would never close.
+            self._stop.set()

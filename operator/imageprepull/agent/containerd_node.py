@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -29,9 +30,17 @@ from imageprepull.runtime.errors import SocketMissing, TimedOut
 
 LEASE_LABEL = "imageprepull.io/lease"
 UNAVAILABLE = ("RuntimeUnavailable", SocketMissing.reason, TimedOut.reason)
+USUAL_ROOT = Path("/var/lib/containerd")
 T = TypeVar("T")
 
 logger = structlog.get_logger(__name__)
+
+
+def snapshotter_root(runtime: RuntimeInfo) -> Path:
+    """Where the snapshots are; containerd's usual place where the runtime does not tell."""
+    if runtime.snapshotter_root is not None:
+        return Path(runtime.snapshotter_root)
+    return USUAL_ROOT / f"io.containerd.snapshotter.v1.{runtime.snapshotter}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class ContainerdNode:
     def disk(self) -> Disk | None:
         """As `Node.disk`; the root of the snapshotter may not be mounted into this container."""
         try:
-            space = os.statvfs(self.runtime.snapshotter_root)
+            space = os.statvfs(snapshotter_root(self.runtime))
         except OSError:
             return None
         return Disk(capacity=space.f_blocks * space.f_frsize, available=space.f_bavail * space.f_frsize)

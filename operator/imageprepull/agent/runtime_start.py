@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from imageprepull.agent.containerd_node import ContainerdNode
+from imageprepull.agent.containerd_node import ContainerdNode, snapshotter_root
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.pulling.errors import PullError
@@ -51,7 +51,7 @@ async def opened_runtime(
                 containerd,
                 registry,
                 settings.spool_dir,
-                snapshotter_root=Path(info.snapshotter_root),
+                snapshotter_root=snapshotter_root(info),
                 boot_id=boot_id or None,
             )
         )
@@ -71,7 +71,7 @@ async def swept(
                 node.containerd,
                 owner=node.settings.node_name,
                 snapshotter=node.runtime.snapshotter,
-                snapshotter_root=Path(node.runtime.snapshotter_root),
+                snapshotter_root=snapshotter_root(node.runtime),
                 spool_dir=node.settings.spool_dir,
                 boot_id=node.boot_id,
                 wanted=wanted(),

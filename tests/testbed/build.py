@@ -35,14 +35,15 @@ def build(names: Iterable[str] = ()) -> None:
     names = tuple(names)
     if not missing(names):
         return
-    with _only_builder():
+    with _only_builder() as lock:
         todo = missing(names)  # another process may just have finished
         for number, component in enumerate(todo, 1):
-            _build(component, f"[{number}/{len(todo)}]")
+            _build(component, f"[{number}/{len(todo)}]", lock)
 
 
 @contextlib.contextmanager
-def _only_builder() -> Iterator[None]:
+def _only_builder() -> Iterator[int]:
+    """Hold the lock; yields its descriptor, for the Go process to hold it as well."""
     cache_root().mkdir(parents=True, exist_ok=True)
     with (cache_root() / "build.lock").open("w") as lock:
         try:
@@ -50,10 +51,12 @@ def _only_builder() -> Iterator[None]:
         except BlockingIOError:
             print("waiting for another process that builds into this cache", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        for abandoned in cache_root().glob("bin/.*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        yield lock.fileno()
 
 
-def _build(component: Component, number: str) -> None:
+def _build(component: Component, number: str, lock: int) -> None:
     folder = component.folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = cache_root() / f"build-{component.name}.log"
@@ -64,7 +67,12 @@ def _build(component: Component, number: str) -> None:
         environment = {**os.environ, "CGO_ENABLED": "0"}
         with log.open("w") as output:
             process = subprocess.Popen(
-                command, cwd=component.module, env=environment, stdout=output, stderr=subprocess.STDOUT
+                command,
+                cwd=component.module,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock],
             )
             try:
                 code = _watch(process, what)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.testbed import binaries, cgroups, network, packages, sysctls
 from tests.testbed.build import build
@@ -298,20 +298,30 @@ class Cluster:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One `up` or `down` of a cluster at a time. Children hold the lock too: a killed `up` has ended when
-        its last child has."""
-        root().mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another command on cluster {self.name}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        """One command of a cluster at a time.
+
+        Children hold the lock too: an `up` that is killed has ended when its last child has.
+        """
+        with self._open_lock() as lock:
             inherit(lock.fileno())
             try:
                 yield
             finally:
                 disinherit(lock.fileno())
+
+    def _open_lock(self) -> IO[str]:
+        """The locked lock file. `down` deletes it: what we waited for may not be the file of this name any more."""
+        root().mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = self._lock_file.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another command on cluster {self.name}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._lock_file.exists() and self._lock_file.samefile(f"/proc/self/fd/{lock.fileno()}"):
+                return lock
+            lock.close()
 
 
 def _each(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], None]]) -> None:

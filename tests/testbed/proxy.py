@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.testbed.http11 import BODYLESS, BadHead, Head, read_body, read_head
-from tests.testbed.proxy_state import BLOB, Request, State
+from tests.testbed.proxy_state import BLOB, Hold, Request, State
 
 CONNECT_TIMEOUT = 10.0
+PEER_CHECK = 0.2
+"""Seconds until it is noticed that a node has gone whose bytes are held."""
 PIECE = 16 << 10
 """Bytes that are paced at once: fine enough for a rate of some 100 KB/s."""
 DONE = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, BadHead)
@@ -32,6 +34,8 @@ class Exchange:
     answer: Head
     request: Request
     """Its entry in the account, which grows with the answer."""
+    reader: asyncio.StreamReader
+    """Of the node's connection."""
 
     @property
     def node(self) -> str:
@@ -117,7 +121,9 @@ class Proxy:
             if answer is None:
                 raise BadHead("the registry closed without an answer")
             method, path = head.start.split(" ")[:2]
-            exchange = Exchange(head, answer, Request(node, method, path, _status(answer), head.get("range")))
+            exchange = Exchange(
+                head, answer, Request(node, method, path, _status(answer), head.get("range")), reader
+            )
             self.state.requests.append(exchange.request)
             onward = answer.without("connection", "transfer-encoding")
             writer.write(
@@ -149,12 +155,20 @@ class Proxy:
             if free > 0:
                 await self._paced(exchange, data[:free], writer)
                 data = data[free:]
-            hold.waiting += 1
-            try:
-                await hold.released.wait()
-            finally:
-                hold.waiting -= 1
+            await self._wait(hold, exchange)
         await self._paced(exchange, data, writer)
+
+    async def _wait(self, hold: Hold, exchange: Exchange) -> None:
+        """Until the hold is released. asyncio does not tell a writer that its peer has gone: the reader is asked."""
+        hold.waiting += 1
+        try:
+            while not hold.released.is_set():
+                if exchange.reader.at_eof() or exchange.reader.exception() is not None:
+                    raise ConnectionResetError("the node went away while its bytes were held")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hold.released.wait(), PEER_CHECK)
+        finally:
+            hold.waiting -= 1
 
     async def _paced(self, exchange: Exchange, data: bytes, writer: asyncio.StreamWriter) -> None:
         now = asyncio.get_running_loop().time()

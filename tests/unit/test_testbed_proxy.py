@@ -151,6 +151,16 @@ async def test_a_hold_for_another_node_stops_nobody_else(
     assert await get(session, BLOB) == DATA
 
 
+async def test_a_node_that_goes_away_waits_for_no_bytes(
+    testbed: Testbed, session: aiohttp.ClientSession
+) -> None:
+    testbed.state.hold(DIGEST, 1000, "")
+    pending = asyncio.create_task(get(session, BLOB))
+    await until(lambda: testbed.state.holds[0].waiting == 1)
+    pending.cancel()
+    await until(lambda: testbed.state.holds[0].waiting == 0)
+
+
 async def test_bytes_fetched_twice_are_told(testbed: Testbed, session: aiohttp.ClientSession) -> None:
     await get(session, BLOB, Range="bytes=0-999")
     await get(session, BLOB, Range="bytes=1000-1999")

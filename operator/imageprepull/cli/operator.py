@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from imageprepull.cli import kubeconfig
+from imageprepull.controller.handlers import KopfEnded
 from imageprepull.controller.lease import LOST_EXIT_CODE, LeaseLost
 from imageprepull.controller.main import run as run_operator
 from imageprepull.controller.settings import OperatorSettings
@@ -102,8 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     configure({"json": False, "console": True}.get(arguments.log_format))
     try:
         asyncio.run(run_operator(settings_of(arguments)))
-    except (AccessError, CrdsMissing) as error:
-        print(f"imageprepull operator: {error}", file=sys.stderr)
+    except (AccessError, CrdsMissing, KopfEnded) as error:
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        print(f"imageprepull operator: {error}{cause}", file=sys.stderr)
         return 1
     except LeaseLost as error:
         print(f"imageprepull operator: {error}", file=sys.stderr)

@@ -74,7 +74,9 @@ class NodeWriter:
         """The uids whose generation is still the one that was planned, by quorum GET (cause b)."""
         confirmed = set()
         for uid in uids:
-            candidate = self._world.planned[uid]
+            candidate = self._world.planned.get(uid)
+            if candidate is None:
+                continue
             metadata = candidate.prepull.metadata
             key = (metadata.namespace, metadata.name)
             try:

@@ -82,8 +82,11 @@ class World:
         for name in self.node_prepulls.keys() | self.leftover.keys():
             for entry in self.current(name):
                 for owner in entry.owners:
-                    namespace, prepull, uid = owner.split("/", 2)
-                    found.setdefault(uid, (namespace, prepull))
+                    namespace, _, rest = owner.partition("/")
+                    prepull, _, uid = rest.partition("/")
+                    # What is not ours to read stays an owner that nobody knows, and keeps its entry.
+                    if namespace and prepull and uid:
+                        found.setdefault(uid, (namespace, prepull))
         return found
 
 

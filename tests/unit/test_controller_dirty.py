@@ -1,0 +1,84 @@
+import asyncio
+import time
+
+import pytest
+
+from imageprepull.controller.dirty import DirtyKeys, Rate, work
+from imageprepull.kube.errors import ApiError, ApiUnreachable
+
+
+async def test_many_marks_are_one_turn() -> None:
+    queue: DirtyKeys[str] = DirtyKeys(debounce=0.01)
+    for _ in range(100):
+        queue.add("a")
+    assert await queue.take() == "a"
+    queue.done("a")
+    assert len(queue) == 0
+
+
+async def test_a_mark_during_work_brings_the_key_back_and_never_to_two_workers() -> None:
+    queue: DirtyKeys[str] = DirtyKeys()
+    queue.add("a")
+    await queue.take()
+    queue.add("a")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.take(), 0.05)
+    queue.done("a")
+    assert await asyncio.wait_for(queue.take(), 1) == "a"
+
+
+async def test_the_earlier_mark_wins() -> None:
+    queue: DirtyKeys[str] = DirtyKeys()
+    queue.add("late", 60)
+    queue.add("late", 0.02)
+    queue.add("late", 30)
+    assert await asyncio.wait_for(queue.take(), 1) == "late"
+
+
+async def test_a_mark_wakes_a_waiting_worker() -> None:
+    queue: DirtyKeys[str] = DirtyKeys()
+    queue.add("later", 60)
+    taking = asyncio.create_task(queue.take())
+    await asyncio.sleep(0)
+    queue.add("now")
+    assert await asyncio.wait_for(taking, 1) == "now"
+
+
+async def test_an_api_error_is_tried_again_and_a_bug_ends_the_worker() -> None:
+    queue: DirtyKeys[str] = DirtyKeys()
+    answers: list[Exception | None] = [ApiUnreachable("refused"), ApiError(409, "Conflict", "stale"), None]
+    tried: list[str] = []
+    through = asyncio.Event()
+
+    async def handle(key: str) -> None:
+        tried.append(key)
+        answer = answers.pop(0) if answers else ZeroDivisionError()
+        if answer is not None:
+            raise answer
+        through.set()
+
+    queue.add("a")
+    worker = asyncio.create_task(work(queue, handle, backoff=0.01))
+    await asyncio.wait_for(through.wait(), 2)
+    assert tried == ["a"] * 3
+    queue.add("b")
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(worker, 2)
+
+
+async def test_the_rate_allows_its_burst_and_then_its_pace() -> None:
+    rate = Rate(100, burst=5)
+    began = time.monotonic()
+    for _ in range(5):
+        await rate.slot()
+    assert time.monotonic() - began < 0.02
+    for _ in range(10):
+        await rate.slot()
+    assert time.monotonic() - began >= 0.095
+
+
+async def test_a_turn_given_back_is_free_again() -> None:
+    rate = Rate(1)
+    await rate.slot()
+    rate.give_back()
+    await asyncio.wait_for(rate.slot(), 0.5)

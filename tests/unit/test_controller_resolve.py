@@ -1,0 +1,178 @@
+"""The resolver against a FAKE registry client that serves real documents from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import msgspec
+
+from imageprepull.controller.images import WantedImage
+from imageprepull.controller.resolve import Patience, Resolver
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.registry.client import RegistryClient
+from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.resources.imageprepull import ImagePrepullStatus, ImageStatus, LayerSummary, PlatformImage
+from tests.testbed.images import Blob, BuiltImage, BuiltIndex, LayerSpec, build_image, build_index
+
+NOT_FOUND = RegistryError("MANIFEST_UNKNOWN", reason="NotFound", kind=ErrorKind.PERMANENT)
+BUSY = RegistryError("slow down", reason="Throttled", kind=ErrorKind.THROTTLED, retry_after=0.05)
+
+
+class FakeRegistry:
+    """Answers by tag or digest; what is an exception is raised, and forgotten."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, Blob | RegistryError] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.asked: list[str] = []
+
+    def serve(self, name: str, image: BuiltImage | BuiltIndex) -> str:
+        images = image.images if isinstance(image, BuiltIndex) else (image,)
+        top = image.index if isinstance(image, BuiltIndex) else image.manifest
+        for one in (top, *(blob for part in images for blob in (part.manifest, part.config))):
+            self.blobs[one.digest] = one.read()
+            self.named[one.digest] = one
+        self.named[name] = top
+        return top.digest
+
+    async def resolve(self, reference: Reference) -> Descriptor:
+        name = reference.digest or reference.tag or ""
+        self.asked.append(name)
+        found = self.named.get(name, NOT_FOUND)
+        if isinstance(found, RegistryError):
+            if found is BUSY:
+                del self.named[name]
+            raise found
+        return Descriptor(found.media_type, found.digest, found.size)
+
+    async def fetch_document(self, reference: Reference, descriptor: Descriptor) -> bytes:
+        self.asked.append(descriptor.digest)
+        return self.blobs[descriptor.digest]
+
+
+def wanted(text: str) -> WantedImage:
+    return WantedImage(text, Reference.parse(text))
+
+
+@contextlib.asynccontextmanager
+async def resolving(
+    registry: FakeRegistry,
+) -> AsyncIterator[tuple[Resolver, Callable[[Callable[[], Any]], Any]]]:
+    changed = asyncio.Event()
+    patience = Patience(timeout=5, backoff=0.05, most=0.1)
+    client = cast("RegistryClient", registry)
+    resolver = Resolver(client, on_change=lambda _: changed.set(), patience=patience, parallel=2)
+
+    async def until(check: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(3):
+            while not (answer := check()):
+                changed.clear()
+                await changed.wait()
+        return answer
+
+    task = asyncio.create_task(resolver.run())
+    try:
+        yield resolver, until
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_tag_becomes_digest_and_layers_once() -> None:
+    registry = FakeRegistry()
+    image = build_image([LayerSpec({"a": b"1"}), LayerSpec({"b": b"2"})])
+    top = registry.serve("1", image)
+    async with resolving(registry) as (resolver, until):
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64"])
+        found = await until(lambda: resolver.resolutions.get("r.io/app:1"))
+        assert found.digest == top
+        layers = found.platforms["linux/amd64"].layers
+        assert [(one.digest, one.size) for one in layers] == [
+            (layer.blob.digest, layer.blob.size) for layer in image.layers
+        ]
+        asked = len(registry.asked)
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64"])
+        await asyncio.sleep(0.05)
+        assert len(registry.asked) == asked
+
+
+async def test_an_index_gives_each_platform_its_manifest_and_names_what_it_lacks() -> None:
+    registry = FakeRegistry()
+    parts = [build_image([LayerSpec({"a": name.encode()})], architecture=name) for name in ("amd64", "arm64")]
+    top = registry.serve("1", build_index(parts))
+    async with resolving(registry) as (resolver, until):
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64"])
+        await until(lambda: resolver.resolutions.get("r.io/app:1"))
+        registry.serve("1", build_image([LayerSpec({"moved": b""})]))
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64", "linux/arm64", "linux/s390x"])
+        found = await until(
+            lambda: resolver.resolutions["r.io/app:1"].missing and resolver.resolutions["r.io/app:1"]
+        )
+    assert found.digest == top, "the tag was asked for again"
+    assert {name: one.manifest for name, one in found.platforms.items()} == {
+        "linux/amd64": parts[0].digest,
+        "linux/arm64": parts[1].digest,
+    }
+    assert "linux/arm64" in found.missing["linux/s390x"]
+
+
+async def test_one_bad_image_stops_no_other_and_heals() -> None:
+    registry = FakeRegistry()
+    registry.serve("good", build_image([LayerSpec({"a": b"1"})]))
+    registry.named["busy"] = BUSY
+    async with resolving(registry) as (resolver, until):
+        resolver.want(
+            [wanted("r.io/app:bad"), wanted("r.io/app:busy"), wanted("r.io/app:good")], ["linux/amd64"]
+        )
+        bad = await until(lambda: resolver.resolutions.get("r.io/app:bad"))
+        assert (bad.reason, bad.permanent, bad.digest) == ("NotFound", True, "")
+        assert (await until(lambda: resolver.resolutions.get("r.io/app:busy"))).permanent is False
+        await until(lambda: resolver.resolutions.get("r.io/app:good"))
+        registry.serve("bad", build_image([LayerSpec({"b": b"1"})]))
+        await until(lambda: resolver.resolutions["r.io/app:bad"].digest)
+        assert resolver.resolutions["r.io/app:bad"].reason == ""
+
+
+async def test_an_ambiguous_manifest_is_refused() -> None:
+    registry = FakeRegistry()
+    image = build_image([LayerSpec({"a": b"1"})])
+    document = msgspec.json.decode(image.manifest.read())
+    data = msgspec.json.encode({**document, "manifests": [document["config"]]})
+    registry.serve("1", image)
+    registry.blobs[image.manifest.digest] = data
+    async with resolving(registry) as (resolver, until):
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64"])
+        found = await until(lambda: resolver.resolutions.get("r.io/app:1"))
+    assert (found.reason, found.digest) == ("AmbiguousManifest", "")
+
+
+async def test_what_a_status_says_stays_and_needs_no_registry() -> None:
+    registry = FakeRegistry()
+    registry.serve("1", build_image([LayerSpec({"moved": b""})]))
+    old = "sha256:" + "a" * 64
+    platform = PlatformImage(
+        platform="linux/amd64",
+        manifest="sha256:" + "b" * 64,
+        config="sha256:" + "c" * 64,
+        size=7,
+        layers=[LayerSummary(digest="sha256:" + "d" * 64, size=7)],
+    )
+    status = ImagePrepullStatus(images=[ImageStatus(image="r.io/app:1", digest=old, platforms=[platform])])
+    async with resolving(registry) as (resolver, _):
+        resolver.adopt([wanted("r.io/app:1")], status)
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64"])
+        await asyncio.sleep(0.1)
+        assert registry.asked == []
+        assert resolver.resolutions["r.io/app:1"].digest == old
+        # Its layers for another platform are gone from the registry: the digest stays all the same.
+        resolver.want([wanted("r.io/app:1")], ["linux/amd64", "linux/arm64"])
+        await asyncio.sleep(0.1)
+        assert registry.asked[0] == old
+        assert (resolver.resolutions["r.io/app:1"].digest, resolver.resolutions["r.io/app:1"].reason) == (
+            old,
+            "",
+        )

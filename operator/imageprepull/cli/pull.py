@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from imageprepull.runtime.connection import Containerd
 
 DEFAULT_ADDRESS = "unix:///run/containerd/containerd.sock"
-DEFAULT_HOSTS_DIR = "/etc/containerd/certs.d"
 OWNER = "cli"
 FAILED = 1
 USAGE = 2
@@ -44,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--namespace", default="k8s.io", help="containerd namespace (default: %(default)s, the kubelet's)")
     add("--snapshotter", default="", help="where to unpack (default: the one the CRI uses)")
     add("--platform", default="", help="for example linux/arm64 (default: this machine's)")
-    add("--hosts-dir", default=DEFAULT_HOSTS_DIR, help="folders of hosts.toml files (default: %(default)s)")
+    add(
+        "--hosts-dir",
+        default="",
+        help="folders of hosts.toml files, joined by ':' (default: the runtime's own)",
+    )
     add("--docker-config", type=Path, metavar="FILE", help="credentials in docker's config.json format")
     add("--always", action="store_true", help="ask the registry what the tag means even if it is present")
     add("--pin", action="store_true", help="keep the image from the kubelet's garbage collection")
@@ -139,6 +142,15 @@ def report(args: argparse.Namespace, results: list[Outcome | Failure]) -> int:
     return FAILED if any(isinstance(result, Failure) for result in results) else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where missing images go, and how registries are found."""
+
+    snapshotter: str
+    root: Path
+    hosts_dirs: list[str]
+
+
 class Session:
     """One call of the command, once its arguments are understood."""
 
@@ -167,16 +179,19 @@ class Session:
 
         runtime = await discover(containerd)
         snapshotter = self._args.snapshotter or runtime.snapshotter
+        hosts = self._args.hosts_dir or runtime.registry_config_path or ""
         digests = await self._look(containerd, snapshotter)
         missing = [number for number in range(len(self._references)) if number not in self._results]
         if missing:
-            await self._fetch(containerd, snapshotter, Path(runtime.snapshotter_root), missing, digests)
+            target = Target(snapshotter, await _root(containerd, snapshotter), hosts.split(":"))
+            await self._fetch(containerd, target, missing, digests)
 
     async def _look(self, containerd: Containerd, snapshotter: str) -> dict[int, str]:
         """Settle what is present; the digests of images that lack nothing but their pin."""
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.presence import presence  # noqa: PLC0415
-        from imageprepull.pulling.progress import LayerProgress, LayerState  # noqa: PLC0415
+        from imageprepull.pulling.progress import LayerProgress  # noqa: PLC0415
+        from imageprepull.resources.nodeprepull import LayerState  # noqa: PLC0415
 
         digests: dict[int, str] = {}
         for number, reference in enumerate(self._references):
@@ -210,8 +225,7 @@ class Session:
     async def _fetch(
         self,
         containerd: Containerd,
-        snapshotter: str,
-        root: Path,
+        target: Target,
         missing: list[int],
         digests: dict[int, str],
     ) -> None:
@@ -223,10 +237,11 @@ class Session:
         args = self._args
         try:
             credentials = self._credentials()
-            hosts = HostsConfig([Path(folder) for folder in args.hosts_dir.split(":") if folder])
+            folders = [Path(folder) for folder in target.hosts_dirs if folder]
+            hosts = HostsConfig(folders) if folders else HostsConfig()
             with contextlib.ExitStack() as stack:
                 spool = stack.enter_context(
-                    private_folder(args.spool_dir or root.parent / "imageprepull-spool")
+                    private_folder(args.spool_dir or target.root.parent / "imageprepull-spool")
                 )
                 display = stack.enter_context(self._display())
                 async with (
@@ -235,14 +250,14 @@ class Session:
                         containerd,
                         registry,
                         spool,
-                        snapshotter_root=root,
+                        snapshotter_root=target.root,
                         parallel_downloads=args.parallel_downloads,
                     ) as puller,
                     asyncio.TaskGroup() as group,
                 ):
                     for number in missing:
                         group.create_task(
-                            self._pull(puller, display, number, snapshotter, digests.get(number))
+                            self._pull(puller, display, number, target.snapshotter, digests.get(number))
                         )
         except (OSError, ValueError) as error:  # the files that the command was told to use.
             for number in missing:
@@ -290,6 +305,18 @@ class Session:
 
             return Bars(Console())
         return Lines(lambda line: print(line, flush=True))
+
+
+async def _root(containerd: Containerd, snapshotter: str) -> Path:
+    """The snapshotter's folder, as the runtime names it."""
+    from imageprepull.runtime.errors import Unsupported  # noqa: PLC0415
+
+    plugins = await containerd.introspection.plugins(["type==io.containerd.snapshotter.v1"])
+    chosen = next((plugin for plugin in plugins if plugin.id == snapshotter), None)
+    if chosen is None or not chosen.exports.get("root"):
+        known = ", ".join(sorted(plugin.id for plugin in plugins if plugin.exports.get("root")))
+        raise Unsupported(f"look up the snapshotter {snapshotter!r}", f"the runtime offers {known or 'none'}")
+    return Path(chosen.exports["root"])
 
 
 async def _interruptible(work: Any) -> Any:

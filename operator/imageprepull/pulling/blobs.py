@@ -173,10 +173,12 @@ async def hold_blob(
     wanted: Wanted,
     *,
     complete: Callable[[], None],
+    stall: float,
 ) -> None:
     """Bring a blob into the content store, held by the lease of `containerd` (a lease-bound view).
 
-    `complete` is called when all bytes are here, before they are ingested.
+    `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may
+    take no byte before the ingest is given up.
     """
     descriptor = wanted.descriptor
     if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
@@ -190,7 +192,26 @@ async def hold_blob(
             if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
                 return
             labels = source_label(wanted.reference.domain, wanted.reference.path, {})
-            await containerd.content.ingest(ref_key(descriptor), descriptor, path, labels)
+            await _ingest(containerd, descriptor, path, labels, stall)
+
+
+async def _ingest(
+    containerd: Containerd, descriptor: Descriptor, path: Path, labels: dict[str, str], stall: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(stall) as patience:
+            await containerd.content.ingest(
+                ref_key(descriptor),
+                descriptor,
+                path,
+                labels,
+                lambda _: patience.reschedule(loop.time() + stall),
+            )
+    except TimeoutError as error:
+        raise PullError(
+            "RuntimeStalled", f"the runtime took no byte of {descriptor.digest} for {stall:g} s"
+        ) from error
 
 
 async def held_content(

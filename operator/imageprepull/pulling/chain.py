@@ -6,17 +6,17 @@ more: AlreadyExists puts nothing under our lease on 1.6 and early 1.7, so AddRes
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.labels import SNAPSHOT_REF, UNCOMPRESSED, UNSYNCED, extract_key
+from imageprepull.pulling.labels import UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
-from imageprepull.runtime.snapshots import Mount
+from imageprepull.runtime.labels import SNAPSHOT_REF
+from imageprepull.runtime.mounts import Mount
 
 
 class ChainLostError(Exception):
@@ -87,8 +87,9 @@ class Chain:
         key, mounts = prepared
         try:
             extracting()
-            async with asyncio.timeout(self._settings.apply_timeout):
-                applied = await self._containerd.diff.apply(layer.descriptor, mounts)
+            applied = await self._containerd.diff.apply(
+                layer.descriptor, mounts, deadline=self._settings.apply_timeout
+            )
             check_diff_id(layer, applied.digest)
             labels = {SNAPSHOT_REF: layer.chain_id, UNSYNCED: self._boot_id}
             await self._containerd.snapshots.commit(self._snapshotter, layer.chain_id, key, labels)

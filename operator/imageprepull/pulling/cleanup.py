@@ -11,7 +11,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-async def finish_anyway(work: Coroutine[Any, Any, None], seconds: float) -> None:
+async def finish_anyway(work: Coroutine[Any, Any, object], seconds: float) -> None:
     """Run `work` to its end, or for `seconds`, whatever happens to the caller meanwhile.
 
     A failure is logged and not raised: the error that led here is the one to report. A cancellation that arrives
@@ -28,7 +28,7 @@ async def finish_anyway(work: Coroutine[Any, Any, None], seconds: float) -> None
         raise cancelled
 
 
-async def _bounded(work: Coroutine[Any, Any, None], seconds: float) -> None:
+async def _bounded(work: Coroutine[Any, Any, object], seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await work

@@ -19,7 +19,7 @@ from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.labels import LEASE, lease_id
 from imageprepull.pulling.layers import LayerWork
-from imageprepull.pulling.leases import LeaseTerms, drop_lease, open_lease
+from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
@@ -140,8 +140,10 @@ class ImagePull:
                     log.warning("lease or snapshots vanished, starting the chain again", lease=lease)
             finished = True
         finally:
-            if finished or not self._request.keep_lease_on_failure:
+            if finished:
                 await finish_anyway(drop_lease(containerd, lease), timeout)
+            elif not self._request.keep_lease_on_failure:
+                await finish_anyway(discard_lease(containerd, lease), timeout)
         return outcome
 
     async def _make(self, image: ImageDocuments, lease: str) -> PullOutcome:

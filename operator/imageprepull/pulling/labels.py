@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import Manifest
+from imageprepull.runtime.labels import LABEL_LIMIT, SOURCE_PREFIX
 
 LEASE = "imageprepull.io/lease"
 LEASE_IMAGE = "imageprepull.io/image"
@@ -20,11 +21,9 @@ UNSYNCED = "imageprepull.io/unsynced"
 MANAGED = "imageprepull.io/managed"
 CRI_MANAGED = "io.cri-containerd.image"
 CRI_PINNED = "io.cri-containerd.pinned"
-SNAPSHOT_REF = "containerd.io/snapshot.ref"
 UNCOMPRESSED = "containerd.io/uncompressed"
 
 _GC_CONTENT = "containerd.io/gc.ref.content."
-_LONGEST_LABEL = 4096  # containerd refuses a label whose key and value are longer together.
 
 
 def index_labels(children: Iterable[Descriptor]) -> dict[str, str]:
@@ -54,13 +53,13 @@ def config_labels(snapshotter: str, top_chain_id: str) -> dict[str, str]:
     return {f"containerd.io/gc.ref.snapshot.{snapshotter}": top_chain_id} if top_chain_id else {}
 
 
-def source_label(domain: str, path: str, existing: dict[str, str]) -> dict[str, str]:
+def source_label(domain: str, path: str, existing: Mapping[str, str]) -> dict[str, str]:
     """Where a blob came from, merged with what is known; empty when it is known already or would not fit."""
     hostname = domain.rsplit(":", 1)[0] if not domain.endswith("]") else domain
-    key = f"containerd.io/distribution.source.{hostname}"
+    key = f"{SOURCE_PREFIX}{hostname}"
     known = {repository for repository in existing.get(key, "").split(",") if repository}
     merged = ",".join(sorted(known | {path}))
-    if path in known or len(key) + len(merged) > _LONGEST_LABEL:
+    if path in known or len(key) + len(merged) > LABEL_LIMIT:
         return {}
     return {key: merged}
 

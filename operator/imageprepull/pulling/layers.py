@@ -96,7 +96,12 @@ class LayerWork:
         )
         try:
             await hold_blob(
-                self._containerd, self._machinery.spool, self._machinery.blobs, wanted, complete=complete
+                self._containerd,
+                self._machinery.spool,
+                self._machinery.blobs,
+                wanted,
+                complete=complete,
+                stall=self._machinery.settings.ingest_stall,
             )
         except Exception:
             self._fail(shown)

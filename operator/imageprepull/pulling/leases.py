@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
+from imageprepull.runtime.labels import GC_EXPIRE
 from imageprepull.runtime.leases import Lease
+
+INGESTS = "ingests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,16 @@ async def open_lease(containerd: Containerd, terms: LeaseTerms) -> None:
 
 def is_aged(lease: Lease, seconds: float, now: float) -> bool:
     """Whether less than half of the time that we give is left. A lease without expiry never ages."""
-    return lease.expires_at is not None and lease.expires_at.timestamp() - now < seconds / 2
+    expiry = expires_at(lease)
+    return expiry is not None and expiry - now < seconds / 2
+
+
+def expires_at(lease: Lease) -> float | None:
+    """When a collection may take the lease, in seconds since the epoch; None without a label that can be read."""
+    try:
+        return datetime.fromisoformat(lease.labels.get(GC_EXPIRE, "")).timestamp()
+    except ValueError:
+        return None
 
 
 async def find_lease(containerd: Containerd, lease_id: str) -> Lease | None:
@@ -54,12 +67,36 @@ async def find_lease(containerd: Containerd, lease_id: str) -> Lease | None:
     return next((lease for lease in found if lease.id == lease_id), None)
 
 
-async def drop_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> None:
-    """Delete a lease, if it is still there. `sync` waits for a collection of what it held."""
+async def drop_lease(containerd: Containerd, lease_id: str) -> None:
+    """Delete a lease, if it is still there; what it alone held goes at the next collection."""
     try:
-        await containerd.leases.delete(lease_id, sync=sync)
+        await containerd.leases.delete(lease_id)
     except (NotFound, LeaseGone):
         return
+
+
+async def discard_lease(containerd: Containerd, lease_id: str) -> list[str]:
+    """Delete a lease and the half-written ingests that nobody else holds; the refs of those.
+
+    An ingest without a lease stays for a day, and its ref's name is shared: a kubelet may have gone on with it, and
+    then its own lease holds it too.
+    """
+    mine = await _ingests(containerd, lease_id)
+    if mine:
+        for other in await containerd.leases.list():
+            if other.id != lease_id:
+                mine -= await _ingests(containerd, other.id)
+    for ref in sorted(mine):
+        await containerd.content.abort(ref)
+    await drop_lease(containerd, lease_id)
+    return sorted(mine)
+
+
+async def _ingests(containerd: Containerd, lease_id: str) -> set[str]:
+    try:
+        return {found.id for found in await containerd.leases.resources(lease_id) if found.type == INGESTS}
+    except (NotFound, LeaseGone):
+        return set()
 
 
 async def _replace(containerd: Containerd, terms: LeaseTerms) -> None:

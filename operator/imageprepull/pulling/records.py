@@ -94,17 +94,17 @@ def _names_of(reference: Reference, digest: str) -> set[str]:
 
 
 async def _ensure_labels(containerd: Containerd, descriptor: Descriptor, labels: dict[str, str]) -> None:
-    """Update always and read back: the labels of a COMMIT are ignored when the blob exists already.
+    """Read back and mend: the labels of a COMMIT are ignored when the blob exists already.
 
     Without them the collector takes snapshots, config and layers away as soon as the lease is gone.
     """
     if not labels:
         return
     for _ in range(_LABEL_ATTEMPTS):
-        await containerd.content.update_labels(descriptor.digest, labels)
         found = await containerd.content.info(descriptor.digest)
         if found is not None and labels.items() <= found.labels.items():
             return
+        await containerd.content.update_labels(descriptor.digest, labels)
     raise PullError(
         "LabelsLost",
         f"the runtime does not keep the garbage collection labels of {descriptor.digest}; another client changes them",

@@ -27,8 +27,8 @@ class PullSettings:
     prepare_attempts: int = 3
     apply_timeout: float = 3600.0
     """Diff.Apply has no progress to watch; this only ends what hangs for good."""
-    runtime_timeout: float = 120.0
-    """For one short request to the runtime, waiting for its metadata lock included."""
+    ingest_stall: float = 600.0
+    """Without a byte taken by the runtime. Waiting for a kubelet that downloads the same blob counts too."""
     visible_timeout: float = 60.0
     visible_poll: float = 0.02
     visible_poll_cap: float = 0.5

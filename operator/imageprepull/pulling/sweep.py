@@ -14,7 +14,7 @@ import structlog
 
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE, UNSYNCED
-from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.leases import discard_lease, expires_at
 from imageprepull.pulling.spool import read_sidecar, remove_spool
 from imageprepull.pulling.unsynced import remove_chains
 from imageprepull.runtime.connection import Containerd
@@ -72,8 +72,7 @@ async def sweep(
     for lease in leases:
         if lease in kept:
             continue
-        await _ingests(containerd, lease, swept)
-        await drop_lease(containerd, lease.id)
+        swept.ingests += await discard_lease(containerd, lease.id)
         swept.leases.append(lease.id)
     swept.spools = remove_spools_except(spool_dir, set(swept.kept_leases), boot_id)
     log.info("swept", **{name: len(getattr(swept, name)) for name in Swept.__slots__})
@@ -112,7 +111,8 @@ def remove_spools_except(folder: Path, leases: Collection[str], boot_id: str) ->
 
 
 def _expired(lease: Lease) -> bool:
-    return lease.expires_at is not None and lease.expires_at.timestamp() <= time.time()
+    expiry = expires_at(lease)
+    return expiry is not None and expiry <= time.time()
 
 
 async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_id: str, swept: Swept) -> None:
@@ -137,19 +137,3 @@ async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str
         except NotFound:
             continue
         swept.snapshots.append(found.name)
-
-
-async def _ingests(containerd: Containerd, lease: Lease, swept: Swept) -> None:
-    """Abort what only this lease holds: the ref's name is shared, and a kubelet may have gone on with it."""
-    mine = {found.id for found in await containerd.leases.resources(lease.id) if found.type == "ingests"}
-    if not mine:
-        return
-    for other in await containerd.leases.list([]):
-        if other.id != lease.id:
-            mine -= {found.id for found in await containerd.leases.resources(other.id)}
-    for ref in sorted(mine):
-        try:
-            await containerd.content.abort(ref)
-        except NotFound:
-            continue
-        swept.ingests.append(ref)

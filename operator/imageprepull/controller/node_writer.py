@@ -23,6 +23,8 @@ from imageprepull.resources.nodeprepull import NodePrepullSpec
 
 logger = structlog.get_logger(__name__)
 FIELD_MANAGER = "imageprepull-operator"
+CONFIRM_AGAIN = 5.0
+"""Seconds until a withdrawal that could not be confirmed is looked at again."""
 
 
 class NodeWriter:
@@ -52,6 +54,9 @@ class NodeWriter:
         rendered = self._render(name, frozenset())
         if rendered.confirm:
             rendered = self._render(name, await self._confirm(rendered.confirm))
+        if rendered.confirm:
+            # No event announces that a cache follows again, so the rest is asked for once more.
+            self._queues.nodes.add(name, CONFIRM_AGAIN)
         if rendered.omitted:
             logger.error("more images than a NodePrepull holds", node=name, omitted=rendered.omitted)
         known = self._world.node_prepulls.get(name)

@@ -1,0 +1,141 @@
+"""The Lease against a FAKE API that keeps one object and can hang; the real one is in tests/cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+
+from imageprepull.controller.lease import LOST_EXIT_CODE, Lease, LeaseLost, start_watchdog
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+
+SECONDS = 0.6
+
+
+class FakeLeases:
+    """One Lease with resourceVersions. `hanging` requests never come back."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.hanging = False
+
+    async def _answer(self) -> None:
+        if self.hanging:
+            await asyncio.Event().wait()
+
+    async def get(self, kind: Any, name: str, namespace: str) -> dict[str, Any]:
+        await self._answer()
+        if self.lease is None:
+            raise ApiError(404, "NotFound", name)
+        return {**self.lease, "metadata": dict(self.lease["metadata"])}
+
+    async def create(self, kind: Any, body: dict[str, Any], *, namespace: str) -> dict[str, Any]:
+        await self._answer()
+        if self.lease is not None:
+            raise ApiError(409, "AlreadyExists", "lease")
+        self.lease = {"metadata": {**body["metadata"], "resourceVersion": "1"}, "spec": body["spec"]}
+        return self.lease
+
+    async def merge_patch(
+        self, kind: Any, name: str, body: dict[str, Any], *, namespace: str
+    ) -> dict[str, Any]:
+        await self._answer()
+        assert self.lease is not None
+        version = self.lease["metadata"]["resourceVersion"]
+        if body["metadata"]["resourceVersion"] != version:
+            raise ApiError(409, "Conflict", "stale")
+        spec = {**self.lease["spec"], **body["spec"]}
+        self.lease = {"metadata": {"name": name, "resourceVersion": str(int(version) + 1)}, "spec": spec}
+        return self.lease
+
+    def of(self, identity: str) -> Lease:
+        client = cast("ApiClient", self)
+        lease = Lease(client, namespace="default", name="op", identity=identity, seconds=SECONDS)
+        # leaseDurationSeconds has whole seconds; the tests have less patience.
+        lease._spec = _short(lease._spec)  # type: ignore[method-assign]
+        return lease
+
+
+def _short(spec: Any) -> Any:
+    return lambda transitions=None: {**spec(transitions), "leaseDurationSeconds": SECONDS}
+
+
+async def test_the_first_leads_and_the_second_waits() -> None:
+    api = FakeLeases()
+    first, second = api.of("first"), api.of("second")
+    await first.acquire()
+    keeping = asyncio.create_task(first.keep())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(second.acquire(), SECONDS * 2)
+    assert first.leading
+    assert not second.leading
+    keeping.cancel()
+
+
+async def test_a_silent_leader_is_replaced_after_its_time_and_not_before() -> None:
+    api = FakeLeases()
+    first, second = api.of("first"), api.of("second")
+    await first.acquire()
+    began = time.monotonic()
+    await asyncio.wait_for(second.acquire(), SECONDS * 4)
+    assert time.monotonic() - began >= SECONDS
+    assert api.lease is not None
+    assert (api.lease["spec"]["holderIdentity"], api.lease["spec"]["leaseTransitions"]) == ("second", 1)
+
+
+async def test_a_replaced_leader_ends() -> None:
+    api = FakeLeases()
+    first, second = api.of("first"), api.of("second")
+    await first.acquire()
+    await asyncio.wait_for(second.acquire(), SECONDS * 4)
+    with pytest.raises(LeaseLost):
+        await asyncio.wait_for(first.keep(), SECONDS)
+    assert not first.leading
+
+
+async def test_a_leader_whose_requests_hang_ends_before_another_may_lead() -> None:
+    api = FakeLeases()
+    lease = api.of("first")
+    await lease.acquire()
+    began = time.monotonic()
+    api.hanging = True
+    with pytest.raises(LeaseLost):
+        await asyncio.wait_for(lease.keep(), SECONDS * 3)
+    assert time.monotonic() - began < SECONDS
+
+
+async def test_a_stopped_leader_hands_over_at_once() -> None:
+    api = FakeLeases()
+    first, second = api.of("first"), api.of("second")
+    await first.acquire()
+    await first.release()
+    began = time.monotonic()
+    await asyncio.wait_for(second.acquire(), SECONDS)
+    assert time.monotonic() - began < SECONDS / 2
+
+
+async def test_a_restarted_replica_takes_its_own_lease_back() -> None:
+    api = FakeLeases()
+    await api.of("pod").acquire()
+    await asyncio.wait_for(api.of("pod").acquire(), SECONDS / 2)
+
+
+async def test_the_watchdog_ends_a_process_whose_loop_hangs() -> None:
+    lease = FakeLeases().of("first")
+    await lease.acquire()
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    stop = start_watchdog(lease, end)
+    # Not awaited: the event loop hangs, as it would in a bug.
+    assert ended.wait(SECONDS + 3)
+    stop.set()
+    assert codes == [LOST_EXIT_CODE]

@@ -1,0 +1,106 @@
+"""Real runtimes for the tests of this folder: Debian's containerd 1.6 and the testbed's 2.4, and a real registry.
+
+Daemons live as long as the session; every test gets an empty namespace and must leave no lease, ingest or active
+snapshot behind, which the `containerd` fixture checks at its end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from imageprepull.runtime.connection import Containerd, connect
+from imageprepull.runtime.snapshots import SnapshotKind
+from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_daemon, docker_registry
+
+VERSIONS = ("1.6", "2.4")
+SNAPSHOTTER = "overlayfs"
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What a pull must not leave behind, by name."""
+
+    leases: list[str] = field(default_factory=list)
+    ingests: list[str] = field(default_factory=list)
+    active_snapshots: list[str] = field(default_factory=list)
+
+
+async def leftovers(containerd: Containerd) -> Leftovers:
+    return Leftovers(
+        [lease.id for lease in await containerd.leases.list()],
+        [ingest.ref for ingest in await containerd.content.list_ingests()],
+        [
+            found.name
+            for found in await containerd.snapshots.list(SNAPSHOTTER)
+            if found.kind is not SnapshotKind.COMMITTED
+        ],
+    )
+
+
+async def collect_garbage(containerd: Containerd) -> None:
+    """Run a collection and wait for it: the synchronous deletion of a lease does."""
+    await containerd.leases.create("collect-garbage", {}, 60)
+    await containerd.leases.delete("collect-garbage", sync=True)
+
+
+async def wipe(containerd: Containerd) -> None:
+    """Empty the namespace."""
+    found = await leftovers(containerd)
+    for lease in found.leases:
+        await containerd.leases.delete(lease)
+    for ref in found.ingests:
+        await containerd.content.abort(ref)
+    for record in await containerd.images.list():
+        await containerd.images.delete(record.name)
+    await collect_garbage(containerd)
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def daemon(request: pytest.FixtureRequest) -> Iterator[ContainerdDaemon]:
+    """A running containerd of each version in turn."""
+    with containerd_daemon(request.param) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def show_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put the end of the daemon's log beside the report of a test that failed."""
+    yield
+    if "daemon" in request.fixturenames and request.session.testsfailed:
+        print(request.getfixturevalue("daemon").log_tail())  # noqa: T201 - pytest shows it with the failure
+
+
+@pytest.fixture
+async def containerd(daemon: ContainerdDaemon) -> AsyncIterator[Containerd]:
+    """A connection to each version in turn; the test must leave nothing half done."""
+    async with connect(daemon.address) as connection:
+        try:
+            yield connection
+            assert await leftovers(connection) == Leftovers()
+        finally:
+            await wipe(connection)
+
+
+@pytest.fixture
+async def assert_clean(containerd: Containerd) -> Callable[[], Awaitable[None]]:
+    """For a look in the middle of a test."""
+
+    async def look() -> None:
+        assert await leftovers(containerd) == Leftovers()
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[DockerRegistry]:
+    """A real registry on a free loopback port, shared by the session: use a repository of your own."""
+    if shutil.which("docker-registry") is None:
+        pytest.fail("docker-registry is not installed: python -m tests.testbed packages")
+    with docker_registry() as running:
+        yield running

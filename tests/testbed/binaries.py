@@ -16,7 +16,8 @@ from pathlib import Path
 from tests.testbed.errors import ClusterError
 
 MODULES = Path(__file__).parent / "go"
-GO_NEEDED = (1, 26)
+GO_NEEDED = (1, 26, 6)
+"""The highest `go` line of our go.mod files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,8 @@ def go_binary() -> str:
     text = subprocess.run(
         [found, "env", "GOVERSION"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    match = re.match(r"go(\d+)\.(\d+)", text)
-    if match is None or (int(match[1]), int(match[2])) < GO_NEEDED:
+    match = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", text)
+    if match is None or tuple(int(part or 0) for part in match.groups()) < GO_NEEDED:
         raise ClusterError("go", f"{found} is {text}; Kubernetes 1.37 needs Go {needed}: {advice}")
     return found
 

@@ -128,3 +128,26 @@ def test_go_names_binaries_after_their_package_or_the_element_before_its_major_v
     assert names["etcd"] == ["server"]
     assert names["pause"] == ["pause"]
     assert names["containerd"] == ["containerd", "containerd-shim-runc-v2", "ctr"]
+
+
+@pytest.mark.parametrize(
+    ("version", "enough"), [("go1.26.8", True), ("go1.27", True), ("go1.26.5", False), ("go1.9.9", False)]
+)
+def test_a_go_that_is_too_old_is_refused_with_the_version_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, enough: bool
+) -> None:
+    go = tmp_path / "go"
+    go.write_text(f"#!/bin/sh\necho {version}\n")
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if enough:
+        assert binaries.go_binary() == str(go)
+    else:
+        with pytest.raises(ClusterError, match=r"needs Go 1\.26\.6"):
+            binaries.go_binary()
+
+
+def test_no_module_needs_a_newer_go_than_we_ask_for() -> None:
+    lines = [line for file in binaries.MODULES.glob("*/go.mod") for line in file.read_text().splitlines()]
+    versions = [tuple(map(int, line.split()[1].split("."))) for line in lines if line.startswith("go ")]
+    assert max(versions) == binaries.GO_NEEDED

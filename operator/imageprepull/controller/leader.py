@@ -20,6 +20,7 @@ from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.status_writer import StatusWriter
 from imageprepull.controller.ticker import Ticker
+from imageprepull.controller.trust import object_missing
 from imageprepull.controller.world import Key
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -121,7 +122,7 @@ class Leader:
         try:
             document = await self._api.get(IMAGEPREPULLS, name, namespace)
         except ApiError as error:
-            if not error.not_found:
+            if not object_missing(error, name):
                 raise
             self._standby.intake.no_prepull(key)
         else:

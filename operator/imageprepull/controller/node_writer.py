@@ -14,6 +14,7 @@ from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.render import Owners, Rendered, done_removals, render
 from imageprepull.controller.standby import Standby
+from imageprepull.controller.trust import object_missing
 from imageprepull.controller.world import KnownNodePrepull
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -87,7 +88,7 @@ class NodeWriter:
             try:
                 document = await self._api.get(IMAGEPREPULLS, metadata.name, metadata.namespace)
             except ApiError as error:
-                if not error.not_found:
+                if not object_missing(error, metadata.name):
                     raise
                 self._queues.prepulls.add(key)
                 continue

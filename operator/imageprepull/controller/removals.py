@@ -9,6 +9,7 @@ import structlog
 
 from imageprepull.controller.events import Events
 from imageprepull.controller.standby import Standby
+from imageprepull.controller.trust import object_missing
 from imageprepull.controller.witness import Held, Suspect
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -70,7 +71,7 @@ class Removals:
         try:
             document = await self._api.get(IMAGEPREPULLS, suspect.name, suspect.namespace)
         except ApiError as error:
-            if error.not_found:
+            if object_missing(error, suspect.name):
                 return False
             raise
         return bool(document["metadata"]["uid"] == suspect.uid)

@@ -32,6 +32,14 @@ def crd_uid(document: dict[str, Any]) -> str:
     return str(document["metadata"]["uid"])
 
 
+def object_missing(error: ApiError, name: str) -> bool:
+    """Whether the API server says that this very object is not there.
+
+    A kind that is not served (its CRD is gone, a server that has not loaded it yet, a proxy) is a 404 as well.
+    """
+    return error.not_found and error.reason == "NotFound" and f'"{name}" not found' in error.message
+
+
 class Trust:
     """Asks for the CRDs by name; remembers which ones they were at the start."""
 

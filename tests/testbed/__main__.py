@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     execute.add_argument("node")
     execute.add_argument("argv", nargs=argparse.REMAINDER)
     proxy = commands.add_parser("proxy", help="show or change what the registry proxy does")
-    proxy.add_argument("--node", default="", help="for this node only")
+    proxy.add_argument("--node", default="", help="for this node only; '*': for each by itself")
     proxy.add_argument("--rate", type=float, help="bytes per second; 0: no limit")
     proxy.add_argument("--delay", type=float, help="seconds per request")
     proxy.add_argument("--hold", metavar="DIGEST", help="withhold a blob")

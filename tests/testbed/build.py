@@ -41,6 +41,11 @@ def build(names: Iterable[str] = ()) -> None:
             _build(component, f"[{number}/{len(todo)}]", lock)
 
 
+def build_all() -> None:
+    """Build every component that is missing."""
+    build()
+
+
 @contextlib.contextmanager
 def _only_builder() -> Iterator[int]:
     """Hold the lock; yields its descriptor, for the Go process to hold it as well."""

@@ -159,6 +159,10 @@ class Cluster:
         """All nodes, in the order they were added."""
         return [self.node(name) for name in self._registered()]
 
+    def node_names(self) -> list[str]:
+        """The names of all nodes, in the order they were added."""
+        return list(self._registered())
+
     def add_node(self, name: str, *, disk: int = DEFAULT_DISK) -> Node:
         """Start one more node and wait until it is Ready."""
         with self._locked():

@@ -11,7 +11,7 @@ from tests.testbed.errors import ClusterError
 
 @dataclass(frozen=True, slots=True)
 class ProxyClient:
-    """The control interface at `url`. A node is its name; "" means all."""
+    """The control interface at `url`. A node is its name; "" means all together, "*" each by itself."""
 
     url: str
 
@@ -22,6 +22,10 @@ class ProxyClient:
     def pace(self, node: str = "", *, rate: float | None = None, delay: float | None = None) -> None:
         """Bytes per second (0: no limit) and seconds per request; what is None stays."""
         self._call("POST", "/pace", {"node": node, "rate": rate, "delay": delay})
+
+    def set_rate(self, rate: float) -> None:
+        """Bytes per second for each node by itself; 0: no limit."""
+        self.pace("*", rate=rate)
 
     def hold(self, digest: str, *, after: int = 0, node: str = "") -> None:
         """Withhold the bytes of a blob from offset `after` on, until `release`."""

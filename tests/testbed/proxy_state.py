@@ -1,6 +1,7 @@
 """What the registry proxy decides by and remembers: pace, holds, and who got which bytes. No sockets here.
 
-Above it `proxy.py` moves the bytes. A node is named by its cluster name; "" stands for all nodes together.
+Above it `proxy.py` moves the bytes. A node is named by its cluster name; "" stands for all nodes
+together, "*" for each node by itself.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 
 BLOB = re.compile(r"^/v2/(?P<repository>.+)/blobs/(?P<digest>[a-z0-9]+:[0-9a-f]+)$")
 MANIFEST = re.compile(r"^/v2/(?P<repository>.+)/manifests/(?P<reference>[^/]+)$")
+EACH = "*"
 BURST = 0.1
 """Seconds of its rate that a node may get at once."""
 
@@ -85,14 +87,17 @@ class State:
     """All that the control interface shows and changes."""
 
     def __init__(self) -> None:
-        self.paces: dict[str, Pace] = {"": Pace()}
+        self.paces: dict[str, Pace] = {"": Pace(), EACH: Pace()}
+        self._shares: dict[str, Pace] = {}
         self.holds: list[Hold] = []
         self.requests: list[Request] = []
         self.deliveries: dict[str, dict[str, Delivery]] = {}
 
     def pace(self, node: str) -> list[Pace]:
-        """What slows this node down: its own pace and that of all."""
-        return [self.paces[name] for name in ("", node) if name in self.paces]
+        """What slows this node down: the pace of all, of each, and its own."""
+        each = self.paces[EACH]
+        share = self._shares.setdefault(node, Pace(each.rate, each.delay))
+        return [self.paces[""], share, *([self.paces[node]] if node in self.paces else [])]
 
     def set_pace(self, node: str, rate: float | None, delay: float | None) -> None:
         """Change what is given."""
@@ -101,6 +106,8 @@ class State:
             pace.rate = rate
         if delay is not None:
             pace.delay = delay
+        if node == EACH:
+            self._shares.clear()
 
     def hold(self, digest: str, after: int, node: str) -> None:
         """Withhold from byte `after` on, from one node or from all."""

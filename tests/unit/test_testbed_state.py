@@ -42,6 +42,17 @@ def test_a_pace_without_a_rate_never_waits() -> None:
     assert Pace().wait(10**12, 0) == 0
 
 
+def test_a_rate_for_each_node_is_not_shared_between_nodes() -> None:
+    state = State()
+    state.set_pace("*", 1000, None)
+    state.set_pace("b", None, 0.5)
+    waits = {node: max(pace.wait(500, 10.0) for pace in state.pace(node)) for node in ("a", "b")}
+    assert waits == {"a": pytest.approx(0.5 - BURST), "b": pytest.approx(0.5 - BURST)}
+    assert [sum(pace.delay for pace in state.pace(node)) for node in ("a", "b")] == [0, 0.5]
+    state.set_pace("*", 0, None)
+    assert max(pace.wait(500, 10.0) for pace in state.pace("a")) == 0
+
+
 def test_of_two_holds_the_earlier_byte_counts() -> None:
     state = State()
     state.hold("sha256:aa", 500, "")

@@ -106,13 +106,9 @@ async def read_image(target: Descriptor, platform: Platform, fetch: Fetch) -> Im
 def chain_layers(manifest: Manifest, config: Config) -> tuple[ChainLayer, ...]:
     """Layers with their diff and chain IDs, bottom first."""
     chain = chain_ids(config.diff_ids)
-    parents = ["", *chain[:-1]]
-    return tuple(
-        ChainLayer(descriptor, diff_id, chain_id, parent)
-        for descriptor, diff_id, chain_id, parent in zip(
-            manifest.layers, config.diff_ids, chain, parents, strict=True
-        )
-    )
+    parents = ["", *chain][: len(chain)]
+    together = zip(manifest.layers, config.diff_ids, chain, parents, strict=True)
+    return tuple(ChainLayer(*parts) for parts in together)
 
 
 async def read_local(

@@ -1,0 +1,151 @@
+"""What the tests of the pull share: a puller over a real daemon, requests, and the question whether all is clean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from imageprepull.oci.platform import Platform
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.durability import read_boot_id
+from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.presence import Presence, presence
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.puller import Puller
+from imageprepull.pulling.request import PullOutcome, PullRequest, Until
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.registry.client import RegistryClient
+from imageprepull.registry.hosts import HostsConfig
+from imageprepull.resources.nodeprepull import LayerState
+from imageprepull.runtime.connection import Containerd
+from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
+from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.faulty_registry import FaultyRegistry
+from tests.testbed.images import BuiltImage, BuiltIndex, LayerSpec, push
+
+AMD64 = Platform("linux", "amd64")
+BOOT = "the-boot-of-this-test"
+OWNER = "test-node"
+FAST = PullSettings(
+    attempts_without_progress=2,
+    backoff_base=0.01,
+    backoff_cap=0.05,
+    visible_timeout=20,
+    cleanup_timeout=20,
+    write_batch=64 * 1024,
+    checkpoint=256 * 1024,
+)
+
+
+@dataclass
+class Watched(ImageProgress):
+    """Progress that remembers the order in which things happened: (layer number, state)."""
+
+    history: list[tuple[int, LayerState]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.on_change = self._note
+
+    def _note(self) -> None:
+        last: dict[int, LayerState] = dict(self.history)
+        for number, layer in enumerate(self.layers):
+            if last.get(number) != layer.state:
+                self.history.append((number, layer.state))
+        self.changed.set()
+
+    def states(self) -> list[str]:
+        return [str(layer.state) for layer in self.layers]
+
+    async def until(self, true: Callable[[Watched], bool], seconds: float = 20) -> None:
+        """Wait until the record says so."""
+        async with asyncio.timeout(seconds):
+            while not true(self):
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@dataclass
+class PullBench:
+    """A puller as the agent or the CLI would have it."""
+
+    containerd: Containerd
+    client: RegistryClient
+    puller: Puller
+    spool: Path
+    daemon: ContainerdDaemon
+
+    def request(self, reference: str, **changes: Any) -> PullRequest:
+        request = PullRequest(
+            reference=Reference.parse(reference),
+            platform=AMD64,
+            snapshotter=SNAPSHOTTER,
+            lease_labels={LEASE: OWNER},
+        )
+        return replace(request, **changes)
+
+    async def pull(
+        self, reference: str, progress: ImageProgress | None = None, *, until: Until = "done", **changes: Any
+    ) -> PullOutcome:
+        request = self.request(reference, **changes)
+        return await self.puller.pull(request, progress or Watched(reference), until=until)
+
+    async def presence(self, reference: str, digest: str | None = None, *, pin: bool = False) -> Presence:
+        return await presence(
+            self.containerd, Reference.parse(reference), digest, AMD64, SNAPSHOTTER, pin, boot_id=BOOT
+        )
+
+    def spooled(self) -> list[str]:
+        return sorted(path.name for path in self.spool.iterdir()) if self.spool.exists() else []
+
+    async def assert_clean(self) -> None:
+        """No lease, ingest, active snapshot or spool file."""
+        assert await leftovers(self.containerd) == Leftovers()
+        assert self.spooled() == []
+
+
+@asynccontextmanager
+async def pull_bench(
+    containerd: Containerd, daemon: ContainerdDaemon, *, settings: PullSettings = FAST, stall: float = 10
+) -> AsyncIterator[PullBench]:
+    spool = daemon.folder / "spool"
+    root = daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+    async with (
+        RegistryClient(
+            HostsConfig([daemon.certs_d]), stall_timeout=stall, attempts=2, backoff=0.01
+        ) as client,
+        Puller(containerd, client, spool, snapshotter_root=root, boot_id=BOOT, settings=settings) as puller,
+    ):
+        yield PullBench(containerd, client, puller, spool, daemon)
+
+
+def serve(registry: DockerRegistry, image: BuiltImage | BuiltIndex, repository: str, tag: str = "1") -> str:
+    """Push to the real registry; the reference."""
+    push(image, registry.url, repository, tag)
+    return f"{registry.host}/{repository}:{tag}"
+
+
+def fake_serve(registry: FaultyRegistry, image: BuiltImage | BuiltIndex, tag: str = "1") -> str:
+    """Put an image into the fake registry; the reference."""
+    top = image.index if isinstance(image, BuiltIndex) else image.manifest
+    for built in image.images if isinstance(image, BuiltIndex) else (image,):
+        registry.manifests[built.manifest.digest] = (built.manifest.media_type, built.manifest.read())
+        for blob in (built.config, *(layer.blob for layer in built.layers)):
+            registry.blobs[blob.digest] = blob.read()
+    registry.manifests[top.digest] = (top.media_type, top.read())
+    registry.manifests[tag] = registry.manifests[top.digest]
+    return f"{registry.address}/fake/image:{tag}"
+
+
+def layer(name: str, size: int = 2000, **options: Any) -> LayerSpec:
+    """A layer with one file that says whose it is; `size` bytes that do not compress well."""
+    data = "".join(f"{name} {number * 2654435761 % 4294967296:x}\n" for number in range(size // 16))
+    return LayerSpec({f"layers/{name}": data.encode()}, **options)
+
+
+def boot_id_of_machine() -> str:
+    return read_boot_id()

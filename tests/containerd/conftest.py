@@ -7,7 +7,7 @@ snapshot behind, which the `containerd` fixture checks at its end.
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,8 +18,6 @@ from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_da
 
 VERSIONS = ("1.6", "2.4")
 SNAPSHOTTER = "overlayfs"
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +66,16 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[ContainerdDaemon]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def show_log(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the end of the daemon's log beside the report of a test that failed."""
-    yield
-    if "daemon" in request.fixturenames and request.session.testsfailed:
-        print(request.getfixturevalue("daemon").log_tail())  # noqa: T201 - pytest shows it with the failure
+    report = yield
+    daemon = getattr(item, "funcargs", {}).get("daemon")
+    if report.failed and isinstance(daemon, ContainerdDaemon):
+        report.sections.append((f"log of containerd {daemon.version}", daemon.log_tail()))
+    return report
 
 
 @pytest.fixture

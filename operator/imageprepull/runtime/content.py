@@ -16,6 +16,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.digests import InvalidDigest, check_digest
+from imageprepull.runtime.content_lock import LockPatience, LockWatch, Verdict
 from imageprepull.runtime.content_write import Blob, BlobWrite
 from imageprepull.runtime.errors import (
     AlreadyExists,
@@ -33,6 +35,7 @@ from imageprepull.runtime.rpc import DEADLINE, Rpc
 
 _SERVICE = "/containerd.services.content.v1.Content"
 READ_LIMIT = 8 << 20
+PATIENCE = LockPatience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +57,6 @@ class IngestStatus:
     expected: str
 
 
-@dataclass(frozen=True, slots=True)
-class LockPatience:
-    """How long to wait for another writer of the same blob, in seconds.
-
-    A writer that takes no bytes for `without_progress` is left alone: the blob is ingested under a private ref.
-    Tries to open are rare, because each one on containerd 1.x holds the metadata lock for half a second.
-    """
-
-    first_pause: float = 0.1
-    longest_pause: float = 2.0
-    without_progress: float = 30.0
-
-
 def _info(message: pb.Info) -> ContentInfo:
     return ContentInfo(message.digest, message.size, dict(message.labels))
 
@@ -82,7 +72,7 @@ def ignore_bytes(_offset: int) -> None:
 class Content:
     """The content service under one namespace and lease."""
 
-    def __init__(self, rpc: Rpc, patience: LockPatience = LockPatience()) -> None:
+    def __init__(self, rpc: Rpc, patience: LockPatience = PATIENCE) -> None:
         self._rpc = rpc
         self._patience = patience
 
@@ -215,13 +205,19 @@ class Content:
         self, ref: str, blob: Blob, on_bytes: Callable[[int], None], deadline: float | None
     ) -> ContentInfo:
         digest = blob.descriptor.digest
+        try:
+            # containerd 2.4 panics on a write that expects something else than a digest.
+            check_digest(digest)
+        except InvalidDigest as error:
+            raise InvalidRequest(f"write {digest[:100]}", str(error)) from None
+        watch = LockWatch(self._patience, asyncio.get_running_loop().time())
         while True:
             try:
                 await self._write(ref, blob, on_bytes, deadline)
             except AlreadyExists:
                 return await self._adopt(digest, blob.labels)
             except Locked:
-                if not await self._wait_for_writer(ref, digest):
+                if not await self._wait_for_writer(watch, ref, digest):
                     ref = f"imageprepull-{digest}"
             else:
                 return ContentInfo(digest, blob.descriptor.size, dict(blob.labels))
@@ -248,6 +244,8 @@ class Content:
         finally:
             write.cancel()
             await asyncio.wait([done])
+            # Looked at, lest asyncio reports it as lost: after a cancellation it is only that of the call.
+            done.exception()
 
     async def _adopt(self, digest: str, labels: Mapping[str, str]) -> ContentInfo:
         """Take a blob that somebody else committed into our lease, and give it our labels beside theirs.
@@ -265,20 +263,17 @@ class Content:
             return present
         return await self.update_labels(digest, wanted)
 
-    async def _wait_for_writer(self, ref: str, digest: str) -> bool:
+    async def _wait_for_writer(self, watch: LockWatch, ref: str, digest: str) -> bool:
         """Wait while another writer holds `ref`: True when another try makes sense, False when it is stuck."""
-        patience = self._patience
-        loop = asyncio.get_running_loop()
-        pause, offset, moved = patience.first_pause, -1, loop.time()
-        while loop.time() - moved < patience.without_progress:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, patience.longest_pause)
-            status = await self.status(ref)
-            if status is None or await self.info(digest) is not None:
+        while True:
+            await asyncio.sleep(watch.pause)
+            if await self.info(digest) is not None:
                 return True
-            if status.offset != offset:
-                offset, moved = status.offset, loop.time()
-        return False
+            status = await self.status(ref)
+            now = asyncio.get_running_loop().time()
+            verdict = watch.see(status.offset if status else None, now)
+            if verdict is not Verdict.WAIT:
+                return verdict is Verdict.OPEN
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, on_bytes: Callable[[int], None], offset: int) -> None:

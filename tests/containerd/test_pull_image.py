@@ -32,7 +32,16 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
 def crictl(daemon: ContainerdDaemon, subcommand: str, *arguments: str) -> Any:
     endpoints = ["--runtime-endpoint", daemon.address, "--image-endpoint", daemon.address]
     # crictl takes options only before its arguments.
-    command = [binaries.path("crictl"), *endpoints, "--timeout", "20s", subcommand, "-o", "json", *arguments]
+    command = [
+        str(binaries.path("crictl")),
+        *endpoints,
+        "--timeout",
+        "20s",
+        subcommand,
+        "-o",
+        "json",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

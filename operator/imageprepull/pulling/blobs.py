@@ -27,7 +27,7 @@ from imageprepull.runtime.connection import Containerd
 
 CONTENT = "content"
 Advanced = Callable[[int], None]
-"""Told how many contiguous bytes are held."""
+"""Told how many contiguous bytes are held; the first time when bytes of an earlier attempt or a stream are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,8 @@ class Spool:
             shared.users += 1
             shared.keep_partial = shared.keep_partial or wanted.keep_partial
             shared.listeners.append(wanted.advanced)
-            wanted.advanced(shared.file.held.frontier)
+            if shared.file.held.frontier:
+                wanted.advanced(shared.file.held.frontier)
             return shared
 
     async def _run(self, digest: str, shared: _Shared, wanted: Wanted) -> None:

@@ -109,6 +109,9 @@ async def _attempt(
         offset = stream.offset
         batch: list[bytes] = []
         gathered = 0
+        clock = asyncio.get_running_loop().time
+        written = clock()
+        received(stream.host, 0, spool.held.frontier)
         try:
             async for chunk in stream:
                 batch.append(chunk)
@@ -122,10 +125,10 @@ async def _attempt(
                         "bytes of its descriptor; push the image again",
                         permanent=True,
                     )
-                if gathered >= settings.write_batch:
+                if gathered >= settings.write_batch or clock() - written > settings.longest_batch:
                     await _write(spool, offset, batch, settings)
                     received(stream.host, gathered, spool.held.frontier)
-                    offset, batch, gathered = offset + gathered, [], 0
+                    offset, batch, gathered, written = offset + gathered, [], 0, clock()
         finally:
             # What came before a fault is good: it is hashed as part of the whole.
             if batch:

@@ -73,7 +73,7 @@ class LayerWork:
         def advanced(held: int) -> None:
             for layer in shown:
                 if layer.state in (LayerState.WAITING, LayerState.DOWNLOADING):
-                    self._progress.advance(layer, LayerState.DOWNLOADING if held else None, held)
+                    self._progress.advance(layer, LayerState.DOWNLOADING, held)
 
         def received(host: str, count: int) -> None:
             by_host = self._progress.bytes_by_host

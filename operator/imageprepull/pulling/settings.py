@@ -19,6 +19,8 @@ class PullSettings:
     """A registry that asks for a longer pause ends the attempt: the caller's backoff is made for such times."""
     write_batch: int = 2 * 1024 * 1024
     """Bytes gathered before a thread writes and hashes them: fewer hops between loop and thread."""
+    longest_batch: float = 0.5
+    """Seconds after which a batch is written though it is small, so that a slow download shows that it moves."""
     checkpoint: int = 32 * 1024 * 1024
     """Bytes between two writes of a spool file's range map; what came after the last one is fetched again."""
     lease_seconds: float = 24 * 3600.0

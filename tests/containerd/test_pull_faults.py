@@ -1,0 +1,304 @@
+"""Bad input and faults: each ends in a typed error and leaves no lease, ingest, active snapshot or spool file.
+
+The FAKE registry serves what a real one refuses to store or cannot be made to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.sweep import sweep
+from imageprepull.runtime.connection import Containerd, connect
+from imageprepull.runtime.errors import Unavailable
+from tests.containerd.conftest import SNAPSHOTTER, leftovers
+from tests.containerd.pull_bench import BOOT, OWNER, PullBench, Watched, fake_serve, layer, pull_bench, serve
+from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
+from tests.testbed.images import Blob, BuiltImage, BuiltIndex, LayerSpec, build_image, build_index, sha256
+
+
+@pytest.fixture
+async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon, stall=2) as bench:
+        yield bench
+        await bench.assert_clean()
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FaultyRegistry]:
+    async with FaultyRegistry() as registry:
+        yield registry
+
+
+async def refused(bench: PullBench, reference: str, **changes: Any) -> PullError:
+    with pytest.raises(PullError) as caught:
+        await bench.pull(reference, **changes)
+    await bench.assert_clean()
+    assert await bench.containerd.images.list() == []
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def changed(image: BuiltImage, change: Callable[[dict[str, Any]], object], part: str) -> BuiltImage:
+    """The image with an edited manifest or config, all digests right again."""
+    config, manifest = json.loads(image.config.read()), json.loads(image.manifest.read())
+    change(config if part == "config" else manifest)
+    body = json.dumps(config).encode()
+    config_blob = Blob(image.config.media_type, sha256(body), len(body), body)
+    manifest["config"] = {**manifest["config"], "digest": config_blob.digest, "size": config_blob.size}
+    text = json.dumps(manifest).encode()
+    return replace(
+        image, config=config_blob, manifest=Blob(image.manifest.media_type, sha256(text), len(text), text)
+    )
+
+
+async def test_an_unknown_repository_or_tag(bench: PullBench, registry: DockerRegistry) -> None:
+    known = serve(registry, build_image([layer("known")]), "known/image")
+    for reference in (f"{registry.host}/no/such:1", known.rpartition(":")[0] + ":other"):
+        error = await refused(bench, reference)
+        assert (error.reason, error.permanent) == ("NotFound", True)
+        assert reference.partition(":")[0] in str(error)
+
+
+async def test_an_image_for_other_platforms_only(bench: PullBench, registry: DockerRegistry) -> None:
+    index = build_index([build_image([layer(a)], architecture=a) for a in ("arm64", "s390x")])
+    error = await refused(bench, serve(registry, index, "other/platforms"))
+    assert error.reason == "NoMatchingPlatform"
+    assert "linux/arm64" in str(error)
+
+
+async def test_a_registry_that_nobody_is(bench: PullBench) -> None:
+    error = await refused(bench, "127.0.0.1:1/a/b:1")
+    assert not error.permanent
+    assert "127.0.0.1:1" in str(error)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_registry_that_refuses(bench: PullBench, fake: FaultyRegistry, status: int) -> None:
+    reference = fake_serve(fake, build_image([layer("refused")]))
+    fake.faults["1"] = [Fault(status=status) for _ in range(20)]
+    error = await refused(bench, reference)
+    assert (error.reason, error.permanent) == ("DeniedOrMissing", True)
+
+
+@pytest.mark.parametrize("what", ["manifest", "config", "layer"])
+@pytest.mark.parametrize("how", ["digest", "size"])
+async def test_bytes_that_are_not_those_of_the_descriptor(
+    bench: PullBench, fake: FaultyRegistry, what: str, how: str
+) -> None:
+    image = build_image([layer("right"), layer("wrong", 50_000)])
+    index = build_index([image])
+    reference = fake_serve(fake, index)
+    digest = {"manifest": image.manifest, "config": image.config, "layer": image.layers[1].blob}[what].digest
+
+    def corrupt(body: bytes) -> bytes:
+        return body[:-1] + bytes([body[-1] ^ 1]) if how == "digest" else body + b" "
+
+    fake.faults[digest] = [Fault(change=corrupt) for _ in range(50)]
+    error = await refused(bench, reference)
+    assert "Mismatch" in error.reason or not error.permanent, error.reason
+    assert digest[:19] in str(error)
+
+
+async def test_a_layer_that_unpacks_to_something_else(bench: PullBench, fake: FaultyRegistry) -> None:
+    image = build_image([layer("honest"), layer("liar")])
+
+    def lie(config: dict[str, Any]) -> None:
+        config["rootfs"]["diff_ids"][1] = sha256(b"something else")
+
+    error = await refused(bench, fake_serve(fake, changed(image, lie, "config")))
+    assert (error.reason, error.permanent) == ("DiffIDMismatch", True)
+    assert image.layers[1].blob.digest in str(error)
+
+
+async def test_a_manifest_that_is_also_an_index(bench: PullBench, fake: FaultyRegistry) -> None:
+    image = build_image([layer("both")])
+    error = await refused(
+        bench,
+        fake_serve(
+            fake, changed(image, lambda m: m.update(manifests=[image.manifest.descriptor]), "manifest")
+        ),
+    )
+    assert (error.reason, error.permanent) == ("AmbiguousManifest", True)
+
+
+@pytest.mark.parametrize("change", [lambda ids: ids.pop(), lambda ids: ids.append(sha256(b"more"))])
+async def test_layers_and_diff_ids_must_be_as_many(
+    bench: PullBench, fake: FaultyRegistry, change: Callable[[list[str]], object]
+) -> None:
+    image = build_image([layer("one"), layer("two")])
+    bad = changed(image, lambda config: change(config["rootfs"]["diff_ids"]), "config")
+    error = await refused(bench, fake_serve(fake, bad))
+    assert (error.reason, error.permanent) == ("LayerCountMismatch", True)
+
+
+async def test_a_layer_that_is_no_tar(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("tar"), LayerSpec(tar=b"this is no tar " * 100)])
+    error = await refused(bench, serve(registry, image, "no/tar"))
+    assert image.layers[1].blob.digest in str(error)
+
+
+@pytest.mark.parametrize("when", ["download", "apply"])
+async def test_a_cancelled_pull_leaves_nothing(bench: PullBench, fake: FaultyRegistry, when: str) -> None:
+    image = build_image([layer("cancel-0", 50_000), layer("cancel-1", 400_000)])
+    if when == "download":
+        fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=100_000)]
+    progress = Watched("x")
+    pulling = asyncio.create_task(bench.pull(fake_serve(fake, image), progress))
+    if when == "download":
+        await progress.until(lambda seen: seen.states() == ["Applied", "Downloading"])
+    else:
+        await progress.until(lambda seen: "Extracting" in seen.states())
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    await bench.assert_clean()
+
+
+async def test_an_agents_failed_pull_keeps_its_lease_and_bytes_until_it_is_abandoned(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("keep-0"), layer("keep-1", 900_000)])
+    reference = fake_serve(fake, image)
+    cut = image.layers[1].blob
+    fake.faults[cut.digest] = [Fault(cut_after=cut.size // 2), *[Fault(status=503) for _ in range(9)]]
+    changes: dict[str, Any] = {"digest": image.digest, "keep_lease_on_failure": True}
+    with pytest.raises(PullError):
+        await bench.pull(reference, **changes)
+    left = await leftovers(bench.containerd)
+    assert len(left.leases) == 1
+    assert (left.ingests, left.active_snapshots) == ([], [])
+    assert len(bench.spooled()) == 2
+    fake.faults.clear()
+    first = sum(len(span) > 0 for span in fake.gets(cut.digest))
+    outcome = await bench.pull(reference, **changes)
+    assert outcome.bytes_downloaded < cut.size, "not from the beginning"
+    assert sum(len(span) > 0 for span in fake.gets(cut.digest)) > first
+    assert [str(found.state) for found in outcome.layers] == ["Exists", "Applied"]
+
+
+async def test_an_abandoned_image_leaves_nothing(bench: PullBench, fake: FaultyRegistry) -> None:
+    image = build_image([layer("give-up", 900_000)])
+    reference = fake_serve(fake, image)
+    blob = image.layers[0].blob
+    fake.faults[blob.digest] = [Fault(cut_after=blob.size // 2), *[Fault(status=503) for _ in range(9)]]
+    changes: dict[str, Any] = {"digest": image.digest, "keep_lease_on_failure": True}
+    with pytest.raises(PullError):
+        await bench.pull(reference, **changes)
+    await bench.puller.abandon(bench.request(reference, **changes))
+    await bench.assert_clean()
+
+
+async def test_a_sweep_removes_what_a_dead_agent_left_and_nothing_of_others(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("dead-0"), layer("dead-1", 900_000)])
+    reference = fake_serve(fake, image)
+    blob = image.layers[1].blob
+    fake.faults[blob.digest] = [Fault(cut_after=blob.size // 2), *[Fault(status=503) for _ in range(9)]]
+    with pytest.raises(PullError):
+        await bench.pull(reference, digest=image.digest, keep_lease_on_failure=True)
+    runtime = bench.containerd
+    await runtime.snapshots.prepare(SNAPSHOTTER, "extract-1 mine", "", {"imageprepull.io/lease": OWNER})
+    await runtime.leases.create("not-ours", {"somebody": "else"}, 60)
+    others = runtime.with_lease("not-ours")
+    await others.snapshots.prepare(SNAPSHOTTER, "extract-2 theirs", "", {})
+
+    async def run(wanted: set[str]) -> Any:
+        return await sweep(
+            runtime,
+            owner=OWNER,
+            snapshotter=SNAPSHOTTER,
+            snapshotter_root=bench.daemon.root,
+            spool_dir=bench.spool,
+            boot_id=BOOT,
+            wanted=wanted,
+        )
+
+    kept = await run({image.digest})
+    assert len(kept.kept_leases) == 1
+    assert kept.snapshots == ["extract-1 mine"]
+    assert len(bench.spooled()) == 2
+    gone = await run(set())
+    assert gone.leases == kept.kept_leases
+    assert bench.spooled() == []
+    left = await leftovers(runtime)
+    assert (left.leases, left.active_snapshots) == (["not-ours"], ["extract-2 theirs"])
+    await runtime.snapshots.remove(SNAPSHOTTER, "extract-2 theirs")
+    await runtime.leases.delete("not-ours")
+
+
+async def test_layers_of_another_boot_are_removed_with_all_that_stands_on_them(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("boot-0"), layer("boot-1")])
+    other = build_image([layer("boot-0"), layer("boot-2")])
+    apart = build_image([layer("boot-3")])
+    images: list[BuiltImage | BuiltIndex] = [build_index([image]), other, apart]
+    references = [serve(registry, built, f"boot/{number}") for number, built in enumerate(images)]
+    for reference in references:
+        await bench.pull(reference)
+    runtime = bench.containerd
+    await runtime.snapshots.update_labels(
+        SNAPSHOTTER, image.chain_ids[0], {"imageprepull.io/unsynced": "an earlier boot"}
+    )
+    assert not (await bench.presence(references[0])).present
+    with pytest.raises(PullError, match="restarted"):
+        await bench.pull(references[0])
+    swept = await sweep(
+        runtime,
+        owner=OWNER,
+        snapshotter=SNAPSHOTTER,
+        snapshotter_root=bench.daemon.root,
+        spool_dir=bench.spool,
+        boot_id=BOOT,
+        wanted=(),
+    )
+    assert set(swept.unsynced_snapshots) == {*image.chain_ids, other.chain_ids[1]}
+    assert [(await bench.presence(reference)).present for reference in references] == [False, False, True]
+    outcome = await bench.pull(references[0])
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+
+
+async def answering(containerd: Containerd) -> None:
+    """Wait for the connection to heal: the agent's backoff does that for the product."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await containerd.ask_version()
+            except Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_a_daemon_killed_in_the_middle_is_a_temporary_failure_and_the_next_attempt_goes_on(
+    daemon: ContainerdDaemon, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("killed-0"), layer("killed-1", 300_000)])
+    release = asyncio.Event()
+    fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=10_000, release=release)]
+    reference = fake_serve(fake, image)
+    changes: dict[str, Any] = {"digest": image.digest, "keep_lease_on_failure": True}
+    async with connect(daemon.address) as containerd, pull_bench(containerd, daemon) as bench:
+        progress = Watched("x")
+        pulling = asyncio.create_task(bench.pull(reference, progress, **changes))
+        await progress.until(lambda seen: seen.states()[:1] == ["Applied"])
+        await asyncio.to_thread(daemon.kill)
+        release.set()
+        with pytest.raises(PullError) as caught:
+            await pulling
+        assert (caught.value.reason, caught.value.permanent) == ("RuntimeUnavailable", False)
+        await asyncio.to_thread(daemon.start)
+        await answering(containerd)
+        outcome = await bench.pull(reference, **changes)
+        assert [str(found.state) for found in outcome.layers] == ["Exists", "Applied"]
+        assert (await bench.presence(reference)).present
+        await bench.assert_clean()

@@ -1,0 +1,136 @@
+"""ImagePrepull installed by Helm on a throw-away cluster, and the questions that the tests ask of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.testbed import binaries, product_image
+from tests.testbed.cluster import Cluster
+from tests.testbed.errors import ClusterError
+from tests.testbed.images import BuiltImage, LayerSpec, build_image, executable, push
+
+NAMESPACE = "imageprepull-system"
+RELEASE = "imageprepull"
+CHART = Path(__file__).parents[2] / "charts" / "imageprepull"
+BUSYBOX = Path("/bin/busybox")
+SHORT_DELAYS = {
+    "operator": ("--status-interval=0.3", "--resync=15", "--confirm-interval=2"),
+    "agent": ("--report-interval=0.3", "--resync=15", "--backoff-base=0.5", "--failed-retry-interval=10"),
+}
+"""Every delay of the product is a flag; these make a test of minutes one of seconds."""
+
+
+def layer(number: int, *, size: int = 200_000, marker: str = "") -> LayerSpec:
+    """A layer that no other test has: one file of `size` bytes that do not compress."""
+    seed = f"{marker}{number}{time.time_ns()}".encode()
+    data = b"".join(seed + index.to_bytes(4, "big") for index in range(size // (len(seed) + 4) + 1))
+    return LayerSpec({f"layer-{number}": data[:size]}, compression="plain")
+
+
+def runnable(*layers: LayerSpec) -> BuiltImage:
+    """An image whose program sleeps: Debian's static busybox and these layers, with a config of its own."""
+    base = LayerSpec(
+        {"bin/busybox": executable(BUSYBOX.read_bytes()), "etc/passwd": b"root:x:0:0::/:/bin/sh\n"}
+    )
+    program = ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 2147483647 & wait"]
+    return build_image([base, *layers], config_extra={"config": {"Cmd": program}})
+
+
+@dataclass(frozen=True)
+class Product:
+    """The installed product."""
+
+    cluster: Cluster
+
+    def install(self, *values: str) -> None:
+        """`helm upgrade --install --wait` with the chart of this checkout and short delays."""
+        digest = product_image.push(self.cluster.registry_push_url, "imageprepull", "test")
+        settings = [*product_image.values(self.cluster.registry_name, "imageprepull", digest), *values]
+        settings += [
+            f"{component}.extraArgs[{index}]={argument}"
+            for component, arguments in SHORT_DELAYS.items()
+            for index, argument in enumerate(arguments)
+        ]
+        self.cluster.helm(
+            "upgrade", "--install", RELEASE, CHART, "--namespace", NAMESPACE, "--create-namespace", "--wait",
+            "--timeout", "3m", *[word for setting in settings for word in ("--set-string", setting)],
+        )  # fmt: skip
+
+    def push(self, image: BuiltImage, repository: str, tag: str = "1") -> str:
+        """Push and return the reference as the nodes use it."""
+        push(image, self.cluster.registry_push_url, repository, tag)
+        return f"{self.cluster.registry_name}/{repository}:{tag}"
+
+    def apply(self, name: str, *images: str, **spec: Any) -> None:
+        """Create or change an ImagePrepull in the default namespace."""
+        document = {
+            "apiVersion": "imageprepull.io/v1alpha1",
+            "kind": "ImagePrepull",
+            "metadata": {"name": name},
+            "spec": {"images": [{"image": image} for image in images], **spec},
+        }
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(document))
+
+    def delete(self, name: str) -> None:
+        self.cluster.kubectl("delete", "imageprepull", name, "--ignore-not-found", "--wait")
+
+    def get(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = self.cluster.get("imageprepull", name)
+        return document
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        """A condition of the present generation; empty while the operator has not got there."""
+        document = self.get(name)
+        for condition in document.get("status", {}).get("conditions", []):
+            current = condition.get("observedGeneration") == document["metadata"]["generation"]
+            if condition["type"] == kind and current:
+                found: dict[str, Any] = condition
+                return found
+        return {}
+
+    def until(self, what: str, check: Callable[[], Any], timeout: float = 60) -> Any:
+        """Ask the API again until `check` answers truly; its answer. Fails with all that is known otherwise."""
+        deadline = time.monotonic() + timeout
+        while not (answer := check()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {timeout:.0f} s: {what}\n{self.story()}")
+            time.sleep(0.2)  # between two questions to the API, nothing is timed by it
+        return answer
+
+    def until_ready(self, name: str, timeout: float = 90) -> dict[str, Any]:
+        """Wait for Ready of the present generation; the object."""
+        self.until(f"{name} Ready", lambda: self.condition(name, "Ready").get("status") == "True", timeout)
+        return self.get(name)
+
+    def layer_states(self, name: str, node: str, image: str) -> list[str]:
+        """The states of an image's layers on a node as the object shows them, in the manifest's order."""
+        for detail in self.get(name).get("status", {}).get("nodeDetails", []):
+            if detail["node"] == node:
+                for one in detail.get("images", []):
+                    if one["image"] == image:
+                        return [layer["state"] for layer in one.get("layers", [])]
+        return []
+
+    def story(self) -> str:
+        """What a person would look at first."""
+        parts = []
+        for arguments in (
+            ("get", "imageprepull,nodeprepull", "-A", "-o", "yaml"),
+            ("-n", NAMESPACE, "get", "pods", "-o", "wide"),
+            ("-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/name=imageprepull", "--tail=30", "--prefix"),
+        ):
+            try:
+                parts.append(self.cluster.kubectl(*arguments))
+            except ClusterError as error:
+                parts.append(str(error))
+        return "\n".join(parts)[-12000:]
+
+
+def kubectl_plugin(cluster: Cluster, *arguments: str) -> list[str]:
+    """The argv of `kubectl image-prepull …` for this cluster."""
+    return [str(binaries.path("kubectl")), f"--kubeconfig={cluster.kubeconfig}", "image-prepull", *arguments]

@@ -1,9 +1,11 @@
-"""A blob while it comes: chunks in order, with the end given by the descriptor, never by the connection."""
+"""A blob while it comes: chunks in order, its end given by the descriptor and never by the connection."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+
+from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.registry.transport import Answer
 
 CHUNK = 256 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
@@ -16,32 +18,42 @@ class BlobStream:
     is short or too long, the connection breaks, or no byte came for the stall timeout.
     """
 
-    def __init__(self, host: str, offset: int, length: int, read: Callable[[int], Awaitable[bytes]]) -> None:
-        self.host = host
+    def __init__(self, answer: Answer, offset: int, end: int) -> None:
+        self.host = answer.host
         self.offset = offset
-        self._left = length
-        self._read = read
+        self.left = end - offset
+        self._answer = answer
 
     def __aiter__(self) -> BlobStream:
         return self
 
     async def __anext__(self) -> bytes:
-        # One byte more than what is left tells a body that is too long, without ever waiting for the end of the
-        # connection: `read` returns what is there, and nothing is asked for once all has come.
-        if self._left == 0:
-            raise StopAsyncIteration
-        chunk = await self._read(CHUNK)
-        self._left -= len(chunk)
+        if self.left == 0:
+            # Usually the end is here already; one that does not come in time takes the connection with it.
+            if self._answer.response.content.at_eof() or not await self._answer.chunk(1):
+                raise StopAsyncIteration
+            raise self._error(
+                "the body is longer than the descriptor says", "SizeMismatch", ErrorKind.PERMANENT
+            )
+        chunk = await self._answer.chunk(min(CHUNK, self.left))
+        if not chunk:
+            raise self._error(f"the body ended {self.left} bytes early", "ShortBody", ErrorKind.TEMPORARY)
+        self.left -= len(chunk)
         return chunk
 
-    @property
-    def left(self) -> int:
-        """Bytes still to come; negative when more came than the descriptor promised."""
-        return self._left
+    def _error(self, message: str, reason: str, kind: ErrorKind) -> RegistryError:
+        return RegistryError(
+            message,
+            reason=reason,
+            kind=kind,
+            host=self.host,
+            request=self._answer.request,
+            status=self._answer.status,
+        )
 
 
 def range_matches(content_range: str, offset: int, end: int, size: int) -> bool:
-    """Whether a 206 is the part asked for: its first byte, not past the last one, and of a blob of the right size."""
+    """Whether a 206 is exactly the part asked for, of a blob of the right size."""
     found = _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is None:
         return False

@@ -1,19 +1,43 @@
 """The registry client that a pull uses: tags to digests, documents verified, blobs as streams.
 
-Under construction: the signatures stand, PULLING and CONTROLLER can build on them.
+Above transport.py (HTTP) and authorization.py (tokens), below `pulling` and the operator's resolver. Every host of
+a registry is asked in its order, per request; the upstream comes last and its answer is the one that counts.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.digests import sha256_digest
+from imageprepull.oci.manifest import document_kind
 from imageprepull.oci.reference import Reference
-from imageprepull.registry.blobs import BlobStream
+from imageprepull.registry.authorization import Authorizer
+from imageprepull.registry.blobs import BlobStream, range_matches
+from imageprepull.registry.challenges import parse_challenges
 from imageprepull.registry.credentials import Credentials, NoCredentials
-from imageprepull.registry.hosts import HostsConfig
+from imageprepull.registry.errors import DigestMismatch, ErrorKind, RegistryError, verdict
+from imageprepull.registry.hosts import HostsConfig, RegistryHost
+from imageprepull.registry.transport import Answer, Transport
+
+ACCEPT = (
+    "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, "
+    "application/vnd.docker.distribution.manifest.list.v2+json, "
+    "application/vnd.docker.distribution.manifest.v2+json, */*"
+)
+DOCUMENT_LIMIT = 4 * 1024 * 1024 + 64 * 1024
+"""Bytes of an index, manifest or config; containerd's own limit is a little over 4 MiB."""
+MAX_PAUSE = 30.0
+"""Seconds that a Retry-After may hold a document up; longer ones are the caller's to wait for."""
+OK, PARTIAL, NOT_FOUND = 200, 206, 404
+REFUSALS = frozenset({400, 401, 403})
+
+T = TypeVar("T")
 
 
 class RegistryClient:
@@ -39,28 +63,273 @@ class RegistryClient:
         backoff: float = 0.5,
     ) -> None:
         self._hosts = hosts or HostsConfig()
-        self._credentials = credentials or NoCredentials()
-        self.stall_timeout = stall_timeout
+        self._transport = Transport(stall_timeout=stall_timeout, connect_timeout=connect_timeout)
+        self._authorizer = Authorizer(self._transport, credentials or NoCredentials())
+        self._attempts = attempts
+        self._backoff = backoff
+        self._distrusted: set[tuple[str, str]] = set()
 
-    async def __aenter__(self) -> Self: ...
+    @property
+    def stall_timeout(self) -> float:
+        """Seconds without a byte; may be changed at any time and holds for requests from then on."""
+        return self._transport.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float) -> None:
+        self._transport.stall_timeout = seconds
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
 
     async def resolve(self, reference: Reference) -> Descriptor:
         """Ask the registry what a reference is. Raises RegistryError or oci.manifest.InvalidManifest."""
-        raise NotImplementedError
+
+        async def ask(host: RegistryHost) -> Descriptor:
+            return await self._resolve_at(host, reference)
+
+        return await self._any_host(reference, ask, by_tag=reference.digest is None)
 
     async def fetch_document(self, reference: Reference, descriptor: Descriptor) -> bytes:
         """An index, manifest or config, verified against digest and size. Raises RegistryError."""
-        raise NotImplementedError
+        if descriptor.size > DOCUMENT_LIMIT:
+            raise RegistryError(
+                f"{descriptor.digest} has {descriptor.size} bytes; a document may have {DOCUMENT_LIMIT}",
+                reason="DocumentTooLarge",
+            )
+        kind = "manifests" if descriptor.is_index or descriptor.is_manifest else "blobs"
+
+        async def ask(host: RegistryHost) -> bytes:
+            path = f"/{reference.path}/{kind}/{descriptor.digest}"
+            accept = f"{descriptor.media_type}, */*"
+            answer = await self._get(host, reference, path, {"Accept": accept})
+            body = await _body(answer)
+            verify(body, descriptor, answer)
+            return body
+
+        return await self._any_host(reference, ask, by_tag=False)
 
     def open_blob(
         self, reference: Reference, descriptor: Descriptor, offset: int = 0, *, length: int | None = None
     ) -> AbstractAsyncContextManager[BlobStream]:
-        """A blob from `offset` on. Raises RegistryError when entered and while it is read."""
-        raise NotImplementedError
+        """A blob from `offset` on, `length` bytes or all. Raises RegistryError when entered and while it is read.
+
+        Every host is asked once; trying again is the caller's, which knows what it has.
+        """
+        return self._blob(reference, descriptor, offset, length)
 
     def distrust(self, host: str, digest: str) -> None:
         """Remember that a host served wrong bytes for a digest: other hosts are asked first from now on."""
-        raise NotImplementedError
+        self._distrusted.add((host, digest))
+
+    @asynccontextmanager
+    async def _blob(
+        self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None
+    ) -> AsyncIterator[BlobStream]:
+        end = descriptor.size if length is None else min(descriptor.size, offset + length)
+        errors: list[RegistryError] = []
+        answer: Answer | None = None
+        for host in self._blob_hosts(reference, descriptor.digest):
+            try:
+                answer = await self._blob_at(host, reference, descriptor, offset, end)
+                break
+            except RegistryError as error:
+                errors.append(error)
+        if answer is None:
+            raise verdict(errors)
+        stream = BlobStream(answer, offset if answer.status == PARTIAL else 0, end)
+        try:
+            yield stream
+        finally:
+            # An answer read to its end leaves its connection for the next; any other is cut off.
+            if stream.left == 0 and answer.response.content.at_eof():
+                answer.response.release()
+            else:
+                answer.response.close()
+
+    def _blob_hosts(self, reference: Reference, digest: str) -> list[RegistryHost]:
+        hosts = [host for host in self._hosts.lookup(reference.registry) if host.serves(by_tag=False)]
+        if not hosts:
+            raise _nobody(reference)
+        return sorted(hosts, key=lambda host: (host.name, digest) in self._distrusted)
+
+    async def _blob_at(
+        self, host: RegistryHost, reference: Reference, descriptor: Descriptor, offset: int, end: int
+    ) -> Answer:
+        headers = {"Accept": f"{descriptor.media_type}, */*"}
+        if offset or end < descriptor.size:
+            headers["Range"] = f"bytes={offset}-{end - 1}"
+        answer = await self._get(host, reference, f"/{reference.path}/blobs/{descriptor.digest}", headers)
+        problem = _unfit(answer, offset, end, descriptor.size)
+        if problem:
+            answer.response.close()
+            raise RegistryError(
+                problem[1],
+                reason=problem[0],
+                host=answer.host,
+                request=answer.request,
+                status=answer.status,
+            )
+        return answer
+
+    async def _resolve_at(self, host: RegistryHost, reference: Reference) -> Descriptor:
+        """HEAD, since registries count GETs; GET where the HEAD does not tell all."""
+        path = f"/{reference.path}/manifests/{reference.digest or reference.tag}"
+        answer = await self._ask("HEAD", host, reference, path, {"Accept": ACCEPT})
+        answer.response.release()
+        if answer.status == NOT_FOUND and not answer.redirected:
+            raise RegistryError(
+                f"{reference.canonical} does not exist there, or nobody may know of it without credentials",
+                reason="NotFound",
+                host=answer.host,
+                request=answer.request,
+                status=answer.status,
+            )
+        described = _described(answer, reference)
+        if described is not None:
+            return described
+        answer = await self._get(host, reference, path, {"Accept": ACCEPT})
+        body = await _body(answer)
+        digest = sha256_digest(body)
+        if reference.digest and digest != reference.digest:
+            raise _mismatch(f"asked for {reference.digest}, the answer is {digest}", answer)
+        return Descriptor(document_kind(body, answer.header("Content-Type")), digest, len(body))
+
+    async def _any_host(
+        self, reference: Reference, ask: Callable[[RegistryHost], Awaitable[T]], *, by_tag: bool
+    ) -> T:
+        """The first host that answers; while all that is wrong is temporary, once more after a pause."""
+        hosts = [host for host in self._hosts.lookup(reference.registry) if host.serves(by_tag=by_tag)]
+        if not hosts:
+            raise _nobody(reference)
+        for attempt in range(self._attempts):
+            errors: list[RegistryError] = []
+            for host in hosts:
+                try:
+                    return await ask(host)
+                except RegistryError as error:
+                    errors.append(error)
+            failure = verdict(errors)
+            pause = max(random.uniform(0, self._backoff * 2**attempt), failure.retry_after or 0)  # noqa: S311 - jitter
+            if not failure.retryable or attempt + 1 == self._attempts or pause > MAX_PAUSE:
+                raise failure
+            await asyncio.sleep(pause)
+        raise AssertionError("attempts must be at least 1")
+
+    async def _get(
+        self, host: RegistryHost, reference: Reference, path: str, headers: Mapping[str, str]
+    ) -> Answer:
+        """A GET that succeeded; its body is not read."""
+        answer = await self._ask("GET", host, reference, path, headers)
+        if answer.status not in (OK, PARTIAL):
+            raise await answer.error()
+        return answer
+
+    async def _ask(
+        self, method: str, host: RegistryHost, reference: Reference, path: str, headers: Mapping[str, str]
+    ) -> Answer:
+        """One request, sent again while the authorizer finds another way in."""
+        if host.is_proxy:
+            path = f"{path}?ns={reference.registry}"
+        while True:
+            header = await self._authorizer.authorization(host, reference.path)
+            answer = await self._transport.request(method, host, path, headers, header)
+            # A refusal from where the registry sent us says nothing about what we told the registry.
+            if answer.redirected or answer.status not in REFUSALS:
+                self._authorizer.accepted(host, reference.path, header)
+                return answer
+            challenges = parse_challenges(answer.response.headers.getall("WWW-Authenticate", []))
+            try:
+                again = await self._authorizer.rejected(host, reference.path, header, challenges)
+            except BaseException:
+                answer.response.close()
+                raise
+            if not again:
+                return answer
+            answer.response.close()
+
+
+def verify(body: bytes, descriptor: Descriptor, answer: Answer) -> None:
+    """Refuse bytes that are not what the descriptor promises.
+
+    Raises:
+        RegistryError: SizeMismatch. DigestMismatch: the host serves other content under this digest.
+    """
+    if len(body) != descriptor.size:
+        raise RegistryError(
+            f"{descriptor.digest} should have {descriptor.size} bytes, the answer has {len(body)}",
+            reason="SizeMismatch",
+            host=answer.host,
+            request=answer.request,
+            status=answer.status,
+        )
+    found = sha256_digest(body)
+    if found != descriptor.digest:
+        raise _mismatch(f"asked for {descriptor.digest}, the answer is {found}", answer)
+
+
+async def _body(answer: Answer) -> bytes:
+    """The whole body, within the limit."""
+    try:
+        body = await answer.read(DOCUMENT_LIMIT + 1)
+    except BaseException:
+        answer.response.close()
+        raise
+    if len(body) > DOCUMENT_LIMIT:
+        answer.response.close()
+        raise RegistryError(
+            f"the answer has more than {DOCUMENT_LIMIT} bytes",
+            reason="DocumentTooLarge",
+            host=answer.host,
+            request=answer.request,
+            status=answer.status,
+        )
+    answer.response.release()
+    return body
+
+
+def _described(answer: Answer, reference: Reference) -> Descriptor | None:
+    """What a HEAD says, where it says all of it."""
+    media_type = answer.header("Content-Type").partition(";")[0].strip()
+    digest, length = answer.header("Docker-Content-Digest"), answer.header("Content-Length")
+    if answer.status != OK or not digest.startswith("sha256:") or not length.isdigit() or int(length) == 0:
+        return None
+    if reference.digest and digest != reference.digest:
+        return None
+    found = Descriptor(media_type, digest, int(length))
+    return found if found.is_index or found.is_manifest else None
+
+
+def _unfit(answer: Answer, offset: int, end: int, size: int) -> tuple[str, str] | None:
+    """Why the answer cannot be the blob: reason and message."""
+    encoding = answer.header("Content-Encoding").lower()
+    if encoding not in ("", "identity"):
+        return "NotARegistryAnswer", f"the blob came with Content-Encoding {encoding!r} that nobody asked for"
+    if answer.status == PARTIAL:
+        content_range = answer.header("Content-Range")
+        if not range_matches(content_range, offset, end, size):
+            return "SizeMismatch", f"asked for bytes {offset}-{end - 1} of {size}, got {content_range!r}"
+        return None
+    length = answer.header("Content-Length")
+    if length.isdigit() and int(length) != size:
+        return "SizeMismatch", f"the blob should have {size} bytes, the answer has {length}"
+    return None
+
+
+def _mismatch(problem: str, answer: Answer) -> DigestMismatch:
+    return DigestMismatch(
+        problem, reason="DigestMismatch", kind=ErrorKind.PERMANENT, host=answer.host, request=answer.request,
+        status=answer.status,
+    )  # fmt: skip
+
+
+def _nobody(reference: Reference) -> RegistryError:
+    return RegistryError(
+        f"no host in hosts.toml may be asked for {reference.canonical}; check the capabilities",
+        reason="InvalidHostsFile",
+    )

@@ -69,11 +69,11 @@ class RegistryError(Exception):
 
     def __str__(self) -> str:
         parts = [self.host, self.request and f"{self.request}:", self.status and str(self.status), self.code]
-        line = " ".join(part for part in parts if part)
+        line = " ".join(part for part in parts if part).removesuffix(":")
         line = f"{line}: {self.message}" if line and self.message else line or self.message
         if self.others:
             line += "; before that " + ", ".join(f"{error.host} {error.reason}" for error in self.others[:5])
-        return line.replace("::", ":") if line.endswith("::") else line
+        return line
 
 
 class DigestMismatch(RegistryError):

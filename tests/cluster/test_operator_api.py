@@ -23,8 +23,8 @@ from tests.testbed.images import LayerSpec, build_image, push
 
 pytestmark = pytest.mark.timeout(240)
 CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
-PINNED = "quay.io/x/pinned@sha256:" + "a" * 64
-OTHER = "quay.io/x/other@sha256:" + "b" * 64
+PINNED = "registry.invalid/x/pinned@sha256:" + "a" * 64
+OTHER = "registry.invalid/x/other@sha256:" + "b" * 64
 NODE_NAMES = ("n1", "n2", "n3")
 
 

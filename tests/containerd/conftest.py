@@ -90,6 +90,14 @@ async def containerd(daemon: ContainerdDaemon) -> AsyncIterator[Containerd]:
 
 
 @pytest.fixture
+async def leased(containerd: Containerd) -> AsyncIterator[Containerd]:
+    """The same under a lease: without one the daemon may collect what a test makes between two calls."""
+    await containerd.leases.create("test", {}, 600)
+    yield containerd.with_lease("test")
+    await containerd.leases.delete("test")
+
+
+@pytest.fixture
 async def assert_clean(containerd: Containerd) -> Callable[[], Awaitable[None]]:
     """For a look in the middle of a test."""
 

@@ -81,19 +81,19 @@ class HalfWrite:
             pass
 
 
-async def test_put_commits_with_labels(containerd: Containerd) -> None:
+async def test_put_commits_with_labels(leased: Containerd) -> None:
     data = os.urandom(1000)
     blob = describe(data)
-    put = await containerd.content.put(f"layer-{blob.digest}", blob, data, {"a": "b"})
-    assert put == await containerd.content.info(blob.digest)
+    put = await leased.content.put(f"layer-{blob.digest}", blob, data, {"a": "b"})
+    assert put == await leased.content.info(blob.digest)
     assert put.labels == {"a": "b"}
     assert put.size == len(data)
-    assert await containerd.content.read(blob.digest) == data
+    assert await leased.content.read(blob.digest) == data
 
 
-async def test_empty_blob_can_be_put(containerd: Containerd) -> None:
-    await containerd.content.put("layer-empty", describe(b""), b"", {})
-    assert await containerd.content.read(sha256_digest(b"")) == b""
+async def test_empty_blob_can_be_put(leased: Containerd) -> None:
+    await leased.content.put("layer-empty", describe(b""), b"", {})
+    assert await leased.content.read(sha256_digest(b"")) == b""
 
 
 async def test_missing_blob_is_none_and_its_changes_are_not_found(containerd: Containerd) -> None:
@@ -109,51 +109,51 @@ async def test_missing_blob_is_none_and_its_changes_are_not_found(containerd: Co
     await containerd.content.abort("layer-none")
 
 
-async def test_read_refuses_what_is_longer_than_its_limit(containerd: Containerd) -> None:
+async def test_read_refuses_what_is_longer_than_its_limit(leased: Containerd) -> None:
     data = os.urandom(3 * MIB)
     blob = describe(data)
-    await containerd.content.put("layer-long", blob, data, {})
+    await leased.content.put("layer-long", blob, data, {})
     with pytest.raises(InvalidRequest, match="longer than"):
-        await containerd.content.read(blob.digest, limit=2 * MIB)
-    streamed = [chunk async for chunk in containerd.content.stream(blob.digest, offset=MIB)]
+        await leased.content.read(blob.digest, limit=2 * MIB)
+    streamed = [chunk async for chunk in leased.content.stream(blob.digest, offset=MIB)]
     assert b"".join(streamed) == data[MIB:]
 
 
-async def test_ingest_reports_every_byte_and_commits(containerd: Containerd, tmp_path: Path) -> None:
+async def test_ingest_reports_every_byte_and_commits(leased: Containerd, tmp_path: Path) -> None:
     data = os.urandom(9 * MIB + 17)
     spool = tmp_path / "spool"
     spool.write_bytes(data)
     blob, seen = describe(data), list[int]()
-    await containerd.content.ingest(f"layer-{blob.digest}", blob, spool, {"a": "b"}, seen.append)
+    await leased.content.ingest(f"layer-{blob.digest}", blob, spool, {"a": "b"}, seen.append)
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0, len(data))
-    info = await containerd.content.info(blob.digest)
+    info = await leased.content.info(blob.digest)
     assert info is not None
     assert info.labels == {"a": "b"}
 
 
-async def test_ingest_goes_on_where_an_earlier_one_stopped(containerd: Containerd, tmp_path: Path) -> None:
+async def test_ingest_goes_on_where_an_earlier_one_stopped(leased: Containerd, tmp_path: Path) -> None:
     data = os.urandom(5 * MIB)
     spool = tmp_path / "spool"
     spool.write_bytes(data)
     blob, ref, seen = describe(data), "layer-resumed", list[int]()
-    half = await write_half(containerd, ref, blob, data[: 3 * MIB])
+    half = await write_half(leased, ref, blob, data[: 3 * MIB])
     await half.close()
-    status = await containerd.content.status(ref)
+    status = await leased.content.status(ref)
     assert status is not None
     assert (status.offset, status.total) == (3 * MIB, len(data))
-    await containerd.content.ingest(ref, blob, spool, {}, seen.append)
+    await leased.content.ingest(ref, blob, spool, {}, seen.append)
     assert seen[0] == 3 * MIB
-    assert b"".join([chunk async for chunk in containerd.content.stream(blob.digest)]) == data
+    assert b"".join([chunk async for chunk in leased.content.stream(blob.digest)]) == data
 
 
 @pytest.mark.parametrize("wrong", [b"x" * 999, b"x" * 1000, b"x" * 1001], ids=["short", "digest", "long"])
-async def test_wrong_bytes_leave_no_poisoned_ingest(containerd: Containerd, wrong: bytes) -> None:
+async def test_wrong_bytes_leave_no_poisoned_ingest(leased: Containerd, wrong: bytes) -> None:
     blob = describe(b"y" * 1000)
     with pytest.raises((PreconditionFailed, OutOfRange)):
-        await containerd.content.put(f"layer-{blob.digest}", blob, wrong, {})
-    assert await containerd.content.list_ingests() == []
-    await containerd.content.put(f"layer-{blob.digest}", blob, b"y" * 1000, {})
+        await leased.content.put(f"layer-{blob.digest}", blob, wrong, {})
+    assert await leased.content.list_ingests() == []
+    await leased.content.put(f"layer-{blob.digest}", blob, b"y" * 1000, {})
 
 
 async def test_without_abort_a_wrong_ingest_would_stay(containerd: Containerd) -> None:
@@ -169,11 +169,11 @@ async def test_without_abort_a_wrong_ingest_would_stay(containerd: Containerd) -
 
 
 async def test_unreadable_source_is_the_callers_error_and_leaves_nothing(
-    containerd: Containerd, tmp_path: Path
+    leased: Containerd, tmp_path: Path
 ) -> None:
     with pytest.raises(FileNotFoundError):
-        await containerd.content.ingest("layer-lost", describe(b"abc"), tmp_path / "gone", {})
-    assert await containerd.content.list_ingests() == []
+        await leased.content.ingest("layer-lost", describe(b"abc"), tmp_path / "gone", {})
+    assert await leased.content.list_ingests() == []
 
 
 async def test_existing_blob_is_leased_and_gets_our_labels_beside_others(containerd: Containerd) -> None:
@@ -226,33 +226,33 @@ async def test_locked_is_told_from_a_lost_connection(containerd: Containerd) -> 
     await containerd.content.abort("layer-held")
 
 
-async def test_writer_without_progress_is_passed_by_under_a_private_ref(containerd: Containerd) -> None:
+async def test_writer_without_progress_is_passed_by_under_a_private_ref(leased: Containerd) -> None:
     data = os.urandom(100)
     blob = describe(data)
-    half = await write_half(containerd, "layer-stuck", blob, data[:10])
-    content = Content(containerd._rpc, LockPatience(0.05, 0.1, 0.4))
+    half = await write_half(leased, "layer-stuck", blob, data[:10])
+    content = Content(leased._rpc, LockPatience(0.05, 0.1, 0.4))
     await content.put("layer-stuck", blob, data, {})
-    assert await containerd.content.info(blob.digest) is not None
+    assert await leased.content.info(blob.digest) is not None
     await half.close()
-    await containerd.content.abort("layer-stuck")
+    await leased.content.abort("layer-stuck")
 
 
-async def test_writer_that_gives_up_is_followed(containerd: Containerd) -> None:
+async def test_writer_that_gives_up_is_followed(leased: Containerd) -> None:
     data = os.urandom(1000)
     blob = describe(data)
-    half = await write_half(containerd, "layer-left", blob, data[:10])
+    half = await write_half(leased, "layer-left", blob, data[:10])
     waiting = asyncio.create_task(
-        Content(containerd._rpc, LockPatience(0.05, 0.1, 60)).put("layer-left", blob, data, {})
+        Content(leased._rpc, LockPatience(0.05, 0.1, 60)).put("layer-left", blob, data, {})
     )
     await asyncio.sleep(0.1)  # the put has met the lock by then
     await half.close()
     await waiting
-    assert await containerd.content.list_ingests() == []
-    assert await containerd.content.read(blob.digest) == data
+    assert await leased.content.list_ingests() == []
+    assert await leased.content.read(blob.digest) == data
 
 
 async def test_cancelled_ingest_stops_its_thread_and_keeps_what_was_sent(
-    containerd: Containerd, tmp_path: Path
+    leased: Containerd, tmp_path: Path
 ) -> None:
     data = os.urandom(64 * MIB)
     spool = tmp_path / "spool"
@@ -263,18 +263,18 @@ async def test_cancelled_ingest_stops_its_thread_and_keeps_what_was_sent(
         if offset:
             under_way.set()
 
-    ingest = asyncio.create_task(containerd.content.ingest("layer-cut", blob, spool, {}, on_bytes))
+    ingest = asyncio.create_task(leased.content.ingest("layer-cut", blob, spool, {}, on_bytes))
     await under_way.wait()
     ingest.cancel()
     with pytest.raises(asyncio.CancelledError):
         await ingest
     async with asyncio.timeout(10):
-        while (status := await containerd.content.status("layer-cut")) is None or not status.offset:  # noqa: ASYNC110
+        while (status := await leased.content.status("layer-cut")) is None or not status.offset:  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # the daemon tells nobody when it has closed the ingest
-    assert await containerd.content.info(blob.digest) is None
+    assert await leased.content.info(blob.digest) is None
     # Nothing holds the lock any more: the next try goes on.
     seen = list[int]()
-    await containerd.content.ingest("layer-cut", blob, spool, {}, seen.append)
+    await leased.content.ingest("layer-cut", blob, spool, {}, seen.append)
     assert seen[0] > 0
 
 
@@ -285,44 +285,44 @@ async def test_write_under_a_lease_that_is_gone_says_so(containerd: Containerd) 
     assert await containerd.content.list_ingests() == []
 
 
-async def test_labels_are_set_one_by_one_and_removed_by_an_empty_value(containerd: Containerd) -> None:
+async def test_labels_are_set_one_by_one_and_removed_by_an_empty_value(leased: Containerd) -> None:
     blob = describe(b"labelled")
-    await containerd.content.put("layer-labelled", blob, b"labelled", {"keep": "1", "drop": "2"})
-    updated = await containerd.content.update_labels(
+    await leased.content.put("layer-labelled", blob, b"labelled", {"keep": "1", "drop": "2"})
+    updated = await leased.content.update_labels(
         blob.digest, {"drop": "", "containerd.io/uncompressed": "sha256:abc", "io.x/y.z": "3"}
     )
     assert updated.labels == {"keep": "1", "containerd.io/uncompressed": "sha256:abc", "io.x/y.z": "3"}
-    found = await containerd.content.list(['labels."io.x/y.z"==3'])
+    found = await leased.content.list(['labels."io.x/y.z"==3'])
     assert [info.digest for info in found] == [blob.digest]
-    await containerd.content.delete(blob.digest)
+    await leased.content.delete(blob.digest)
 
 
-async def test_oversized_label_is_refused_and_the_ingest_removed(containerd: Containerd) -> None:
+async def test_oversized_label_is_refused_and_the_ingest_removed(leased: Containerd) -> None:
     blob = describe(b"abc")
     with pytest.raises(RuntimeFault):
-        await containerd.content.put("layer-label", blob, b"abc", {"k": "v" * 5000})
-    assert await containerd.content.list_ingests() == []
+        await leased.content.put("layer-label", blob, b"abc", {"k": "v" * 5000})
+    assert await leased.content.list_ingests() == []
 
 
-async def test_what_is_no_digest_never_reaches_the_daemon(containerd: Containerd) -> None:
+async def test_what_is_no_digest_never_reaches_the_daemon(leased: Containerd) -> None:
     """containerd 2.4 panics on such a write."""
     with pytest.raises(InvalidRequest, match="not a digest"):
-        await containerd.content.put("layer-bad", Descriptor(LAYER, "abc", 3), b"abc", {})
+        await leased.content.put("layer-bad", Descriptor(LAYER, "abc", 3), b"abc", {})
 
 
-async def test_many_writes_at_once(containerd: Containerd) -> None:
+async def test_many_writes_at_once(leased: Containerd) -> None:
     blobs = [os.urandom(100_000) for _ in range(24)]
     async with asyncio.TaskGroup() as group:
         for data in blobs:
             blob = describe(data)
-            group.create_task(containerd.content.put(f"layer-{blob.digest}", blob, data, {}))
+            group.create_task(leased.content.put(f"layer-{blob.digest}", blob, data, {}))
     for data in blobs:
-        assert await containerd.content.info(sha256_digest(data)) is not None
+        assert await leased.content.info(sha256_digest(data)) is not None
 
 
-async def test_raw_already_exists_at_open_is_an_error_of_its_own(containerd: Containerd) -> None:
+async def test_raw_already_exists_at_open_is_an_error_of_its_own(leased: Containerd) -> None:
     blob = describe(b"abc")
-    await containerd.content.put("layer-abc", blob, b"abc", {})
-    write = BlobWrite(containerd._rpc, "layer-abc", Blob(blob, b"abc", {}), lambda offset: None)
+    await leased.content.put("layer-abc", blob, b"abc", {})
+    write = BlobWrite(leased._rpc, "layer-abc", Blob(blob, b"abc", {}), lambda offset: None)
     with pytest.raises(AlreadyExists):
         await asyncio.to_thread(write.run)

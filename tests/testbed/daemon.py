@@ -107,7 +107,10 @@ class ContainerdDaemon:
 
     def freeze(self) -> None:
         """Stop answering without losing connections."""
-        self._process().send_signal(signal.SIGSTOP)
+        process = self._process()
+        process.send_signal(signal.SIGSTOP)
+        # Threads stop one after the other; this returns when all have.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         """Go on answering."""

@@ -101,7 +101,11 @@ async def discover(containerd: Containerd) -> RuntimeInfo:
         version=await containerd.ask_version(),
         snapshotter=snapshotter,
         snapshotter_found=found,
-        snapshotter_root=_text(chosen.exports.get("root")) if chosen else None,
+        # Not every snapshotter of 1.x exports its root, but the CRI computes it.
+        snapshotter_root=_text(
+            chosen.exports.get("root") if chosen else None,
+            *(filesystem.mountpoint for filesystem in filesystems[:1]),
+        ),
         content_root=_text(_exports(plugins, "io.containerd.content.v1", "content").get("root")),
         capabilities=chosen.capabilities if chosen else frozenset(),
         discard_unpacked_layers=_flag(

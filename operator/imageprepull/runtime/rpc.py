@@ -32,8 +32,9 @@ OPTIONS = (
     ("grpc.default_authority", "localhost"),
     # A restarted daemon is found at once; the default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name the time that one attempt to connect may take: a busy daemon needs some.
+    ("grpc.min_reconnect_backoff_ms", 20_000),
 )
 
 

@@ -53,7 +53,7 @@ demo: setup  ## the main job, shown on a throw-away cluster on this machine
 	$(BIN)/python -m tests.testbed.demo
 
 demo-down: setup  ## stop the demo's cluster; leaves nothing behind
-	$(BIN)/python -m tests.testbed down demo
+	$(BIN)/python -m tests.testbed --name demo down
 
 protos: setup  ## generate the gRPC messages from runtime/protos/src
 	$(BIN)/python operator/imageprepull/runtime/protos/generate.py

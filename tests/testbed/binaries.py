@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,18 +108,29 @@ def cache_root() -> Path:
 
 def go_binary() -> str:
     """The Go tool; raises ClusterError that names the version needed where it is missing or too old."""
-    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
+    seen = []
+    for folder in (
+        *os.environ.get("PATH", "").split(":"),
+        "/usr/local/go/bin",
+        str(Path(sys.executable).parent),
+    ):
+        found = shutil.which("go", path=folder)
+        if found and found not in seen:
+            if _go_version_of(found) >= GO_NEEDED:
+                return found
+            seen.append(found)
     needed = ".".join(map(str, GO_NEEDED))
-    advice = f"install Go {needed} or newer from https://go.dev/dl/ to /usr/local/go"
-    if found is None:
-        raise ClusterError("go", f"not found in PATH or /usr/local/go/bin; {advice}")
-    text = subprocess.run(
-        [found, "env", "GOVERSION"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    raise ClusterError(
+        "go",
+        f"Kubernetes 1.37 needs Go {needed} or newer, found {', '.join(seen) or 'none'}; "
+        f"run: python -m tests.testbed packages, or install it to /usr/local/go",
+    )
+
+
+def _go_version_of(go: str) -> tuple[int, ...]:
+    text = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout
     match = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", text)
-    if match is None or tuple(int(part or 0) for part in match.groups()) < GO_NEEDED:
-        raise ClusterError("go", f"{found} is {text}; Kubernetes 1.37 needs Go {needed}: {advice}")
-    return found
+    return tuple(int(part or 0) for part in match.groups()) if match else ()
 
 
 @cache

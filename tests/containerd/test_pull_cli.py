@@ -18,7 +18,7 @@ import pytest
 
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import Leftovers, leftovers
-from tests.containerd.pull_bench import fake_serve, layer, serve
+from tests.containerd.pull_bench import answering, fake_serve, layer, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
@@ -161,9 +161,15 @@ async def test_an_interrupted_pull_cleans_up(
 
 
 @pytest.mark.usefixtures("no_spool")
+@pytest.mark.parametrize("comes_back", [True, False])
 async def test_a_daemon_killed_in_the_middle_is_one_line(
-    daemon: ContainerdDaemon, fake: FaultyRegistry
+    containerd: Containerd,
+    daemon: ContainerdDaemon,
+    fake: FaultyRegistry,
+    registry: DockerRegistry,
+    comes_back: bool,
 ) -> None:
+    """One that is restarted at once is cleaned up; else the next call of the command does it."""
     image = build_image([layer("dies-0"), layer("dies-1", 900_000)])
     release = asyncio.Event()
     fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=100_000, release=release)]
@@ -172,14 +178,23 @@ async def test_a_daemon_killed_in_the_middle_is_one_line(
     async with asyncio.timeout(30):
         while b"Applied" not in await process.stdout.readline():
             pass
+    ending = asyncio.create_task(process.communicate())
     try:
         await asyncio.to_thread(daemon.kill)
         release.set()
-        _, err = await asyncio.wait_for(process.communicate(), 60)
+        if comes_back:
+            await asyncio.to_thread(daemon.start)
+        _, err = await asyncio.wait_for(ending, 60)
     finally:
-        await asyncio.to_thread(daemon.start)
+        if not comes_back:
+            await asyncio.to_thread(daemon.start)
     assert process.returncode == 1
     assert len(err.decode().splitlines()) == 1, err
+    await answering(containerd)
+    left = await leftovers(containerd)
+    assert len(left.leases) == (0 if comes_back else 1)
+    other = serve(registry, build_image([layer("after")]), "cli/after")
+    assert (await run(daemon.address, other)).code == 0
 
 
 async def test_a_socket_that_is_not_containerd(tmp_path: Path) -> None:
@@ -199,7 +214,8 @@ async def test_a_socket_that_is_not_containerd(tmp_path: Path) -> None:
 async def test_no_permission_is_said_as_such(daemon: ContainerdDaemon) -> None:
     # A user of no rights, in the same Python: its own files may be unreadable to that user.
     script = "import os; os.setgroups([]); os.setegid(65534); os.seteuid(65534);"
-    script = f"from imageprepull.runtime import connection; {script} {COMMAND[2]}"
+    modules = "cli.main, cli.pull, cli.pull_display, runtime.connection".replace(", ", ", imageprepull.")
+    script = f"import json, imageprepull.{modules}; {script} {COMMAND[2]}"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", script, "pull", "--address", daemon.address, "nginx"),
         stdout=asyncio.subprocess.PIPE,

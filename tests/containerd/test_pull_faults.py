@@ -16,9 +16,18 @@ import pytest
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.sweep import sweep
 from imageprepull.runtime.connection import Containerd, connect
-from imageprepull.runtime.errors import Unavailable
 from tests.containerd.conftest import SNAPSHOTTER, leftovers
-from tests.containerd.pull_bench import BOOT, OWNER, PullBench, Watched, fake_serve, layer, pull_bench, serve
+from tests.containerd.pull_bench import (
+    BOOT,
+    OWNER,
+    PullBench,
+    Watched,
+    answering,
+    fake_serve,
+    layer,
+    pull_bench,
+    serve,
+)
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import Blob, BuiltImage, BuiltIndex, LayerSpec, build_image, build_index, sha256
@@ -265,18 +274,6 @@ async def test_layers_of_another_boot_are_removed_with_all_that_stands_on_them(
     assert [(await bench.presence(reference)).present for reference in references] == [False, False, True]
     outcome = await bench.pull(references[0])
     assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
-
-
-async def answering(containerd: Containerd) -> None:
-    """Wait for the connection to heal: the agent's backoff does that for the product."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await containerd.ask_version()
-            except Unavailable:
-                await asyncio.sleep(0.05)
-            else:
-                return
 
 
 async def test_a_daemon_killed_in_the_middle_is_a_temporary_failure_and_the_next_attempt_goes_on(

@@ -27,6 +27,7 @@ from imageprepull.pulling.labels import (
     source_label,
 )
 from imageprepull.pulling.plan import missing_blobs
+from imageprepull.pulling.processes import is_dead, process_label
 from imageprepull.pulling.records import record_names
 from imageprepull.pulling.retry import RetryState
 from imageprepull.pulling.settings import PullSettings
@@ -238,4 +239,14 @@ async def test_cleaning_up_that_hangs_or_fails_does_not_hide_the_error() -> None
         raise OSError("no")
 
     await finish_anyway(fail(), 60)
-    await finish_anyway(asyncio.Event().wait(), 0.01)  # type: ignore[arg-type]
+    await finish_anyway(asyncio.Event().wait(), 0.01)
+
+
+def test_only_a_process_known_to_be_gone_is_dead() -> None:
+    mine = process_label("boot")
+    assert not is_dead(mine, "boot")
+    assert is_dead(mine, "another boot")
+    boot, namespace, pid, started = mine.split("/")
+    assert is_dead("/".join((boot, namespace, pid, str(int(started) + 1))), "boot"), "the PID was used again"
+    assert not is_dead(f"{boot}/another/{pid}/1", "boot"), "not to be seen from here"
+    assert not is_dead("", "boot")

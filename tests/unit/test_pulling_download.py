@@ -166,7 +166,7 @@ async def test_a_blob_of_another_size_is_refused(bench: Bench, change: object) -
 
 async def test_two_who_want_the_same_blob_share_one_download(bench: Bench) -> None:
     both = await asyncio.gather(bench.fetch(), bench.fetch(bench.wanted(repository="c/d")))
-    assert both == [BODY, BODY]
+    assert list(both) == [BODY, BODY]
     assert len(bench.registry.gets(BLOB.digest)) == 1
     assert bench.received == len(BODY)
 

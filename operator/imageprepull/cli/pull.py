@@ -229,13 +229,16 @@ class Session:
         missing: list[int],
         digests: dict[int, str],
     ) -> None:
+        from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.private_folder import private_folder  # noqa: PLC0415
+        from imageprepull.pulling.processes import discard_dead  # noqa: PLC0415
         from imageprepull.pulling.puller import Puller  # noqa: PLC0415
         from imageprepull.registry.client import RegistryClient  # noqa: PLC0415
         from imageprepull.registry.hosts import HostsConfig  # noqa: PLC0415
 
         args = self._args
         try:
+            await discard_dead(containerd, OWNER, read_boot_id())
             credentials = self._credentials()
             folders = [Path(folder) for folder in target.hosts_dirs if folder]
             hosts = HostsConfig(folders) if folders else HostsConfig()
@@ -266,8 +269,10 @@ class Session:
     async def _pull(
         self, puller: Puller, display: Display, number: int, snapshotter: str, digest: str | None
     ) -> None:
+        from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.errors import PullError  # noqa: PLC0415
-        from imageprepull.pulling.labels import LEASE  # noqa: PLC0415
+        from imageprepull.pulling.labels import LEASE, LEASE_PROCESS  # noqa: PLC0415
+        from imageprepull.pulling.processes import process_label  # noqa: PLC0415
         from imageprepull.pulling.progress import ImageProgress  # noqa: PLC0415
         from imageprepull.pulling.request import PullRequest  # noqa: PLC0415
 
@@ -280,7 +285,7 @@ class Session:
             pin=args.pin,
             keep_blobs=args.keep_blobs,
             sync=args.sync,
-            lease_labels={LEASE: OWNER},
+            lease_labels={LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
             always=args.always,
         )
         progress = ImageProgress(reference=args.images[number])

@@ -6,6 +6,7 @@ by the same questions (`Prepare`, `Info`), and no image record stands over missi
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import structlog
@@ -25,8 +26,9 @@ from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.visible import wait_visible
-from imageprepull.runtime.errors import LeaseGone, NotFound
+from imageprepull.runtime.errors import LeaseGone, NotFound, Unavailable
 
+_DAEMON_POLL = 0.2
 log = structlog.get_logger(__name__)
 
 
@@ -143,8 +145,18 @@ class ImagePull:
             if finished:
                 await finish_anyway(drop_lease(containerd, lease), timeout)
             elif not self._request.keep_lease_on_failure:
-                await finish_anyway(discard_lease(containerd, lease), timeout)
+                await finish_anyway(self._discard(lease), timeout)
         return outcome
+
+    async def _discard(self, lease: str) -> None:
+        async with asyncio.timeout(self._machinery.settings.daemon_patience):
+            while True:
+                try:
+                    await discard_lease(self._machinery.containerd, lease)
+                except Unavailable:
+                    await asyncio.sleep(_DAEMON_POLL)
+                else:
+                    return
 
     async def _make(self, image: ImageDocuments, lease: str) -> PullOutcome:
         machinery, request, progress = self._machinery, self._request, self._progress

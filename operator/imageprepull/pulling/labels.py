@@ -17,8 +17,10 @@ from imageprepull.runtime.labels import LABEL_LIMIT, SOURCE_PREFIX
 
 LEASE = "imageprepull.io/lease"
 LEASE_IMAGE = "imageprepull.io/image"
+LEASE_PROCESS = "imageprepull.io/process"
 UNSYNCED = "imageprepull.io/unsynced"
 MANAGED = "imageprepull.io/managed"
+EXTRACT = "extract-"
 CRI_MANAGED = "io.cri-containerd.image"
 CRI_PINNED = "io.cri-containerd.pinned"
 UNCOMPRESSED = "containerd.io/uncompressed"
@@ -95,4 +97,4 @@ def lease_id(owner: str, digest: str, snapshotter: str, platform: str, *, shared
 
 def extract_key(chain_id: str) -> str:
     """A key for an active snapshot in containerd's own format (`snapshots.UnpackKeyFormat`), never used twice."""
-    return f"extract-{time.time_ns() % 1_000_000_000}-{secrets.token_urlsafe(3)} {chain_id}"
+    return f"{EXTRACT}{time.time_ns() % 1_000_000_000}-{secrets.token_urlsafe(3)} {chain_id}"

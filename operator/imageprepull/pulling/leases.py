@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from imageprepull.pulling.labels import LEASE_IMAGE
+from imageprepull.pulling.labels import EXTRACT, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
 from imageprepull.runtime.labels import GC_EXPIRE
-from imageprepull.runtime.leases import Lease
+from imageprepull.runtime.leases import Lease, LeasedResource
 
 INGESTS = "ingests"
+SNAPSHOTS = "snapshots/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ async def open_lease(containerd: Containerd, terms: LeaseTerms) -> None:
             found = await find_lease(containerd, terms.id)
             if found is None:  # collected in between.
                 continue
+            await remove_active(containerd, terms.id)
             if is_aged(found, terms.seconds, time.time()):
                 await _replace(containerd, terms)
         return
@@ -76,27 +79,46 @@ async def drop_lease(containerd: Containerd, lease_id: str) -> None:
 
 
 async def discard_lease(containerd: Containerd, lease_id: str) -> list[str]:
-    """Delete a lease and the half-written ingests that nobody else holds; the refs of those.
+    """Delete a lease with its active snapshots and the half-written ingests that nobody else holds; their refs.
 
     An ingest without a lease stays for a day, and its ref's name is shared: a kubelet may have gone on with it, and
     then its own lease holds it too.
     """
-    mine = await _ingests(containerd, lease_id)
+    await remove_active(containerd, lease_id)
+    mine = await _held(containerd, lease_id, INGESTS)
     if mine:
         for other in await containerd.leases.list():
             if other.id != lease_id:
-                mine -= await _ingests(containerd, other.id)
+                mine -= await _held(containerd, other.id, INGESTS)
     for ref in sorted(mine):
         await containerd.content.abort(ref)
     await drop_lease(containerd, lease_id)
     return sorted(mine)
 
 
-async def _ingests(containerd: Containerd, lease_id: str) -> set[str]:
+async def remove_active(containerd: Containerd, lease_id: str) -> None:
+    """Remove the active snapshots of a lease, which an attempt that could not clean up has left.
+
+    Nobody may be working under the lease.
+    """
+    for resource in await _resources(containerd, lease_id):
+        snapshotter = resource.type.removeprefix(SNAPSHOTS)
+        if snapshotter != resource.type and resource.id.startswith(EXTRACT):
+            try:
+                await containerd.snapshots.remove(snapshotter, resource.id)
+            except NotFound:
+                continue
+
+
+async def _held(containerd: Containerd, lease_id: str, kind: str) -> set[str]:
+    return {found.id for found in await _resources(containerd, lease_id) if found.type == kind}
+
+
+async def _resources(containerd: Containerd, lease_id: str) -> Sequence[LeasedResource]:
     try:
-        return {found.id for found in await containerd.leases.resources(lease_id) if found.type == INGESTS}
+        return await containerd.leases.resources(lease_id)
     except (NotFound, LeaseGone):
-        return set()
+        return []
 
 
 async def _replace(containerd: Containerd, terms: LeaseTerms) -> None:

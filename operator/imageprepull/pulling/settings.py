@@ -35,3 +35,5 @@ class PullSettings:
     visible_poll: float = 0.02
     visible_poll_cap: float = 0.5
     cleanup_timeout: float = 30.0
+    daemon_patience: float = 5.0
+    """How long a failed pull waits for a daemon that went away, to delete the lease that nobody comes back for."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from imageprepull.pulling.durability import make_durable
-from imageprepull.pulling.labels import LEASE, LEASE_IMAGE, UNSYNCED
+from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
 from imageprepull.pulling.leases import discard_lease, expires_at
 from imageprepull.pulling.spool import read_sidecar, remove_spool
 from imageprepull.pulling.unsynced import remove_chains
@@ -130,7 +130,7 @@ async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_i
 async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str, swept: Swept) -> None:
     """Our own active snapshots: a dead process's, since keys are never used twice."""
     for found in await containerd.snapshots.list(snapshotter, [f'labels."{LEASE}"=="{owner}"']):
-        if not found.name.startswith("extract-"):
+        if not found.name.startswith(EXTRACT):
             continue
         try:
             await containerd.snapshots.remove(snapshotter, found.name)

@@ -122,7 +122,7 @@ async def test_what_is_kept_for_the_next_attempt_is_not_fetched_again(bench: Ben
         await bench.fetch(bench.wanted(keep=True))
     assert len(bench.left()) == 2
     gained = bench.received
-    assert gained > 1_900_000
+    assert gained > 1_000_000, "what came before the cut, but for the last buffer"
     bench.registry.faults.clear()
     assert await bench.fetch() == BODY
     assert bench.received == len(BODY)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="give a connection up after so long without a byte (default: %(default)s)",
     )
+    add("--verbose", action="store_true", help="log retries and the like on stderr")
     add("--spool-dir", type=Path, metavar="DIR", help="(default: beside the snapshotter's folder)")
 
 
@@ -235,8 +237,10 @@ class Session:
         from imageprepull.pulling.puller import Puller  # noqa: PLC0415
         from imageprepull.registry.client import RegistryClient  # noqa: PLC0415
         from imageprepull.registry.hosts import HostsConfig  # noqa: PLC0415
+        from imageprepull.telemetry.logs import configure  # noqa: PLC0415
 
         args = self._args
+        configure(level=logging.INFO if args.verbose else logging.CRITICAL)
         try:
             await discard_dead(containerd, OWNER, read_boot_id())
             credentials = self._credentials()

@@ -81,6 +81,8 @@ def pytest_runtest_makereport(
 @pytest.fixture
 async def containerd(daemon: ContainerdDaemon) -> AsyncIterator[Containerd]:
     """A connection to each version in turn; the test must leave nothing half done."""
+    if not daemon.running:  # a test that killed it has failed before it could start it again
+        daemon.start()
     async with connect(daemon.address) as connection:
         try:
             yield connection

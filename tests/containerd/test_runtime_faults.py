@@ -61,14 +61,26 @@ async def test_socket_that_nobody_listens_on(socket_path: Path) -> None:
     assert "not running" in str(fault)
 
 
-async def test_http_server(socket_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("greeting", "fault"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", NotContainerd),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NotContainerd),
+        # A daemon that is just being stopped looks the same: worth another try.
+        (b"", Unavailable),
+    ],
+    ids=["http", "ssh", "hangs-up"],
+)
+async def test_server_of_another_protocol(
+    socket_path: Path, greeting: bytes, fault: type[RuntimeFault]
+) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.write(greeting)
         writer.close()
 
     async with await asyncio.start_unix_server(answer, socket_path):
-        assert isinstance(await refused(socket_path), NotContainerd)
+        assert type(await refused(socket_path)) is fault
 
 
 async def test_grpc_server_of_something_else(socket_path: Path) -> None:
@@ -117,7 +129,7 @@ def test_user_without_permission_is_told_so(daemon: ContainerdDaemon) -> None:
 
         asyncio.run(main())
     """)
-    # Way into the folders is given, so that it is the socket itself that says no.
+    assert daemon.socket.parent.parent.stat().st_mode & 0o005, "the socket itself is to say no"
     done = subprocess.run(
         [sys.executable, "-c", script, daemon.address],
         capture_output=True,

@@ -16,7 +16,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,10 @@ CRI_IMAGES = 'plugins."io.containerd.cri.v1.images"'
 CRI_RUNTIME = 'plugins."io.containerd.cri.v1.runtime"'
 
 
+# The kernel's "when the parent dies" means the thread that forked, so daemons come from one that lives as long as we.
+_spawner = ThreadPoolExecutor(1, thread_name_prefix="daemon-spawner")
+
+
 class DaemonFailedError(Exception):
     """A daemon did what it should not; the message ends with the tail of its log."""
 
@@ -40,6 +45,21 @@ class DaemonFailedError(Exception):
 def binary_of(version: str) -> Path:
     """The containerd of a series: Debian's for "1.6", the testbed's own build for "2.4"."""
     return DEBIAN_CONTAINERD if version == "1.6" else binaries.path("containerd")
+
+
+def spawn(command: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+    """Start a daemon that writes to `log` and dies with us, even when we are killed; callable from any thread."""
+    with log.open("ab") as output:
+        return _spawner.submit(
+            subprocess.Popen,
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C at the terminal is for us, not for it.
+            start_new_session=True,
+            env={"PATH": PATH, "HOME": "/root"},
+        ).result()
 
 
 @dataclass
@@ -75,6 +95,10 @@ class ContainerdDaemon:
     def log(self) -> Path:
         return self.folder / "containerd.log"
 
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def start(self, *, patience: float = 20.0) -> None:
         """Start it, anew or again on the same state, and wait until its CRI is ready."""
         for folder in (self.folder, self.certs_d, self.folder / "cni"):
@@ -85,16 +109,7 @@ class ContainerdDaemon:
         self.socket.unlink(missing_ok=True)
         command: list[str | Path] = [binary_of(self.version), "--config", config, "--log-level", "info"]
         command += ["--address", self.socket, "--root", self.root, "--state", self.folder / "state"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                # Dies with us, even when we are killed; a session of its own keeps Ctrl-C away from it.
-                ["setpriv", "--pdeathsig", "KILL", "--", *command],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env={"PATH": PATH, "HOME": "/root"},
-            )
+        self.process = spawn(command, self.log)
         self._wait(patience)
 
     def kill(self) -> None:
@@ -211,6 +226,8 @@ def disk(gib: int = 8) -> Iterator[Path]:
     sweep()
     # Named after its owner, so that `sweep` can tell what was left behind.
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    # As on a node, where it is the socket that refuses a user and not a folder above it.
+    folder.chmod(0o755)
     mountpoint, image = folder / "fs", folder / "disk"
     try:
         mountpoint.mkdir()
@@ -293,11 +310,7 @@ class DockerRegistry:
         config.write_text(
             f"version: 0.1\nlog: {{level: warn}}\nstorage: {storage}\nhttp: {{addr: '{self.host}'}}\n"
         )
-        with self.log.open("ab") as log:
-            command = ["setpriv", "--pdeathsig", "KILL", "--", "/usr/bin/docker-registry", "serve"]
-            self.process = subprocess.Popen(
-                [*command, config], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        self.process = spawn(["/usr/bin/docker-registry", "serve", config], self.log)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):

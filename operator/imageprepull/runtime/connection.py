@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -33,6 +34,9 @@ from imageprepull.runtime.leases import Leases
 from imageprepull.runtime.protos import version_pb2
 from imageprepull.runtime.rpc import Channels, Rpc
 from imageprepull.runtime.snapshots import Snapshots
+
+# How grpc says that the other side speaks something else.
+_OTHER_PROTOCOL = re.compile(r"HTTP/2|http1\.x")
 
 DEFAULT_ADDRESS = "unix:///run/containerd/containerd.sock"
 
@@ -156,11 +160,13 @@ async def _identify(rpc: Rpc, path: Path, patience: float) -> str:
         raise TimedOut(
             operation, f"no answer within {patience} s: containerd hangs, or it is something else"
         ) from None
-    except PermissionDenied:
-        raise
-    except RuntimeFault as fault:
-        # The socket accepted us a moment ago: what cannot speak gRPC is another server.
-        raise NotContainerd(operation, f"no gRPC server answers: {fault.detail}") from None
+    except Unavailable as fault:
+        if _OTHER_PROTOCOL.search(fault.detail):
+            raise NotContainerd(operation, f"no gRPC server answers: {fault.detail}") from None
+        raise Unavailable(
+            operation,
+            f"closed without an answer: containerd is stopping, or this is another server: {fault.detail}",
+        ) from None
     if not version:
         raise NotContainerd(operation, "the answer has no version")
     return version

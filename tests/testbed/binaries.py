@@ -18,6 +18,8 @@ from tests.testbed.errors import ClusterError
 
 MODULES = Path(__file__).parent / "go"
 GO_NEEDED = (1, 26, 6)
+OTHER_FOLDERS = ("/usr/local/go/bin", str(Path(sys.executable).parent))
+"""Where Go is looked for when PATH has none new enough; `packages` puts it beside the interpreter."""
 """The highest `go` line of our go.mod files."""
 
 

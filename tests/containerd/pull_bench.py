@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +146,15 @@ def layer(name: str, size: int = 2000, **options: Any) -> LayerSpec:
     """A layer with one file that says whose it is; `size` bytes that do not compress well."""
     data = "".join(f"{name} {number * 2654435761 % 4294967296:x}\n" for number in range(size // 16))
     return LayerSpec({f"layers/{name}": data.encode()}, **options)
+
+
+# A daemon dies with the thread that started it (PR_SET_PDEATHSIG), and a loop's own threads die with the test.
+KEEPER = ThreadPoolExecutor(1)
+
+
+async def start_daemon(daemon: ContainerdDaemon) -> None:
+    """Start a killed daemon again while the loop goes on."""
+    await asyncio.get_running_loop().run_in_executor(KEEPER, daemon.start)
 
 
 async def answering(containerd: Containerd) -> None:

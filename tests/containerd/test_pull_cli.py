@@ -18,7 +18,7 @@ import pytest
 
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import Leftovers, leftovers
-from tests.containerd.pull_bench import answering, fake_serve, layer, serve
+from tests.containerd.pull_bench import answering, fake_serve, layer, serve, start_daemon
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
@@ -178,16 +178,18 @@ async def test_a_daemon_killed_in_the_middle_is_one_line(
     async with asyncio.timeout(30):
         while b"Applied" not in await process.stdout.readline():
             pass
-    ending = asyncio.create_task(process.communicate())
+    daemon.kill()
+    release.set()
     try:
-        await asyncio.to_thread(daemon.kill)
-        release.set()
         if comes_back:
-            await asyncio.to_thread(daemon.start)
-        _, err = await asyncio.wait_for(ending, 60)
+            async with asyncio.timeout(30):
+                while b"Failed" not in await process.stdout.readline():
+                    pass
+            await start_daemon(daemon)
+        _, err = await asyncio.wait_for(process.communicate(), 60)
     finally:
-        if not comes_back:
-            await asyncio.to_thread(daemon.start)
+        if daemon.process is None:
+            await start_daemon(daemon)
     assert process.returncode == 1
     assert len(err.decode().splitlines()) == 1, err
     await answering(containerd)
@@ -214,8 +216,10 @@ async def test_a_socket_that_is_not_containerd(tmp_path: Path) -> None:
 async def test_no_permission_is_said_as_such(daemon: ContainerdDaemon) -> None:
     # A user of no rights, in the same Python: its own files may be unreadable to that user.
     script = "import os; os.setgroups([]); os.setegid(65534); os.seteuid(65534);"
-    modules = "cli.main, cli.pull, cli.pull_display, runtime.connection".replace(", ", ", imageprepull.")
-    script = f"import json, imageprepull.{modules}; {script} {COMMAND[2]}"
+    # So everything is imported first, by a call that finds no socket.
+    first = "from imageprepull.cli.main import SUBCOMMANDS, dispatch, main;"
+    first += "dispatch('imageprepull', SUBCOMMANDS, ['pull', '--address', '/none', 'nginx']);"
+    script = f"{first} {script} main()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", script, "pull", "--address", daemon.address, "nginx"),
         stdout=asyncio.subprocess.PIPE,

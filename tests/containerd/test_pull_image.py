@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
 from imageprepull.pulling import durability
+from imageprepull.pulling.records import unpin
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import PullBench, Watched, layer, pull_bench, serve
@@ -221,3 +223,53 @@ async def test_layers_carry_the_boot_until_they_are_on_disk(
     written.set()
     await pulling
     assert await unsynced() == 0
+
+
+async def test_an_image_is_unpinned_under_all_its_names(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("unpin")])
+    reference = serve(registry, image, "un/pin")
+    await bench.pull(reference, pin=True)
+    assert (await bench.presence(reference, pin=True)).present
+    changed = await unpin(bench.containerd, Reference.parse(reference), image.digest)
+    name = reference.rpartition(":")[0]
+    assert sorted(changed) == sorted([image.config.digest, reference, f"{name}@{image.digest}"])
+    for record in await bench.containerd.images.list():
+        assert "io.cri-containerd.pinned" not in record.labels
+        assert record.labels["io.cri-containerd.image"] == "managed", "other labels stay"
+    assert (await bench.presence(reference)).present
+    assert await unpin(bench.containerd, Reference.parse(reference), image.digest) == []
+
+
+async def test_records_of_others_are_updated_but_not_called_ours(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("theirs")])
+    reference = serve(registry, image, "their/record")
+    old = Descriptor(image.manifest.media_type, "sha256:" + "0" * 64, 100)
+    await bench.containerd.images.create_or_update(reference, old, {"whose": "theirs"})
+    await bench.pull(reference)
+    record = await bench.containerd.images.get(reference)
+    assert record is not None
+    assert record.target.digest == image.digest
+    assert record.labels["whose"] == "theirs"
+    assert "imageprepull.io/managed" not in record.labels
+
+
+async def test_presence_says_what_is_missing(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("part-0"), layer("part-1")])
+    reference = serve(registry, image, "part/missing")
+    assert "image record" in (await bench.presence(reference)).missing
+    await bench.pull(reference)
+    moved = await bench.presence(reference, "sha256:" + "1" * 64)
+    assert not moved.present
+    assert image.digest in moved.missing
+    await bench.containerd.snapshots.remove(SNAPSHOTTER, image.chain_ids[1])
+    broken = await bench.presence(reference)
+    assert image.chain_ids[1] in broken.missing
+    assert (broken.present, broken.complete, broken.digest) == (False, False, image.digest)
+    outcome = await bench.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Exists", "Applied"], "and it is repaired"
+    await bench.containerd.content.delete(image.manifest.digest)
+    assert image.manifest.digest in (await bench.presence(reference)).missing
+    await bench.pull(reference)
+    assert (await bench.presence(reference)).present

@@ -18,7 +18,7 @@ from aiohttp import web
 
 @dataclass(slots=True)
 class Fault:
-    """What one GET meets. Several for one digest are used up in order; afterwards all is well.
+    """What one GET or HEAD meets. Several for one digest are used up in order; afterwards all is well.
 
     `status` answers with that and nothing else. `cut_after` closes the connection after so many bytes of the body.
     `hold_after` sends so many bytes and then waits for `release` (or for ever, without one). `change` replaces the
@@ -130,4 +130,4 @@ class FaultyRegistry:
 
     def _fault(self, request: web.Request, key: str) -> Fault:
         faults = self.faults[key]
-        return faults.pop(0) if faults and request.method == "GET" else Fault()
+        return faults.pop(0) if faults else Fault()

@@ -55,6 +55,7 @@ class _Shared:
     repository: str
     task: asyncio.Task[None] = field(init=False)
     users: int = 0
+    started: bool = False
     keep_partial: bool = False
     listeners: list[Advanced] = field(default_factory=list)
 
@@ -114,7 +115,6 @@ class Spool:
             shared = self._shared.get(digest)
             if shared is None:
                 file = SpoolFile(self.folder, wanted.descriptor, boot_id=self._boot_id, lease=wanted.lease)
-                await asyncio.to_thread(file.open)
                 shared = _Shared(file=file, repository=wanted.reference.name)
                 shared.task = asyncio.create_task(
                     self._run(digest, shared, wanted), name=f"download {digest}"
@@ -123,13 +123,15 @@ class Spool:
             shared.users += 1
             shared.keep_partial = shared.keep_partial or wanted.keep_partial
             shared.listeners.append(wanted.advanced)
-            if shared.file.held.frontier:
+            if shared.started:
                 wanted.advanced(shared.file.held.frontier)
             return shared
 
     async def _run(self, digest: str, shared: _Shared, wanted: Wanted) -> None:
         def received(host: str, count: int, held: int) -> None:
-            wanted.received(host, count)
+            shared.started = True
+            if count:
+                wanted.received(host, count)
             for listener in shared.listeners:
                 listener(held)
 
@@ -176,16 +178,12 @@ async def hold_blob(
     complete: Callable[[], None],
     stall: float,
 ) -> None:
-    """Bring a blob into the content store, held by the lease of `containerd` (a lease-bound view).
+    """Bring a blob that the content store lacks into it, held by the lease of `containerd` (a lease-bound view).
 
     `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may
     take no byte before the ingest is given up.
     """
     descriptor = wanted.descriptor
-    if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
-        wanted.advanced(descriptor.size)
-        complete()
-        return
     async with spool.blob(wanted) as path:
         complete()
         # Not before it is complete: the ref's lock would make a pod's own pull wait for the registry twice.

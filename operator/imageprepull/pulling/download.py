@@ -26,7 +26,7 @@ from imageprepull.registry.client import RegistryClient
 log = structlog.get_logger(__name__)
 
 Received = Callable[[str, int, int], None]
-"""Told (host, bytes that came, contiguous bytes held) after each batch."""
+"""Told (host, bytes that came, contiguous bytes held): after each batch, and with 0 bytes when a stream begins."""
 
 
 async def download(
@@ -53,6 +53,11 @@ async def download(
         hosts.add(host)
         received(host, count, held)
 
+    # In a slot already: slots are asked for in the order in which downloads are started, lower layers first.
+    async with limiter.slot(priority):
+        await asyncio.to_thread(spool.open)
+    if spool.held.frontier:
+        received("", 0, spool.held.frontier)
     while True:
         before = spool.held.held
         try:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.blobs import Wanted, hold_blob
+from imageprepull.pulling.blobs import Wanted, held_content, hold_blob
 from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.machinery import Machinery
@@ -56,16 +56,31 @@ class LayerWork:
         existing = await self._chain.count_existing(list(self._layers))
         for number, layer in enumerate(self._progress.layers):
             self._progress.advance(layer, LayerState.EXISTS if number < existing else LayerState.WAITING)
+        missing = missing_blobs(self._layers, existing)
         async with asyncio.TaskGroup() as group:
+            # All looked up before the first is fetched, so that fetches are started lowest layer first.
+            found = [group.create_task(self._found(positions)) for positions in missing.values()]
+            await asyncio.gather(*found)
             blobs = {
-                digest: group.create_task(self._hold(positions), name=f"blob {digest}")
-                for digest, positions in missing_blobs(self._layers, existing).items()
+                digest: group.create_task(self._fetch(positions), name=f"blob {digest}")
+                for (digest, positions), there in zip(missing.items(), found, strict=True)
+                if not there.result()
             }
             for number in range(existing, len(self._layers)):
-                await blobs[self._layers[number].descriptor.digest]
+                if (fetching := blobs.get(self._layers[number].descriptor.digest)) is not None:
+                    await fetching
                 await self._apply(number)
 
-    async def _hold(self, positions: list[int]) -> None:
+    async def _found(self, positions: list[int]) -> bool:
+        """Whether the content store has a blob; then our lease holds it from now on."""
+        descriptor = self._layers[positions[0]].descriptor
+        if not await held_content(self._containerd, self._lease, self._reference, descriptor):
+            return False
+        for position in positions:
+            self._progress.advance(self._progress.layers[position], LayerState.DOWNLOADED, descriptor.size)
+        return True
+
+    async def _fetch(self, positions: list[int]) -> None:
         """Bring one blob into the content store; `positions` are the layers that it is."""
         descriptor = self._layers[positions[0]].descriptor
         shown = [self._progress.layers[position] for position in positions]

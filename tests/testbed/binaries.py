@@ -111,11 +111,7 @@ def cache_root() -> Path:
 def go_binary() -> str:
     """The Go tool; raises ClusterError that names the version needed where it is missing or too old."""
     seen = []
-    for folder in (
-        *os.environ.get("PATH", "").split(":"),
-        "/usr/local/go/bin",
-        str(Path(sys.executable).parent),
-    ):
+    for folder in (*os.environ.get("PATH", "").split(":"), *OTHER_FOLDERS):
         found = shutil.which("go", path=folder)
         if found and found not in seen:
             if _go_version_of(found) >= GO_NEEDED:

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 import structlog
 
@@ -23,6 +24,7 @@ from imageprepull.pulling.spool import SpoolFile
 from imageprepull.registry.blobs import BlobStream
 from imageprepull.registry.client import RegistryClient
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 Received = Callable[[str, int, int], None]
@@ -53,21 +55,21 @@ async def download(
         hosts.add(host)
         received(host, count, held)
 
-    # In a slot already: slots are asked for in the order in which downloads are started, lower layers first.
-    async with limiter.slot(priority):
-        await asyncio.to_thread(spool.open)
-    if spool.held.frontier:
-        received("", 0, spool.held.frontier)
     while True:
         before = spool.held.held
         try:
-            if not spool.held.complete:
-                async with limiter.slot(priority):
+            async with limiter.slot(priority):
+                if not spool.opened:
+                    # Not before: slots are asked for in the order in which downloads start, lowest layer first.
+                    await _in_thread(spool.open)
+                    before = spool.held.held
+                    received("", 0, spool.held.frontier)
+                if not spool.held.complete:
                     source = registry.open_blob(reference, descriptor, spool.held.frontier)
                     await _attempt(source, reference, descriptor, spool, settings=settings, received=noticed)
-            if await asyncio.to_thread(spool.matches):
+            if await _in_thread(spool.matches):
                 return
-            await asyncio.to_thread(spool.reset)
+            await _in_thread(spool.reset)
             for host in hosts:
                 registry.distrust(host, descriptor.digest)
             # Bytes of an earlier life or of another mirror may be to blame once; twice it is the registry.
@@ -123,7 +125,7 @@ async def _attempt(
                 gathered += len(chunk)
                 if offset + gathered > descriptor.size:
                     batch.clear()
-                    await asyncio.to_thread(spool.reset)
+                    await _in_thread(spool.reset)
                     raise PullError(
                         "SizeMismatch",
                         f"the blob {descriptor.digest} of {reference} is longer than the {descriptor.size} "
@@ -145,13 +147,17 @@ async def _attempt(
         )
 
 
-async def _write(spool: SpoolFile, offset: int, batch: list[bytes], settings: PullSettings) -> None:
-    """Write in a thread; a cancellation waits for it, since the thread uses the file that would be closed."""
-    writing = asyncio.ensure_future(
-        asyncio.to_thread(spool.write, offset, batch, note_every=settings.checkpoint)
-    )
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Work on the spool file in a thread; a cancellation waits for it, since its file would be closed under it."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(writing)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([writing])
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
         raise
+
+
+async def _write(spool: SpoolFile, offset: int, batch: list[bytes], settings: PullSettings) -> None:
+    await _in_thread(lambda: spool.write(offset, batch, note_every=settings.checkpoint))

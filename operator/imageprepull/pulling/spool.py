@@ -79,6 +79,11 @@ class SpoolFile:
         self._hashed = 0
         self._noted = 0
 
+    @property
+    def opened(self) -> bool:
+        """Whether `open` was called and `close` was not."""
+        return self._fd >= 0
+
     def open(self) -> None:
         """Open or create the file and believe the ranges that this boot's sidecar vouches for."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -326,3 +326,17 @@ async def test_raw_already_exists_at_open_is_an_error_of_its_own(leased: Contain
     write = BlobWrite(leased._rpc, "layer-abc", Blob(blob, b"abc", {}), lambda offset: None)
     with pytest.raises(AlreadyExists):
         await asyncio.to_thread(write.run)
+
+
+async def test_cancelled_write_has_opened_its_ingest_or_never_will(leased: Containerd) -> None:
+    for number in range(30):
+        data = os.urandom(1000)
+        ref = f"layer-cancelled-{number}"
+        call = asyncio.create_task(leased.content.put(ref, describe(data), data, {}))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await leased.content.abort(ref)
+    assert await leased.content.list_ingests() == []

@@ -220,3 +220,18 @@ async def test_same_lease_twice_already_exists(containerd: Containerd) -> None:
     with pytest.raises(AlreadyExists):
         await containerd.leases.create("twice", {}, 60)
     await containerd.leases.delete("twice")
+
+
+async def test_cancelled_creation_has_happened_or_never_will(leased: Containerd) -> None:
+    """Else a caller that cleans up finds nothing, and the daemon makes it a moment later."""
+    for number in range(40):
+        key = f"cancelled-{number}"
+        call = asyncio.create_task(leased.snapshots.prepare(SNAPSHOTTER, key, "", {}))
+        for _ in range(number % 4):
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        if await leased.snapshots.stat(SNAPSHOTTER, key) is not None:
+            await leased.snapshots.remove(SNAPSHOTTER, key)
+    assert await leased.snapshots.list(SNAPSHOTTER) == []

@@ -31,11 +31,12 @@ from imageprepull.runtime.errors import (
 from imageprepull.runtime.labels import merged_sources
 from imageprepull.runtime.leases import Leases
 from imageprepull.runtime.protos import content_pb2 as pb
-from imageprepull.runtime.rpc import DEADLINE, Rpc
+from imageprepull.runtime.rpc import DEADLINE, SETTLE_SECONDS, Rpc
 
 _SERVICE = "/containerd.services.content.v1.Content"
 READ_LIMIT = 8 << 20
 PATIENCE = LockPatience()
+_ABORT_PAUSES = (0.02, 0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,19 @@ class Content:
 
     async def abort(self, ref: str) -> None:
         """Remove an ingest; one that is gone already is fine. A stream that still writes is not stopped by it."""
+        for pause in _ABORT_PAUSES:
+            try:
+                await self._abort(ref)
+            except RuntimeFault as fault:
+                # The daemon is closing the stream that was just cancelled, and writes into the folder once more.
+                if "directory not empty" not in fault.detail:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
+        await self._abort(ref)
+
+    async def _abort(self, ref: str) -> None:
         try:
             await self._rpc.unary(
                 f"{_SERVICE}/Abort", pb.AbortRequest(ref=ref), Empty, operation=f"abort ingest {ref}"
@@ -234,6 +248,9 @@ class Content:
                 await asyncio.shield(done)
         except TimeoutError:
             raise TimedOut(f"write {blob.descriptor.digest} as {ref}", f"no commit in {deadline} s") from None
+        except asyncio.CancelledError:
+            await loop.run_in_executor(None, write.wait_opened, SETTLE_SECONDS)
+            raise
         except (AlreadyExists, Locked, Unavailable):
             raise
         except (RuntimeFault, OSError):

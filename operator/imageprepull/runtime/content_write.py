@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class BlobWrite:
         self._start: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._source_error: OSError | None = None
         self.opened = False
+        self._settled = threading.Event()
         self._call: BulkCall[pb.WriteContentResponse] = rpc.bulk_stream(
             "/containerd.services.content.v1.Content/Write", self._requests(), pb.WriteContentResponse
         )
@@ -106,6 +108,7 @@ class BlobWrite:
             for answer in self._call.answers(self._operation):
                 if not self.opened:
                     self.opened = True
+                    self._settled.set()
                     self._start.put(answer.offset)
                 committed = answer.action == pb.COMMIT
                 self._on_offset(answer.offset)
@@ -113,11 +116,19 @@ class BlobWrite:
             if self._source_error is None:
                 raise
         finally:
+            self._settled.set()
             self._start.put(None)
         if self._source_error is not None:
             raise self._source_error
         if not committed:
             raise Unavailable(self._operation, "the runtime ended the stream without a commit")
+
+    def wait_opened(self, seconds: float) -> None:
+        """Block until the server has opened the ingest or refused to.
+
+        Cancelled before, it may open one after the caller has looked for what is to be cleaned up.
+        """
+        self._settled.wait(seconds)
 
     def cancel(self) -> None:
         """Stop as soon as possible; what the server has taken stays as an ingest."""

@@ -12,7 +12,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.runtime.errors import AlreadyExists, NotFound
 from imageprepull.runtime.protos import images_pb2 as pb
 from imageprepull.runtime.protos import types_pb2
-from imageprepull.runtime.rpc import Rpc
+from imageprepull.runtime.rpc import DEADLINE, Rpc
 
 _SERVICE = "/containerd.services.images.v1.Images"
 COLLECTION_DEADLINE = 300.0
@@ -81,6 +81,7 @@ class Images:
                 pb.CreateImageRequest(image=image),
                 pb.CreateImageResponse,
                 operation=f"create image {name}",
+                settle=True,
             )
         except AlreadyExists:
             return await self._update(image, ["target", *(f"labels.{key}" for key in labels)])
@@ -110,5 +111,5 @@ class Images:
             pb.DeleteImageRequest(name=name, sync=sync),
             Empty,
             operation=f"delete image {name}",
-            **({"deadline": COLLECTION_DEADLINE} if sync else {}),
+            deadline=COLLECTION_DEADLINE if sync else DEADLINE,
         )

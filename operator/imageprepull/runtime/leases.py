@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from imageprepull.runtime.labels import GC_EXPIRE
 from imageprepull.runtime.protos import leases_pb2 as pb
-from imageprepull.runtime.rpc import Rpc
+from imageprepull.runtime.rpc import DEADLINE, Rpc
 
 _SERVICE = "/containerd.services.leases.v1.Leases"
 # A synchronous delete runs a garbage collection and waits for it.
@@ -53,7 +53,7 @@ class Leases:
         expiry = datetime.now(UTC) + timedelta(seconds=expires_in)
         request = pb.CreateRequest(id=id, labels={**labels, GC_EXPIRE: expiry.strftime("%Y-%m-%dT%H:%M:%SZ")})
         answer = await self._rpc.unary(
-            f"{_SERVICE}/Create", request, pb.CreateResponse, operation=f"create lease {id}"
+            f"{_SERVICE}/Create", request, pb.CreateResponse, operation=f"create lease {id}", settle=True
         )
         return _lease(answer.lease)
 
@@ -64,7 +64,7 @@ class Leases:
             pb.DeleteRequest(id=id, sync=sync),
             Empty,
             operation=f"delete lease {id}",
-            **({"deadline": COLLECTION_DEADLINE} if sync else {}),
+            deadline=COLLECTION_DEADLINE if sync else DEADLINE,
         )
 
     async def list(self, filters: Sequence[str] = ()) -> list[Lease]:

@@ -24,6 +24,8 @@ Answer = TypeVar("Answer", bound=Message)
 MESSAGE_LIMIT = 16 << 20
 DEADLINE = 30.0
 BULK_THREADS = 16
+# How long a cancellation waits for the answer to a call that creates something.
+SETTLE_SECONDS = 5.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -97,8 +99,13 @@ class Rpc:
         *,
         operation: str,
         deadline: float | None = DEADLINE,
+        settle: bool = False,
     ) -> Answer:
         """One request, one answer within `deadline` seconds. Cancelling the await cancels the call.
+
+        The server may carry out a cancelled call all the same, later than what the caller does to clean up. With
+        `settle`, for calls that create something, a cancellation waits a while for the answer: afterwards the
+        object is there to be removed, or never will be.
 
         Raises:
             RuntimeFault: what the runtime answered, or what became of the connection; `operation` says in words
@@ -106,7 +113,7 @@ class Rpc:
         """
         call = self._multicallable(method, answer)(request, timeout=deadline, metadata=self.metadata)
         try:
-            return cast("Answer", await call)
+            return cast("Answer", await (_settled(call) if settle else call))
         except grpc.aio.AioRpcError as error:
             raise from_rpc(operation, error) from None
 
@@ -160,6 +167,25 @@ class BulkCall(Generic[Answer]):
     def cancel(self) -> None:
         """End the stream; the server keeps what it has of an ingest."""
         self._call.cancel()
+
+
+async def _settled(call: Any) -> Any:
+    """The answer to a call that a cancellation does not interrupt at once."""
+    answer = asyncio.ensure_future(_answer(call))
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await asyncio.wait([answer], timeout=SETTLE_SECONDS)
+        answer.cancel()
+        await asyncio.wait([answer])
+        # Looked at, lest asyncio reports it as lost.
+        if not answer.cancelled():
+            answer.exception()
+        raise
+
+
+async def _answer(call: Any) -> Any:
+    return await call
 
 
 def _serialize(message: Message) -> bytes:

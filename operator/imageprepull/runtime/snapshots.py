@@ -77,6 +77,7 @@ class Snapshots:
             request,
             pb.PrepareSnapshotResponse,
             operation=f"prepare snapshot {key} on {parent or 'nothing'}",
+            settle=True,
         )
         return [from_message(mount) for mount in answer.mounts]
 

@@ -12,11 +12,12 @@ import datetime as dt
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import kopf
 
+from imageprepull.controller.groups import leaf
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.client import READ_BUFFER
 from imageprepull.kube.kinds import IMAGEPREPULLS
@@ -98,7 +99,7 @@ class KopfThread:
         thread.start()
         try:
             error = await asyncio.shield(ended)
-            raise KopfEnded("the watch of ImagePrepulls ended") from error
+            raise KopfEnded("the watch of ImagePrepulls ended") from (error and leaf(error))
         finally:
             self._stop.set()
 
@@ -124,6 +125,8 @@ class KopfThread:
                 settings=operator_settings(),
                 clusterwide=True,
                 standalone=True,
+                # kopf would ask for the user's name, which a user ID of a container need not have.
+                identity=cast("Any", "imageprepull"),
                 stop_flag=self._stop,
             )
         finally:

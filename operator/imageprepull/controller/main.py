@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from imageprepull.controller.health import add_checks
+from imageprepull.controller.groups import leaf
 from imageprepull.controller.leader import Leader
 from imageprepull.controller.lease import Lease, LeaseLost, start_watchdog
 from imageprepull.controller.settings import OperatorSettings
@@ -84,13 +85,6 @@ async def _until_stopped(standby: Standby, leader: Leader, lease: Lease, setting
         if failed is not None:
             raise leaf(failed) from group
         logger.info("stopped")
-
-
-def leaf(group: BaseException) -> BaseException:
-    """The first exception in nested groups: one cause is what a log can show."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
 
 
 async def _stop_on_signal() -> None:

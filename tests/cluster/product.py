@@ -32,13 +32,21 @@ def layer(number: int, *, size: int = 200_000, marker: str = "") -> LayerSpec:
     return LayerSpec({f"layer-{number}": data[:size]}, compression="plain")
 
 
-def runnable(*layers: LayerSpec) -> BuiltImage:
-    """An image whose program sleeps: Debian's static busybox and these layers, with a config of its own."""
-    base = LayerSpec(
-        {"bin/busybox": executable(BUSYBOX.read_bytes()), "etc/passwd": b"root:x:0:0::/:/bin/sh\n"}
+def base_layer() -> LayerSpec:
+    """Debian's static busybox, in a layer that no other test has: one that exists is neither pulled nor applied."""
+    return LayerSpec(
+        {
+            "bin/busybox": executable(BUSYBOX.read_bytes()),
+            "etc/passwd": b"root:x:0:0::/:/bin/sh\n",
+            "etc/unique": str(time.time_ns()).encode(),
+        }
     )
+
+
+def runnable(*layers: LayerSpec, base: LayerSpec | None = None) -> BuiltImage:
+    """An image whose program sleeps, of a base and these layers, with a config of its own."""
     program = ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM; busybox sleep 2147483647 & wait"]
-    return build_image([base, *layers], config_extra={"config": {"Cmd": program}})
+    return build_image([base or base_layer(), *layers], config_extra={"config": {"Cmd": program}})
 
 
 @dataclass(frozen=True)
@@ -116,19 +124,25 @@ class Product:
                         return [layer["state"] for layer in one.get("layers", [])]
         return []
 
+    def images_named(self, node: str, image: str) -> list[dict[str, Any]]:
+        """What the node's CRI shows under this name."""
+        shown: list[Any] = self.cluster.node(node).images()
+        return [one for one in shown if image in (one.get("repoTags") or [])]
+
     def story(self) -> str:
         """What a person would look at first."""
         parts = []
         for arguments in (
-            ("get", "imageprepull,nodeprepull", "-A", "-o", "yaml"),
+            ("-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/name=imageprepull", "--tail=15", "--prefix"),
             ("-n", NAMESPACE, "get", "pods", "-o", "wide"),
-            ("-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/name=imageprepull", "--tail=30", "--prefix"),
+            ("get", "nodeprepull", "-o", "yaml"),
+            ("get", "imageprepull", "-A", "-o", "yaml"),
         ):
             try:
                 parts.append(self.cluster.kubectl(*arguments))
             except ClusterError as error:
                 parts.append(str(error))
-        return "\n".join(parts)[-12000:]
+        return "\n".join(parts)[-20000:]
 
 
 def kubectl_plugin(cluster: Cluster, *arguments: str) -> list[str]:

@@ -16,14 +16,16 @@ def entries(product: Product, node: str) -> dict[str, str]:
 
 
 def pinned(product: Product, node: str, image: str) -> bool:
-    return any(
-        image in (one.get("repoTags") or []) and one.get("pinned", False)
-        for one in product.cluster.node(node).images()
-    )
+    return any(one.get("pinned", False) for one in product.images_named(node, image))
 
 
 def present(product: Product, node: str, image: str) -> bool:
-    return any(image in (one.get("repoTags") or []) for one in product.cluster.node(node).images())
+    return bool(product.images_named(node, image))
+
+
+def until_forgotten(product: Product, node: str, image: str) -> None:
+    """Until the operator has nothing to say about the image on that node any more."""
+    product.until(f"{image} is forgotten on {node}", lambda: image not in entries(product, node))
 
 
 def test_a_new_node_is_filled_and_a_removed_one_forgotten(product: Product) -> None:
@@ -55,7 +57,7 @@ def test_an_edited_object_brings_the_new_image_and_unpins_the_old(product: Produ
     document = product.until_ready("edit")
     assert [one["image"] for one in document["status"]["images"]] == [new]
     for node in ("a", "b", "c"):
-        product.until(f"{old} is forgotten on {node}", lambda node=node: old not in entries(product, node))
+        until_forgotten(product, node, old)
         assert present(product, node, old), "deletionPolicy Retain keeps the image"
     assert not pinned(product, "b", old)
     assert pinned(product, "b", new)
@@ -67,9 +69,7 @@ def test_a_deleted_object_unpins_its_images_and_removes_nothing(product: Product
     product.until_ready("delete")
     product.delete("delete")
     for node in ("a", "b", "c"):
-        product.until(
-            f"{image} is forgotten on {node}", lambda node=node: image not in entries(product, node)
-        )
+        until_forgotten(product, node, image)
         assert present(product, node, image)
     assert not pinned(product, "b", image)
     assert not pinned(product, "c", image)
@@ -136,9 +136,10 @@ def test_an_operator_and_agents_that_start_anew_go_on_where_things_stand(product
     document = product.until_ready("restart")
     digest = document["status"]["images"][0]["digest"]
     product.cluster.proxy.forget()
-    product.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment", "daemonset")
-    product.cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment", "--timeout=90s")
-    product.cluster.kubectl("-n", NAMESPACE, "rollout", "status", "daemonset", "--timeout=90s")
+    workloads = ("deployment/imageprepull-operator", "daemonset/imageprepull-agent")
+    product.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", *workloads)
+    for workload in workloads:
+        product.cluster.kubectl("-n", NAMESPACE, "rollout", "status", workload, "--timeout=90s")
     product.apply("second", image)
     product.until_ready("second")
     assert product.get("restart")["status"]["images"][0]["digest"] == digest

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.cluster.product import Product, layer, runnable
+from tests.cluster.product import Product, base_layer, layer, runnable
 from tests.testbed.images import BuiltImage
 
 pytestmark = pytest.mark.timeout(300)
@@ -49,7 +49,7 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
     chain_is_described(document["status"], built)
     for name in NODES:
         node = product.cluster.node(name)
-        shown = next(one for one in node.images() if image in (one.get("repoTags") or []))
+        (shown,) = product.images_named(name, image)
         assert shown["id"] == built.config.digest
         assert shown["repoDigests"] == [f"{product.cluster.registry_name}/tests/main@{built.digest}"]
         by_id = json.loads(node.crictl("inspecti", built.config.digest))
@@ -105,8 +105,8 @@ def test_layers_download_concurrently_and_apply_in_order_while_others_download(p
 
 
 def test_a_layer_that_is_there_is_neither_downloaded_nor_applied(product: Product) -> None:
-    shared = layer(1)
-    first, second = runnable(shared), runnable(shared, layer(2))
+    base, shared = base_layer(), layer(1)
+    first, second = runnable(shared, base=base), runnable(shared, layer(2), base=base)
     product.apply("first", product.push(first, "tests/shared", "1"))
     product.until_ready("first")
     product.cluster.proxy.forget()
@@ -127,9 +127,5 @@ def test_only_chosen_nodes_get_the_image(product: Product) -> None:
     product.apply("chosen", image, nodeSelector={"kubernetes.io/hostname": "b"})
     document = product.until_ready("chosen")
     assert document["status"]["readyNodes"] == "1/1"
-    holders = [
-        name
-        for name in NODES
-        if any(image in (one.get("repoTags") or []) for one in product.cluster.node(name).images())
-    ]
+    holders = [name for name in NODES if product.images_named(name, image)]
     assert holders == ["b"]

@@ -47,7 +47,11 @@ def test_the_api_server_refuses_with_the_field(
 @pytest.mark.parametrize(
     ("spec", "reason", "words"),
     [
-        ({"images": [{"image": "UPPER/case:1"}]}, "InvalidReference", ["UPPER/case:1"]),
+        (
+            {"images": [{"image": "registry.example/UPPER/case:1"}]},
+            "InvalidReference",
+            ["registry.example/UPPER/case:1"],
+        ),
         (
             {"images": [{"image": "nginx"}, {"image": "docker.io/library/nginx:latest"}]},
             "DuplicateImage",
@@ -85,10 +89,11 @@ def test_an_image_that_cannot_be_resolved_says_why(product: Product, image: str,
     image = image.format(registry=product.cluster.registry_name)
     product.apply("unresolved", image)
     product.until(
-        "Resolved=False", lambda: product.condition("unresolved", "Resolved").get("status") == "False"
+        f"Resolved=False with {reason}",
+        lambda: product.condition("unresolved", "Resolved").get("reason") == reason,
     )
     condition = product.condition("unresolved", "Resolved")
-    assert condition["reason"] == reason
+    assert condition["status"] == "False"
     assert image in condition["message"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ CRD = Path(__file__).parents[2] / "crds/imageprepulls.yaml"
 # The fields that the first version did not act on. A field leaves this table when the operator acts on it, in the
 # same commit as its rule. Never add one: a new field of the API comes together with the code that acts on it,
 # since a field that worked and then is refused breaks objects that users have in their clusters.
-USES = {
+USES: dict[str, dict[str, Any]] = {
     "spec.images[].pullPolicy": {"images": [{"image": "a", "pullPolicy": "Always"}]},
     "spec.imagesFrom": {"imagesFrom": [{"kind": "Deployment", "name": "a"}]},
     "spec.imagePullSecrets": {"imagePullSecrets": [{"name": "a"}]},

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from imageprepull.controller.health import add_checks
 from imageprepull.controller.groups import leaf
+from imageprepull.controller.health import add_checks
 from imageprepull.controller.leader import Leader
 from imageprepull.controller.lease import Lease, LeaseLost, start_watchdog
 from imageprepull.controller.settings import OperatorSettings

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imageprepull.resources.imageprepull import CompletionMode, DeletionPolicy, ImagePrepullSpec, PullPolicy, Rollout
+from imageprepull.resources.imageprepull import (
+    CompletionMode,
+    DeletionPolicy,
+    ImagePrepullSpec,
+    PullPolicy,
+    Rollout,
+)
 
 
 @dataclass(frozen=True, slots=True)

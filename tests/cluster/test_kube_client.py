@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -168,6 +169,8 @@ async def test_only_the_named_object_is_followed_and_a_rebirth_is_two_changes(ap
         assert follower.seen == [("added", "mine", True), ("deleted", "mine", True), ("added", "mine", True)]
 
 
+# asyncio of Python 3.11 drops the socket of a TLS handshake that is given up; only a frozen server gets there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_frozen_api_server_is_waited_out_without_a_gap(bare_api: BareApi) -> None:
     """SIGSTOP: connections stay open and silent, as behind a failed load balancer."""
     api_server = bare_api.children[-1]
@@ -186,6 +189,7 @@ async def test_a_frozen_api_server_is_waited_out_without_a_gap(bare_api: BareApi
             await patient.create(CONFIGMAPS, config_map("after-the-freeze"), namespace="default")
         await follower.until(lambda: ("added", "after-the-freeze", True) in follower.seen)
         assert follower.informer.problem == ""
+    gc.collect()  # here, where the warning is expected, not in whichever test comes next
 
 
 def busy_view(number: int, layers: int) -> ImageView:

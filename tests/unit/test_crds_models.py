@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -95,20 +96,21 @@ def test_what_the_model_requires_the_schema_requires_and_the_reverse(
 
 @HALVES
 def test_defaults_are_the_same(plural: str, half: str, model: type[Model]) -> None:
-    in_list = False
     for path, found, schema in pairs(model, schema_of(plural, half), half):
-        in_list = "[]" in path
         for field in msgspec.structs.fields(found):
             node = schema["properties"][field.encode_name]
             where = f"{path}.{field.encode_name}"
-            if in_list or half == "status":
-                assert "default" not in node, where
-            elif "default" in node:
-                default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-                assert node["default"] == msgspec.to_builtins(default), where
-            elif not field.required:
-                default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-                assert not default, where
+            if "default" in node:
+                assert node["default"] == msgspec.to_builtins(default_of(field)), where
+            elif "[]" not in path and plural == "imageprepulls" and half == "spec":
+                # Outside of lists, what an absent field means is written into the object, except for emptiness.
+                assert default_of(field) in (None, "", [], {}), where
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> Any:
+    if field.required:
+        return None
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 @HALVES
@@ -123,22 +125,31 @@ def test_enumerations_are_the_same(plural: str, half: str, model: type[Model]) -
 
 
 @HALVES
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_models_round_trip_through_the_schema(
     plural: str, half: str, model: type[Model], data: st.DataObject
 ) -> None:
-    schema = schema_of(plural, half)
-    written = data.draw(models(model, schema))
+    written = data.draw(objects(plural, half, model))
     document = encode(written)
-    jsonschema.validate(document, closed(schema), cls=jsonschema.Draft202012Validator)
+    validator(plural, half).validate(document)
     assert decode(model, document) == written
 
 
 @HALVES
 def test_a_field_that_the_schema_lacks_is_found(plural: str, half: str, model: type[Model]) -> None:
     with pytest.raises(jsonschema.ValidationError, match="nonsense"):
-        jsonschema.validate({"nonsense": 1}, closed(schema_of(plural, half)))
+        validator(plural, half).validate({"nonsense": 1})
+
+
+@functools.cache
+def objects(plural: str, half: str, model: type[Model]) -> st.SearchStrategy[Model]:
+    return models(model, schema_of(plural, half))
+
+
+@functools.cache
+def validator(plural: str, half: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(closed(schema_of(plural, half)))
 
 
 def models(model: type[Model], schema: Schema) -> st.SearchStrategy[Model]:
@@ -151,7 +162,7 @@ def models(model: type[Model], schema: Schema) -> st.SearchStrategy[Model]:
         # The schema may demand more than the model, which serves several places (a selector's `values`).
         demanded = field.required or field.encode_name in schema.get("required", ())
         (required if demanded else optional)[field.name] = values
-    return st.fixed_dictionaries(required, optional=optional).map(lambda given: model(**given))
+    return st.fixed_dictionaries(required, optional=optional).map(lambda chosen: model(**chosen))
 
 
 def fields(annotation: Any, node: Schema) -> st.SearchStrategy[Any]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from imageprepull import __version__
 
+PURPOSE = "Container images on nodes before any pod asks for them."
 SUBCOMMANDS = {
     "pull": "pull images into a running containerd, without Kubernetes",
     "agent": "run the node agent (in the DaemonSet)",
@@ -21,7 +22,7 @@ SUBCOMMANDS = {
 
 def dispatch(program: str, subcommands: dict[str, str], arguments: Sequence[str]) -> int:
     """Run the named subcommand: `cli/<name>.py` with `add_arguments(parser)` and `run(args) -> exit code`."""
-    parser = argparse.ArgumentParser(prog=program, description=(__import__(__package__).__doc__ or ""))
+    parser = argparse.ArgumentParser(prog=program, description=PURPOSE)
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((argument for argument in arguments if argument in subcommands), None)

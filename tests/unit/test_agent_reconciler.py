@@ -274,3 +274,27 @@ async def test_stopping_cancels_every_pull(bench: Bench) -> None:
         )
         == 2
     )
+
+
+@pytest.mark.parametrize("when", ["in backoff", "running"])
+async def test_what_a_deleted_object_left_half_done_is_dropped_when_a_new_one_does_not_want_it(
+    bench: Bench, when: str
+) -> None:
+    await bench.spec(image("a"))
+    if when == "in backoff":
+        bench.node.fail("a")
+        await bench.steps()
+    bench.reconciler.freeze()
+    assert await bench.steps() == [], "absence is never an order"
+    if when == "running":
+        bench.node.fail("a")
+        assert await bench.steps() == []
+    assert sorted(await bench.spec(image("b"))) == ["abandon a", "pull b"]
+
+
+async def test_what_a_deleted_object_left_half_done_is_resumed_when_a_new_one_wants_it(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.reconciler.freeze()
+    assert await bench.spec(image("a")) == ["pull a"]

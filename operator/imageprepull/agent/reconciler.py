@@ -7,7 +7,7 @@ Above it stand the NodePrepull's informer and the runtime's events, which only w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -88,9 +88,7 @@ class Reconciler:
                 self._suspect.add(key)
             views[key] = view
             self._orphans.pop(key, None)
-        for key, view in self.views.items():
-            if key not in views and (view.running or view.backoff is not None):
-                self._orphans[key] = view.desired
+        self._note_orphans(views)
         self.views = views
         self._desired = list(desired)
         self._frozen = False
@@ -98,11 +96,18 @@ class Reconciler:
         self._on_change()
 
     def freeze(self) -> None:
-        """The object is gone: start nothing, remove nothing, until one is there again."""
+        """The object is gone: start nothing, remove nothing, until one is there again and says what it wants."""
         self._frozen = True
+        self._note_orphans({})
         self.views = {}
         self._desired = []
         self.wake()
+
+    def _note_orphans(self, views: Mapping[Key, ImageView]) -> None:
+        """Remember what of the present views may hold a lease and is not in the next ones."""
+        for key, view in self.views.items():
+            if key not in views and (view.running or view.backoff is not None):
+                self._orphans[key] = view.desired
 
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: the runtime removed something, or was restarted."""

@@ -58,6 +58,9 @@ demo-down: setup  ## stop the demo's cluster; leaves nothing behind
 protos: setup  ## generate the gRPC messages from runtime/protos/src
 	$(BIN)/python operator/imageprepull/runtime/protos/generate.py
 
+crds:  ## copy the CRDs into the chart
+	cp crds/*.yaml charts/imageprepull/files/crds/
+
 constraints: setup  ## pin what is installed now
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
 

@@ -47,16 +47,3 @@ def one(objects: list[Manifest], kind: str, name: str = "") -> Manifest:
     found = [found for found in objects if found["kind"] == kind and name in ("", found["metadata"]["name"])]
     assert len(found) == 1, f"{len(found)} objects {kind} {name}"
     return found[0]
-
-
-def pod_of(objects: list[Manifest], kind: str) -> Manifest:
-    """The pod spec of the Deployment or DaemonSet."""
-    spec: Manifest = one(objects, kind)["spec"]["template"]["spec"]
-    return spec
-
-
-def refusal(values: Manifest) -> str:
-    """What helm says to values that it must refuse."""
-    done = template(values)
-    assert done.returncode != 0, "helm accepted it"
-    return done.stderr

@@ -1,10 +1,12 @@
-"""Least privilege: exactly these permissions, and the admission policies on top of them."""
+"""Least privilege: exactly these permissions, and the admission policies on top of them. Needs helm and no cluster."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.chart_render import NAMESPACE, one, render
+import kubernetes_validate
+
+from tests.cluster.chart_render import NAMESPACE, one, render
 
 Permission = tuple[str, str, str, str]
 
@@ -112,3 +114,16 @@ def test_policies_deny_by_default_and_name_the_releases_own_agent() -> None:
     for binding in (found for found in objects if found["kind"] == "ValidatingAdmissionPolicyBinding"):
         assert binding["spec"]["validationActions"] == ["Deny"]
         assert one(objects, "ValidatingAdmissionPolicy", binding["spec"]["policyName"])
+
+
+def test_two_releases_share_no_name_but_the_crds() -> None:
+    names = [
+        {(found["kind"], found["metadata"]["name"]) for found in render(release=release)}
+        for release in ("blue", "green")
+    ]
+    assert {kind for kind, _ in names[0] & names[1]} == {"CustomResourceDefinition"}
+
+
+def test_the_oldest_supported_api_server_knows_every_object() -> None:
+    for rendered in render():
+        kubernetes_validate.validate(rendered, "1.32", strict=True)

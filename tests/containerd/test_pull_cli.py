@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
-from tests.containerd.conftest import Leftovers, leftovers
+from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
 from tests.containerd.pull_bench import answering, fake_serve, layer, serve, start_daemon
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
@@ -228,3 +229,21 @@ async def test_no_permission_is_said_as_such(daemon: ContainerdDaemon) -> None:
     _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert "ermission" in err.decode().splitlines()[-1]
+
+
+@pytest.mark.usefixtures("no_spool")
+async def test_layers_of_another_boot_are_removed_and_pulled_again_without_an_agent(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry
+) -> None:
+    base = layer("reboot-base")
+    image, other = build_image([base, layer("reboot-a")]), build_image([base, layer("reboot-b")])
+    reference = serve(registry, image, "cli/reboot")
+    assert (await run(daemon.address, reference)).code == 0
+    for chain_id in image.chain_ids:
+        await containerd.snapshots.update_labels(SNAPSHOTTER, chain_id, {UNSYNCED: "another-boot"})
+    on_same_base = await run(daemon.address, "--output", "json", serve(registry, other, "cli/reboot", "2"))
+    assert on_same_base.code == 0, on_same_base.err
+    assert [found["state"] for found in on_same_base.document["layers"]] == ["Applied"] * 2
+    again = await run(daemon.address, "--output", "json", reference)
+    assert again.code == 0, again.err
+    assert [found["state"] for found in again.document["layers"]] == ["Exists", "Applied"]

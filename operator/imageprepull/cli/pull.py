@@ -235,6 +235,7 @@ class Session:
         from imageprepull.pulling.private_folder import private_folder  # noqa: PLC0415
         from imageprepull.pulling.processes import discard_dead  # noqa: PLC0415
         from imageprepull.pulling.puller import Puller  # noqa: PLC0415
+        from imageprepull.pulling.unsynced import remove_unsynced  # noqa: PLC0415
         from imageprepull.registry.client import RegistryClient  # noqa: PLC0415
         from imageprepull.registry.hosts import HostsConfig  # noqa: PLC0415
         from imageprepull.telemetry.logs import configure  # noqa: PLC0415
@@ -243,6 +244,8 @@ class Session:
         configure(level=logging.INFO if args.verbose else logging.CRITICAL)
         try:
             await discard_dead(containerd, OWNER, read_boot_id())
+            # No agent may ever run here, and a pull cannot stand on such layers.
+            await remove_unsynced(containerd, target.snapshotter, read_boot_id())
             credentials = self._credentials()
             folders = [Path(folder) for folder in target.hosts_dirs if folder]
             hosts = HostsConfig(folders) if folders else HostsConfig()

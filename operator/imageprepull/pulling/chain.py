@@ -152,7 +152,7 @@ class Chain:
             raise PullError(
                 "UnsyncedLayer",
                 f"the snapshot {chain_id} was committed before the machine restarted and may be incomplete; "
-                "it is removed when the agent starts",
+                "it is removed when the agent or another imageprepull pull starts, unless something uses it",
             )
         return True
 

@@ -16,7 +16,7 @@ from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
 from imageprepull.pulling.leases import discard_lease, expires_at
 from imageprepull.pulling.spool import read_sidecar, remove_spool
-from imageprepull.pulling.unsynced import remove_chains
+from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 from imageprepull.runtime.leases import Lease
@@ -117,14 +117,10 @@ def _expired(lease: Lease) -> bool:
 
 async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_id: str, swept: Swept) -> None:
     """Layers committed by another boot are removed with all that stands on them; this boot's are synced."""
+    swept.unsynced_snapshots, swept.unsynced_images = await remove_unsynced(containerd, snapshotter, boot_id)
     labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
-    foreign = {found.name for found in labelled if found.labels.get(UNSYNCED) != boot_id}
-    if foreign:
-        swept.unsynced_snapshots, swept.unsynced_images = await remove_chains(
-            containerd, snapshotter, foreign
-        )
-    mine = [found.name for found in labelled if found.name not in foreign]
-    await make_durable(containerd, snapshotter, root, boot_id, mine)
+    # It leaves what still carries the label of another boot.
+    await make_durable(containerd, snapshotter, root, boot_id, [found.name for found in labelled])
 
 
 async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str, swept: Swept) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 import structlog
 
+from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.snapshots import SnapshotInfo
@@ -33,6 +34,15 @@ def standing_on(roots: Collection[str], snapshots: Iterable[SnapshotInfo]) -> li
             pending.append((name, True))
             pending.extend((child, False) for child in children.get(name, ()))
     return order
+
+
+async def remove_unsynced(
+    containerd: Containerd, snapshotter: str, boot_id: str
+) -> tuple[list[str], list[str]]:
+    """Remove the layers that another boot left unsynced, as `remove_chains` does."""
+    labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
+    foreign = {found.name for found in labelled if found.labels.get(UNSYNCED) != boot_id}
+    return await remove_chains(containerd, snapshotter, foreign) if foreign else ([], [])
 
 
 async def remove_chains(

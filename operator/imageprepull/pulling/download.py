@@ -49,12 +49,7 @@ async def download(
     """
     retry = RetryState()
     mismatched = False
-    hosts: set[str] = set()
-
-    def noticed(host: str, count: int, held: int) -> None:
-        hosts.add(host)
-        received(host, count, held)
-
+    origins: set[str] = set()
     while True:
         before = spool.held.held
         try:
@@ -66,12 +61,20 @@ async def download(
                     received("", 0, spool.held.frontier)
                 if not spool.held.complete:
                     source = registry.open_blob(reference, descriptor, spool.held.frontier)
-                    await _attempt(source, reference, descriptor, spool, settings=settings, received=noticed)
+                    await _attempt(
+                        source,
+                        reference,
+                        descriptor,
+                        spool,
+                        settings=settings,
+                        received=received,
+                        origins=origins,
+                    )
             if await _in_thread(spool.matches):
                 return
             await _in_thread(spool.reset)
-            for host in hosts:
-                registry.distrust(host, descriptor.digest)
+            for origin in origins:
+                registry.distrust(origin, descriptor.digest)
             # Bytes of an earlier life or of another mirror may be to blame once; twice it is the registry.
             failure = PullError(
                 "DigestMismatch",
@@ -110,9 +113,11 @@ async def _attempt(
     *,
     settings: PullSettings,
     received: Received,
+    origins: set[str],
 ) -> None:
     """One stream, from the first missing byte to the end of the blob."""
     async with source as stream:
+        origins.add(stream.origin)
         offset = stream.offset
         batch: list[bytes] = []
         gathered = 0

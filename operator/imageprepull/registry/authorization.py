@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 from yarl import URL
 
+from imageprepull.registry.bounded import Bounded
 from imageprepull.registry.challenges import Challenge, choose
 from imageprepull.registry.credentials import Credential, Credentials
 from imageprepull.registry.errors import ErrorKind, RegistryError
@@ -23,6 +24,8 @@ from imageprepull.registry.transport import Answer, Transport
 
 MAX_TOKEN_ANSWER = 1024 * 1024
 DEFAULT_LIFE = 60.0
+GRANTS = 1000
+"""(origin, repository) pairs that are remembered; a forgotten one costs one more question to the token service."""
 _DENIED = frozenset({400, 401, 403, 404, 405})
 
 
@@ -50,7 +53,7 @@ class Authorizer:
     def __init__(self, transport: Transport, credentials: Credentials) -> None:
         self._transport = transport
         self._credentials = credentials
-        self._grants: dict[tuple[str, str], _Grant] = {}
+        self._grants: Bounded[tuple[str, str], _Grant] = Bounded(GRANTS)
 
     async def authorization(self, host: RegistryHost, repository: str) -> str | None:
         """The header for a request; None while the registry has not asked for one. Renews what is about to expire."""
@@ -189,10 +192,11 @@ class Authorizer:
 
     def _grant(self, host: RegistryHost, repository: str) -> _Grant:
         key = (host.url, repository)
-        if key not in self._grants:
+        grant = self._grants.touch(key)
+        if grant is None:
             found: list[Credential | None] = list(self._credentials.lookup(host.name, repository))
-            self._grants[key] = _Grant(found or [None])
-        return self._grants[key]
+            grant = self._grants[key] = _Grant(found or [None])
+        return grant
 
     def _forget(self, host: RegistryHost, repository: str) -> None:
         # The next pull asks the credential source anew: secrets are rotated.

@@ -14,27 +14,30 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 class BlobStream:
     """`async for chunk in stream`: bytes from `offset` to the end asked for, each chunk at most 256 KiB.
 
+    `host` sent the bytes; `origin` is the registry host that was asked, and that may have redirected to `host`.
     `offset` is 0 when the host ignored the range that was asked for. Iteration raises RegistryError when the body
     is short or too long, the connection breaks, or no byte came for the stall timeout.
     """
 
-    def __init__(self, answer: Answer, offset: int, end: int) -> None:
+    def __init__(self, answer: Answer, offset: int, end: int, origin: str, *, goes_on: bool = False) -> None:
         self.host = answer.host
+        self.origin = origin
         self.offset = offset
         self.left = end - offset
         self._answer = answer
+        self._goes_on = goes_on  # A whole blob came where a part of it was asked for.
 
     def __aiter__(self) -> BlobStream:
         return self
 
     async def __anext__(self) -> bytes:
         if self.left == 0:
-            # Usually the end is here already; one that does not come in time takes the connection with it.
-            if self._answer.response.content.at_eof() or not await self._answer.chunk(1):
-                raise StopAsyncIteration
-            raise self._error(
-                "the body is longer than the descriptor says", "SizeMismatch", ErrorKind.PERMANENT
-            )
+            # All bytes are here: waiting for the end of a body that never ends would only stall.
+            if not self._goes_on and self._answer.has_more():
+                raise self._error(
+                    "the body is longer than the descriptor says", "SizeMismatch", ErrorKind.PERMANENT
+                )
+            raise StopAsyncIteration
         chunk = await self._answer.chunk(min(CHUNK, self.left))
         if not chunk:
             raise self._error(f"the body ended {self.left} bytes early", "ShortBody", ErrorKind.TEMPORARY)

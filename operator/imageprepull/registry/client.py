@@ -15,10 +15,11 @@ from typing import Self, TypeVar
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.digests import sha256_digest
-from imageprepull.oci.manifest import document_kind
+from imageprepull.oci.manifest import InvalidManifest, document_kind
 from imageprepull.oci.reference import Reference
 from imageprepull.registry.authorization import Authorizer
 from imageprepull.registry.blobs import BlobStream, range_matches
+from imageprepull.registry.bounded import Bounded
 from imageprepull.registry.challenges import parse_challenges
 from imageprepull.registry.credentials import Credentials, NoCredentials
 from imageprepull.registry.errors import DigestMismatch, ErrorKind, RegistryError, verdict
@@ -34,7 +35,11 @@ DOCUMENT_LIMIT = 4 * 1024 * 1024 + 64 * 1024
 """Bytes of an index, manifest or config; containerd's own limit is a little over 4 MiB."""
 MAX_PAUSE = 30.0
 """Seconds that a Retry-After may hold a document up; longer ones are the caller's to wait for."""
-OK, PARTIAL, NOT_FOUND = 200, 206, 404
+DISTRUSTED = 10_000
+"""(host, digest) pairs that are remembered as wrong."""
+OK, PARTIAL, NOT_FOUND, THROTTLED = 200, 206, 404, 429
+# How servers refuse a range that others would serve or ignore.
+RANGE_REFUSED = frozenset({400, 416, 501})
 REFUSALS = frozenset({400, 401, 403})
 
 T = TypeVar("T")
@@ -48,6 +53,7 @@ class RegistryClient:
         credentials: who we are there.
         stall_timeout: seconds without a byte after which a request counts as dead; never a total time.
         connect_timeout: seconds for a TCP connection and TLS.
+        probe_timeout: seconds for TLS where plain http is tried next, as on loopback.
         attempts: how often `resolve` and `fetch_document` go through all hosts while the error is temporary.
         backoff: seconds before the second attempt; doubles, with full jitter.
     """
@@ -59,15 +65,18 @@ class RegistryClient:
         *,
         stall_timeout: float = 180,
         connect_timeout: float = 30,
+        probe_timeout: float = 3,
         attempts: int = 4,
         backoff: float = 0.5,
     ) -> None:
         self._hosts = hosts or HostsConfig()
-        self._transport = Transport(stall_timeout=stall_timeout, connect_timeout=connect_timeout)
+        self._transport = Transport(
+            stall_timeout=stall_timeout, connect_timeout=connect_timeout, probe_timeout=probe_timeout
+        )
         self._authorizer = Authorizer(self._transport, credentials or NoCredentials())
         self._attempts = attempts
         self._backoff = backoff
-        self._distrusted: set[tuple[str, str]] = set()
+        self._distrusted: Bounded[tuple[str, str], None] = Bounded(DISTRUSTED)
 
     @property
     def stall_timeout(self) -> float:
@@ -108,7 +117,7 @@ class RegistryClient:
             path = f"/{reference.path}/{kind}/{descriptor.digest}"
             accept = f"{descriptor.media_type}, */*"
             answer = await self._get(host, reference, path, {"Accept": accept})
-            body = await _body(answer)
+            body = await _body(answer, descriptor.size)
             verify(body, descriptor, answer)
             return body
 
@@ -124,8 +133,8 @@ class RegistryClient:
         return self._blob(reference, descriptor, offset, length)
 
     def distrust(self, host: str, digest: str) -> None:
-        """Remember that a host served wrong bytes for a digest: other hosts are asked first from now on."""
-        self._distrusted.add((host, digest))
+        """Remember that a host (`BlobStream.origin`) served wrong bytes for a digest: it is asked last from now on."""
+        self._distrusted[host, digest] = None
 
     @asynccontextmanager
     async def _blob(
@@ -134,23 +143,22 @@ class RegistryClient:
         end = descriptor.size if length is None else min(descriptor.size, offset + length)
         errors: list[RegistryError] = []
         answer: Answer | None = None
+        origin = ""
         for host in self._blob_hosts(reference, descriptor.digest):
             try:
-                answer = await self._blob_at(host, reference, descriptor, offset, end)
+                answer, origin = await self._blob_at(host, reference, descriptor, offset, end), host.name
                 break
             except RegistryError as error:
                 errors.append(error)
         if answer is None:
             raise verdict(errors)
-        stream = BlobStream(answer, offset if answer.status == PARTIAL else 0, end)
+        first, end = _span(answer, offset, end, descriptor.size)
+        goes_on = answer.status == OK and end < descriptor.size
+        stream = BlobStream(answer, first, end, origin, goes_on=goes_on)
         try:
             yield stream
         finally:
-            # An answer read to its end leaves its connection for the next; any other is cut off.
-            if stream.left == 0 and answer.response.content.at_eof():
-                answer.response.release()
-            else:
-                answer.response.close()
+            _leave(answer)
 
     def _blob_hosts(self, reference: Reference, digest: str) -> list[RegistryHost]:
         hosts = [host for host in self._hosts.lookup(reference.registry) if host.serves(by_tag=False)]
@@ -162,9 +170,18 @@ class RegistryClient:
         self, host: RegistryHost, reference: Reference, descriptor: Descriptor, offset: int, end: int
     ) -> Answer:
         headers = {"Accept": f"{descriptor.media_type}, */*"}
+        path = f"/{reference.path}/blobs/{descriptor.digest}"
         if offset or end < descriptor.size:
-            headers["Range"] = f"bytes={offset}-{end - 1}"
-        answer = await self._get(host, reference, f"/{reference.path}/blobs/{descriptor.digest}", headers)
+            ranged = {**headers, "Range": f"bytes={offset}-{end - 1}"}
+            answer = await self._ask("GET", host, reference, path, ranged)
+            if answer.status not in (OK, PARTIAL, *RANGE_REFUSED):
+                raise await answer.error()
+            if answer.status in (OK, PARTIAL) and _unfit(answer, offset, end, descriptor.size) is None:
+                return answer
+            # Refused, or another part: the whole blob, and the caller passes over what it has.
+            answer.response.close()
+            offset, end = 0, descriptor.size
+        answer = await self._get(host, reference, path, headers)
         problem = _unfit(answer, offset, end, descriptor.size)
         if problem:
             answer.response.close()
@@ -190,6 +207,8 @@ class RegistryClient:
                 request=answer.request,
                 status=answer.status,
             )
+        if answer.status == THROTTLED:
+            raise await answer.error()
         described = _described(answer, reference)
         if described is not None:
             return described
@@ -214,6 +233,10 @@ class RegistryClient:
                     return await ask(host)
                 except RegistryError as error:
                     errors.append(error)
+                except InvalidManifest as error:
+                    if host is hosts[-1]:
+                        raise
+                    errors.append(RegistryError(str(error), reason=error.reason, host=host.name))
             failure = verdict(errors)
             pause = max(random.uniform(0, self._backoff * 2**attempt), failure.retry_after or 0)  # noqa: S311 - jitter
             if not failure.retryable or attempt + 1 == self._attempts or pause > MAX_PAUSE:
@@ -261,25 +284,26 @@ def verify(body: bytes, descriptor: Descriptor, answer: Answer) -> None:
         RegistryError: SizeMismatch. DigestMismatch: the host serves other content under this digest.
     """
     if len(body) != descriptor.size:
-        raise RegistryError(
-            f"{descriptor.digest} should have {descriptor.size} bytes, the answer has {len(body)}",
-            reason="SizeMismatch",
-            host=answer.host,
-            request=answer.request,
-            status=answer.status,
-        )
+        raise _wrong_size(len(body), descriptor.size, answer)
     found = sha256_digest(body)
     if found != descriptor.digest:
         raise _mismatch(f"asked for {descriptor.digest}, the answer is {found}", answer)
 
 
-async def _body(answer: Answer) -> bytes:
-    """The whole body, within the limit."""
+async def _body(answer: Answer, size: int | None = None) -> bytes:
+    """The body, within the limit: `size` bytes and what has come beyond them, or else to its end."""
+    announced = answer.header("Content-Length")
+    if size is not None and announced.isdigit() and int(announced) != size:
+        answer.response.close()
+        raise _wrong_size(int(announced), size, answer)
     try:
-        body = await answer.read(DOCUMENT_LIMIT + 1)
+        body = await answer.read(DOCUMENT_LIMIT + 1 if size is None else size)
     except BaseException:
         answer.response.close()
         raise
+    if size is not None and answer.has_more():
+        answer.response.close()
+        raise _wrong_size(size + 1, size, answer)
     if len(body) > DOCUMENT_LIMIT:
         answer.response.close()
         raise RegistryError(
@@ -289,7 +313,7 @@ async def _body(answer: Answer) -> bytes:
             request=answer.request,
             status=answer.status,
         )
-    answer.response.release()
+    _leave(answer)
     return body
 
 
@@ -319,6 +343,33 @@ def _unfit(answer: Answer, offset: int, end: int, size: int) -> tuple[str, str] 
     if length.isdigit() and int(length) != size:
         return "SizeMismatch", f"the blob should have {size} bytes, the answer has {length}"
     return None
+
+
+def _span(answer: Answer, offset: int, end: int, size: int) -> tuple[int, int]:
+    """The first byte that the answer brings, and the one after its last."""
+    if answer.status != PARTIAL:
+        return 0, end
+    if range_matches(answer.header("Content-Range"), offset, end, size):
+        return offset, end
+    return 0, size
+
+
+def _leave(answer: Answer) -> None:
+    """An answer read to its end leaves its connection for the next request; any other is cut off."""
+    if answer.response.content.at_eof():
+        answer.response.release()
+    else:
+        answer.response.close()
+
+
+def _wrong_size(found: int, wanted: int, answer: Answer) -> RegistryError:
+    return RegistryError(
+        f"{wanted} bytes are expected, the answer has {found}",
+        reason="SizeMismatch",
+        host=answer.host,
+        request=answer.request,
+        status=answer.status,
+    )
 
 
 def _mismatch(problem: str, answer: Answer) -> DigestMismatch:

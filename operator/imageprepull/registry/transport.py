@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,7 +36,6 @@ class Answer:
     request: str
     authenticated: bool
     redirected: bool
-    body: bytes = field(default=b"", repr=False)
 
     @property
     def status(self) -> int:
@@ -66,6 +65,11 @@ class Answer:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise fault(error, self.host, self.request) from error
 
+    def has_more(self) -> bool:
+        """Whether bytes of the body are here that nobody has read; does not wait for any."""
+        content = self.response.content
+        return content.exception() is None and bool(content.read_nowait(1))
+
     async def error(self) -> RegistryError:
         """The error that this answer is, with what its body says. Closes it."""
         try:
@@ -90,11 +94,19 @@ class Answer:
 
 
 class Transport:
-    """The connections of one process."""
+    """The connections of one process.
 
-    def __init__(self, *, stall_timeout: float, connect_timeout: float) -> None:
+    Args:
+        stall_timeout: seconds without a byte after which an exchange counts as dead.
+        connect_timeout: seconds for a TCP connection and TLS.
+        probe_timeout: seconds for the same where plain http is tried next: loopback servers that take a TLS
+            greeting and never answer it.
+    """
+
+    def __init__(self, *, stall_timeout: float, connect_timeout: float, probe_timeout: float = 3) -> None:
         self.stall_timeout = stall_timeout
         self._connect_timeout = connect_timeout
+        self._probe_timeout = min(probe_timeout, connect_timeout)
         self._resolver = Resolver()
         self._contexts: dict[tuple[tuple[Path, ...], bool], ssl.SSLContext] = {}
         self._plain_http: set[str] = set()
@@ -141,12 +153,16 @@ class Transport:
                 data=data,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=self._connect_timeout, sock_read=self.stall_timeout
+                    total=None, sock_connect=self._patience(host, url), sock_read=self.stall_timeout
                 ),
                 ssl=self._tls(host) if url.scheme == "https" else True,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise fault(error, url.host_port_subcomponent or "", request) from error
+
+    def _patience(self, host: RegistryHost, url: URL) -> float:
+        probing = url.scheme == "https" and host.https_first and url.host_port_subcomponent == host.name
+        return self._probe_timeout if probing else self._connect_timeout
 
     async def request(
         self,
@@ -166,7 +182,12 @@ class Transport:
                     raise
                 self._plain_http.add(host.name)
                 base = self.base(host)
-                response = await self._first(method, host, f"{base}{path}", headers, authorization)
+                try:
+                    response = await self._first(method, host, f"{base}{path}", headers, authorization)
+                except RegistryError:
+                    # Neither answers: nothing is known, and https stays the first to be tried.
+                    self._plain_http.discard(host.name)
+                    raise
         else:
             response = await self._first(method, host, f"{base}{path}", headers, authorization)
         try:
@@ -212,7 +233,7 @@ class Transport:
                     if target.explicit_port
                     else current.origin().join(target.relative())
                 )
-            if target.scheme == "http" and current.scheme == "https" and authorization:
+            if target.scheme == "http" and current.scheme == "https":
                 raise _refused(f"it redirects to {target.host} without TLS", host.name, request)
             await self.check(start, target, host.name, request)
             sent = dict(headers)

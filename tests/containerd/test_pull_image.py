@@ -240,6 +240,36 @@ async def test_an_image_is_unpinned_under_all_its_names(bench: PullBench, regist
     assert await unpin(bench.containerd, Reference.parse(reference), image.digest) == []
 
 
+async def test_a_pin_that_others_set_is_not_taken_away(bench: PullBench, registry: DockerRegistry) -> None:
+    """As the sandbox image's, which the CRI itself has pinned."""
+    image = build_image([layer("their-pin")])
+    reference = serve(registry, image, "their/pin")
+    await bench.pull(reference)
+    await bench.containerd.images.update_labels(reference, {"io.cri-containerd.pinned": "pinned"})
+    await bench.pull(reference, pin=True)
+    assert (await bench.presence(reference, pin=True)).present
+    changed = await unpin(bench.containerd, Reference.parse(reference), image.digest)
+    assert sorted(changed) == sorted(
+        [image.config.digest, f"{reference.rpartition(':')[0]}@{image.digest}"]
+    ), "ours are"
+    record = await bench.containerd.images.get(reference)
+    assert record is not None
+    assert record.labels["io.cri-containerd.pinned"] == "pinned"
+
+
+async def test_two_digests_of_one_config_are_both_present(bench: PullBench, registry: DockerRegistry) -> None:
+    """An index and its manifest are one image with one ID, whose record can point at one of them only."""
+    image = build_image([layer("twin")])
+    index = build_index([image])
+    by_index = serve(registry, index, "twin/image")
+    by_manifest = f"{by_index.rpartition(':')[0]}@{image.digest}"
+    await bench.pull(by_index)
+    await bench.pull(by_manifest)
+    for reference, digest in ((by_index, index.digest), (by_manifest, image.digest)):
+        found = await bench.presence(reference, digest)
+        assert found.present, found.missing
+
+
 async def test_records_of_others_are_updated_but_not_called_ours(
     bench: PullBench, registry: DockerRegistry
 ) -> None:
@@ -268,7 +298,8 @@ async def test_presence_says_what_is_missing(bench: PullBench, registry: DockerR
     assert image.chain_ids[1] in broken.missing
     assert (broken.present, broken.complete, broken.digest) == (False, False, image.digest)
     outcome = await bench.pull(reference)
-    assert [str(found.state) for found in outcome.layers] == ["Exists", "Applied"], "and it is repaired"
+    # A collection may have come in between and taken the lower layer, on which nothing stood any more.
+    assert outcome.layers[1].state == "Applied", "and it is repaired"
     await bench.containerd.content.delete(image.manifest.digest)
     assert image.manifest.digest in (await bench.presence(reference)).missing
     await bench.pull(reference)

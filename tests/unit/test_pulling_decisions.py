@@ -162,12 +162,19 @@ def test_ingests_have_the_names_that_a_kubelets_pull_waits_for() -> None:
 
 
 def test_only_records_that_we_created_are_marked_as_ours() -> None:
-    assert record_labels(pin=True, created=True) == {
+    assert record_labels(pin=True, existing=None) == {
         "io.cri-containerd.image": "managed",
         "io.cri-containerd.pinned": "pinned",
+        "imageprepull.io/pinned": "true",
         "imageprepull.io/managed": "true",
     }
-    assert record_labels(pin=False, created=False) == {"io.cri-containerd.image": "managed"}
+    assert record_labels(pin=False, existing={}) == {"io.cri-containerd.image": "managed"}
+
+
+def test_only_pins_that_we_set_are_marked_as_ours() -> None:
+    pinned = {"io.cri-containerd.pinned": "pinned"}
+    assert "imageprepull.io/pinned" in record_labels(pin=True, existing={})
+    assert "imageprepull.io/pinned" not in record_labels(pin=True, existing=pinned)
 
 
 def test_records_are_written_id_tag_digest_and_a_digest_reference_has_no_tag() -> None:

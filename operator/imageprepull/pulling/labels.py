@@ -20,6 +20,7 @@ LEASE_IMAGE = "imageprepull.io/image"
 LEASE_PROCESS = "imageprepull.io/process"
 UNSYNCED = "imageprepull.io/unsynced"
 MANAGED = "imageprepull.io/managed"
+PINNED = "imageprepull.io/pinned"
 EXTRACT = "extract-"
 CRI_MANAGED = "io.cri-containerd.image"
 CRI_PINNED = "io.cri-containerd.pinned"
@@ -77,12 +78,17 @@ def ref_key(descriptor: Descriptor) -> str:
     return f"config-{descriptor.digest}"
 
 
-def record_labels(*, pin: bool, created: bool) -> dict[str, str]:
-    """Labels of an image record; `MANAGED` marks only records that nobody had made before us."""
+def record_labels(*, pin: bool, existing: Mapping[str, str] | None) -> dict[str, str]:
+    """Labels of an image record that has `existing` ones; None: there is no such record yet.
+
+    `MANAGED` marks only records that nobody had made before us, `PINNED` only pins that nobody had set.
+    """
     labels = {CRI_MANAGED: "managed"}
     if pin:
         labels[CRI_PINNED] = "pinned"
-    if created:
+        if CRI_PINNED not in (existing or {}):
+            labels[PINNED] = "true"
+    if existing is None:
         labels[MANAGED] = "true"
     return labels
 

@@ -74,7 +74,8 @@ async def presence(  # noqa: PLR0917 - six things make the question; the shared 
         image = await _documents(containerd, records[0].target, platform)
         await _snapshots(containerd, snapshotter, image.layers, boot_id)
         pinned = await _visible(containerd, names, image.manifest.config.digest)
-        records += await _records(containerd, [image.manifest.config.digest], target)
+        # Of an index, its manifest and other packings of one config only one can be the target of the ID's record.
+        records += await _records(containerd, [image.manifest.config.digest], None)
     except _MissingError as missing:
         return Presence(
             present=False,

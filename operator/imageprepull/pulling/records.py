@@ -11,6 +11,7 @@ from imageprepull.pulling.documents import Document, ImageDocuments
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import (
     CRI_PINNED,
+    PINNED,
     config_labels,
     index_labels,
     manifest_labels,
@@ -65,24 +66,25 @@ async def put_documents(
 async def write_records(
     containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool
 ) -> None:
-    """Create or update the records; only those that did not exist are marked as made by us."""
+    """Create or update the records; only those, and those pins, that did not exist are marked as ours."""
     target = image.target
     for name in record_names(reference, target.digest, image.manifest.config.digest):
-        created = await containerd.images.get(name) is None
-        await containerd.images.create_or_update(name, target, record_labels(pin=pin, created=created))
+        known = await containerd.images.get(name)
+        labels = record_labels(pin=pin, existing=None if known is None else known.labels)
+        await containerd.images.create_or_update(name, target, labels)
 
 
 async def unpin(containerd: Containerd, reference: Reference, digest: str) -> list[str]:
-    """Take our pin from every record of the image; what the image is made of stays. Returns the records changed."""
+    """Take our pin from every record of the image; pins of others stay. Returns the records changed."""
     changed = []
     for record in await containerd.images.list():
-        if record.target.digest == digest and CRI_PINNED in record.labels:
+        if record.target.digest == digest and PINNED in record.labels:
             # Records of other repositories with the same target were pinned by name for somebody else, except
             # the ID's, which belongs to all of them.
             if not (record.name.startswith("sha256:") or record.name in _names_of(reference, digest)):
                 continue
             try:
-                await containerd.images.update_labels(record.name, {CRI_PINNED: ""})
+                await containerd.images.update_labels(record.name, {CRI_PINNED: "", PINNED: ""})
             except NotFound:
                 continue
             changed.append(record.name)

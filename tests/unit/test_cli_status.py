@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from imageprepull.cli.screen import headline
 from imageprepull.cli.status_view import detailed, overview, settled, size_text
-from imageprepull.cli.wait import FAILED, READY, verdict
+from imageprepull.cli.wait import FAILED, READY, duration, verdict
 from imageprepull.resources.base import decode
 from imageprepull.resources.imageprepull import ImagePrepull
 
@@ -154,3 +155,17 @@ def test_wait_ends_on_ready_and_on_stalled_of_this_generation(
 )
 def test_sizes_are_decimal(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("1.5", 1.5), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1h0m5s", 3605)],
+)
+def test_a_timeout_is_written_as_for_kubectl(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "5d", "m", "1m2h", "nan", "inf"])
+def test_what_is_no_time_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="10m"):
+        duration(text)

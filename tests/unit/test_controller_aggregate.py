@@ -239,4 +239,4 @@ def test_events_are_told_at_turns_only() -> None:
     empty = status(candidate(nodeSelector={"pool": "gpu"}), {})
     told = notices(EMPTY, empty, candidate(nodeSelector={"pool": "gpu"}).prepull.spec)
     assert [(one.type, one.reason) for one in told] == [("Warning", "NoMatchingNodes")]
-    assert "gpu" in told[0].message
+    assert told[0].message.endswith('nodeSelector {"pool": "gpu"}')

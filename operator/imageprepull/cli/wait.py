@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 from contextlib import aclosing
 from typing import Any
@@ -15,14 +16,34 @@ from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 
 READY, FAILED, TIMED_OUT = 0, 1, 3
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 NOTHING_YET = "no status yet: is the operator running?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `wait` takes."""
     parser.add_argument("name", help="name of the ImagePrepull")
-    parser.add_argument("--timeout", type=float, default=0, metavar="SECONDS", help="give up (0: never)")
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        default=0.0,
+        metavar="TIME",
+        help="give up: 90, 90s, 10m, 1h30m (0: never)",
+    )
     kubeconfig.add_arguments(parser)
+
+
+def duration(text: str) -> float:
+    """Seconds of a time as kubectl takes it; a bare number is seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    found = DURATION.fullmatch(text)
+    if not text or found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def _choice(spec: ImagePrepullSpec) -> str:
     chosen = {"nodeSelector": spec.node_selector}
     affinity = encode(spec.node_affinity) if spec.node_affinity else {}
     return ", ".join(
-        f"{name} {value}" for name, value in {**chosen, "nodeAffinity": affinity}.items() if value
+        f"{name} {json.dumps(value)}" for name, value in {**chosen, "nodeAffinity": affinity}.items() if value
     )
 
 

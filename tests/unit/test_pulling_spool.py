@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def test_a_process_that_died_loses_only_what_came_after_the_last_note(tmp_path: 
     assert second.held.ranges == [(0, 3000)]
     first.close(keep=False)
     second.close(keep=False)
+
+
+def test_bytes_whose_ranges_cannot_be_noted_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, without a range map, they would be nobody's: no next attempt's, and no clean-up's."""
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()  # a name needs no block.
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = opened(tmp_path)
+    file.write(0, [BODY[:4000]], note_every=NEVER)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        file.close(keep=True)
+    assert not file.opened
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("change", ["boot", "size", "garbage", "no data", "short data"])

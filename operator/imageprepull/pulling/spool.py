@@ -49,6 +49,11 @@ def sidecar_path(folder: Path, digest: str) -> Path:
     return folder / f"{digest.replace(':', '-')}.json"
 
 
+def _draft_path(folder: Path, digest: str) -> Path:
+    """Where a range map is before it is complete."""
+    return sidecar_path(folder, digest).with_suffix(".tmp")
+
+
 def read_sidecar(path: Path) -> Sidecar | None:
     """The sidecar at `path`, or None when there is none that can be read."""
     try:
@@ -60,6 +65,7 @@ def read_sidecar(path: Path) -> Sidecar | None:
 def remove_spool(folder: Path, digest: str) -> None:
     """Delete a blob's bytes and range map; the map first, since it must never outlive what it vouches for."""
     sidecar_path(folder, digest).unlink(missing_ok=True)
+    _draft_path(folder, digest).unlink(missing_ok=True)
     data_path(folder, digest).unlink(missing_ok=True)
 
 
@@ -139,19 +145,25 @@ class SpoolFile:
     def note(self) -> None:
         """Write the range map beside the bytes, replacing the old one in one step."""
         sidecar = Sidecar(self.digest, self.held.size, self._boot_id, self._lease, self.held.ranges)
-        path = sidecar_path(self._folder, self.digest)
-        draft = path.with_suffix(".tmp")
+        draft = _draft_path(self._folder, self.digest)
         draft.write_bytes(msgspec.json.encode(sidecar))
-        draft.replace(path)
+        draft.replace(sidecar_path(self._folder, self.digest))
         self._noted = self.held.held
 
     def close(self, *, keep: bool) -> None:
-        """Close the file; with `keep` its ranges are noted for the next attempt, else it is deleted."""
+        """Close the file; with `keep` its ranges are noted for the next attempt, else it is deleted.
+
+        Raises:
+            OSError: the ranges cannot be noted; then the bytes are gone too, since nobody could find them.
+        """
         if self._fd < 0:
             return
         try:
             if keep:
                 self.note()
+        except OSError:
+            keep = False
+            raise
         finally:
             with contextlib.suppress(OSError):  # nothing is lost: the bytes are in the page cache already.
                 os.close(self._fd)

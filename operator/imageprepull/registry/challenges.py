@@ -42,13 +42,13 @@ def _parse_line(line: str) -> Iterable[Challenge]:
     while scheme := _SCHEME.match(line, position):
         position = scheme.end()
         parameters: dict[str, str] = {}
+        if token := _TOKEN68.match(line, position):
+            position = token.end()
         while found := _PARAMETER.match(line, position):
             name, quoted, plain = found.groups()
             value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
             parameters.setdefault(name.lower(), value)
             position = _end(_COMMAS, line, found.end())
-        if not parameters and (token := _TOKEN68.match(line, position)):
-            position = token.end()
         yield Challenge(scheme.group(1).lower(), parameters)
         position = _end(_COMMAS, line, position)
 

@@ -192,6 +192,23 @@ async def test_a_present_image_is_pinned_later_without_a_registry(
     assert (await bench.presence(reference, pin=True)).present
 
 
+async def test_an_image_that_others_imported_under_its_tag_only_is_pinned_without_a_registry(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("pin-imported")])
+    reference = serve(registry, image, "pin/imported")
+    await bench.pull(reference)
+    await bench.containerd.images.delete(f"{reference.rpartition(':')[0]}@{image.digest}")
+    found = await bench.presence(reference, pin=True)
+    assert (found.present, found.complete) == (False, True)
+    registry.stop()
+    try:
+        await bench.pull(reference, digest=found.digest, pin=True)
+    finally:
+        registry.start()
+    assert (await bench.presence(reference, found.digest, pin=True)).present
+
+
 async def test_layers_carry_the_boot_until_they_are_on_disk(
     bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,8 +113,13 @@ class ImagePull:
 
     async def _recorded(self, digest: str) -> Descriptor | None:
         """The top-level descriptor as an existing record has it: then no registry need be asked for it."""
-        record = await self._machinery.containerd.images.get(self._request.reference.digest_record(digest))
-        return record.target if record is not None and record.target.digest == digest else None
+        reference = self._request.reference
+        # What others imported may have its tag alone.
+        for name in (reference.digest_record(digest), reference.tag_record):
+            record = await self._machinery.containerd.images.get(name) if name else None
+            if record is not None and record.target.digest == digest:
+                return record.target
+        return None
 
     async def _under_lease(self, image: ImageDocuments, lease: str) -> PullOutcome:
         terms = LeaseTerms(

@@ -67,7 +67,7 @@ def parse(document: Mapping[str, Any], path: Path, upstream: RegistryHost) -> li
 
 
 def _host(url: str, table: Mapping[str, Any], path: Path, where: str) -> RegistryHost:
-    if not url.startswith("http"):
+    if "://" not in url:
         url = f"https://{url}"
     try:
         parts = urlsplit(url)

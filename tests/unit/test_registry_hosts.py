@@ -1,0 +1,274 @@
+"""Which hosts serve a registry: hosts.toml as containerd reads it, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imageprepull.registry.errors import ErrorKind
+from imageprepull.registry.hosts import (
+    CAPABILITIES,
+    HostsConfig,
+    InvalidHostsFile,
+    RegistryHost,
+    default_host,
+    is_localhost,
+)
+
+REGISTRY = "registry.example"
+
+
+def lookup(root: Path, text: str, registry: str = REGISTRY) -> list[RegistryHost]:
+    write(root, registry, text)
+    return HostsConfig([root]).lookup(registry)
+
+
+def write(root: Path, folder: str, text: str) -> Path:
+    (root / folder).mkdir(parents=True)
+    path = root / folder / "hosts.toml"
+    path.write_text(text)
+    return path
+
+
+# Without a file
+
+
+@pytest.mark.parametrize(
+    ("registry", "url", "https_first", "skip_verify"),
+    [
+        ("docker.io", "https://registry-1.docker.io/v2", False, False),
+        (REGISTRY, "https://registry.example/v2", False, False),
+        ("registry.example:5000", "https://registry.example:5000/v2", False, False),
+        ("registry.example:80", "https://registry.example:80/v2", False, False),
+        ("localhost", "https://localhost/v2", False, True),
+        ("localhost:443", "https://localhost:443/v2", False, True),
+        ("localhost:80", "http://localhost:80/v2", False, False),
+        ("localhost:5000", "http://localhost:5000/v2", True, True),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000/v2", True, True),
+        ("127.9.9.9:5000", "http://127.9.9.9:5000/v2", True, True),
+        ("[::1]:5000", "http://[::1]:5000/v2", True, True),
+        ("[::1]", "https://[::1]/v2", False, True),
+        ("localhost.example:5000", "https://localhost.example:5000/v2", False, False),
+        ("10.0.0.1:5000", "https://10.0.0.1:5000/v2", False, False),
+    ],
+)
+def test_a_registry_without_a_file(registry: str, url: str, https_first: bool, skip_verify: bool) -> None:
+    expected = RegistryHost(url, https_first=https_first, skip_verify=skip_verify)
+    assert default_host(registry) == expected
+    assert HostsConfig([Path("/nonexistent")]).lookup(registry) == [expected]
+    assert HostsConfig([]).lookup(registry) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("::1", True), ("128.0.0.1", False),
+     ("localhost.", False), ("[::2]", False), ("", False)],
+)  # fmt: skip
+def test_loopback_is_told_by_the_spelling(name: str, expected: bool) -> None:
+    assert is_localhost(name) is expected
+
+
+# Order and the upstream
+
+
+def test_hosts_come_in_the_order_of_the_file_and_the_upstream_last(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path,
+        """
+        [host."https://z.example"]
+        [host."http://a.example:5000"]
+        [host."https://m.example/prefix/"]
+        """,
+    )
+    assert [host.url for host in found] == [
+        "https://z.example/v2",
+        "http://a.example:5000/v2",
+        "https://m.example/prefix/v2",
+        "https://registry.example/v2",
+    ]
+    assert [host.is_proxy for host in found] == [True, True, True, False]
+    assert found[1].name == "a.example:5000"
+
+
+def test_a_server_takes_the_place_of_the_upstream(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path, 'server = "https://other.example"\ncapabilities = ["pull"]\nskip_verify = true\n'
+    )
+    assert found == [
+        RegistryHost(
+            "https://other.example/v2", frozenset({"pull"}), skip_verify=True, is_proxy=True
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "server", ["https://registry.example", "registry.example", "https://registry.example/v2"]
+)
+def test_a_server_that_is_the_registry_itself_is_no_proxy(tmp_path: Path, server: str) -> None:
+    assert lookup(tmp_path, f'server = "{server}"') == [default_host(REGISTRY)]
+
+
+def test_docker_hub_is_asked_at_its_own_host_and_is_no_proxy(tmp_path: Path) -> None:
+    text = (
+        'server = "https://registry-1.docker.io"\n[host."http://mirror.example"]\ncapabilities = ["pull"]\n'
+    )
+    mirror, upstream = lookup(tmp_path, text, "docker.io")
+    assert (mirror.is_proxy, upstream.is_proxy) == (True, False)
+    assert upstream.url == "https://registry-1.docker.io/v2"
+    write(tmp_path / "2", "docker.io", '[host."http://mirror.example"]')
+    assert HostsConfig([tmp_path / "2"]).lookup("docker.io")[-1] == default_host("docker.io")
+
+
+def test_settings_of_the_root_hold_for_the_upstream_only(tmp_path: Path) -> None:
+    mirror, upstream = lookup(tmp_path, 'ca = "ca.pem"\n[host."https://m.example"]\n')
+    assert mirror.ca == ()
+    assert upstream.ca == (tmp_path / REGISTRY / "ca.pem",)
+
+
+def test_a_file_does_not_change_how_loopback_is_asked(tmp_path: Path) -> None:
+    found = lookup(tmp_path, '[host."https://m.example"]', "localhost:5000")
+    assert found[-1] == default_host("localhost:5000")
+
+
+def test_plain_http_with_tls_settings_is_tried_by_https_first(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path,
+        """
+        [host."http://a.example:5000"]
+        skip_verify = true
+        [host."http://b.example:5000"]
+        [host."http://c.example"]
+        skip_verify = true
+        """,
+    )
+    assert [host.https_first for host in found[:3]] == [True, False, False]
+
+
+# Capabilities, CAs
+
+
+def test_capabilities_say_who_is_asked_what(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path,
+        """
+        [host."https://a.example"]
+        capabilities = ["pull"]
+        [host."https://b.example"]
+        capabilities = ["pull", "resolve"]
+        [host."https://c.example"]
+        capabilities = ["push"]
+        [host."https://d.example"]
+        """,
+    )
+    assert [(host.serves(by_tag=True), host.serves(by_tag=False)) for host in found[:4]] == [
+        (False, True), (True, True), (False, False), (True, True),
+    ]  # fmt: skip
+    assert found[3].capabilities == CAPABILITIES
+
+
+def test_ca_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (one, two, *_) = lookup(
+        tmp_path,
+        """
+        [host."https://a.example"]
+        ca = "a.pem"
+        [host."https://b.example"]
+        ca = ["b.pem", "/etc/ssl/c.pem"]
+        """,
+    )
+    folder = tmp_path / REGISTRY
+    assert one.ca == (folder / "a.pem",)
+    assert two.ca == (folder / "b.pem", Path("/etc/ssl/c.pem"))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("surprise = 1", "'surprise'"),
+        ('[host."https://a.example"]\nclient = "x.pem"', "'client' in .*a.example"),
+        ('[host."https://a.example"]\noverride_path = true', "'override_path'"),
+        ('[host."https://a.example".header]\nx = "y"', "'header'"),
+        ('server = "https://a"\nhost = 1', "'host' must be tables"),
+        ('[host]\n"https://a.example" = 1', "must be a table"),
+        ('[host."https://a.example"]\ncapabilities = ["pul"]', "unknown capability 'pul'"),
+        ('[host."https://a.example"]\ncapabilities = "pull"', "list of strings"),
+        ('[host."https://a.example"]\nskip_verify = "yes"', "true or false"),
+        ('[host."https://a.example"]\nca = 1', "'ca' must be"),
+        ('[host."https://a.example"]\nca = [["x", "y"]]', "'ca' must be"),
+        ('[host."ftp://a.example"]', "must be http"),
+        ('[host."https://u:p@a.example"]', "must be http"),
+        ('[host."https://a.example?x=1"]', "must be http"),
+        ('[host."https://a.example:port"]', "not a URL"),
+        ('[host."https://"]', "must be http"),
+        ("server = 1", "'server' must be a URL"),
+        ('server = ""', "'server' must be a URL"),
+        ("not toml", "not TOML"),
+        ("a = 1\na = 2", "not TOML"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_file_and_key(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(InvalidHostsFile, match=problem) as caught:
+        lookup(tmp_path, text)
+    assert str(tmp_path / REGISTRY / "hosts.toml") in str(caught.value)
+    assert (caught.value.kind, caught.value.reason) == (ErrorKind.PERMANENT, "InvalidHostsFile")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, REGISTRY, "").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidHostsFile, match="not TOML"):
+        HostsConfig([tmp_path]).lookup(REGISTRY)
+
+
+def test_a_file_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / REGISTRY / "hosts.toml").mkdir(parents=True)
+    with pytest.raises(InvalidHostsFile, match="cannot be read"):
+        HostsConfig([tmp_path]).lookup(REGISTRY)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("folder", ["registry.example_5000_", "registry.example:5000", "_default"])
+def test_a_folder_may_be_spelled_three_ways(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, folder, '[host."https://m.example"]')
+    found = HostsConfig([tmp_path]).lookup("registry.example:5000")
+    assert [host.url for host in found] == ["https://m.example/v2", "https://registry.example:5000/v2"]
+
+
+def test_the_most_specific_folder_counts(tmp_path: Path) -> None:
+    for number, folder in enumerate(["r.example_5_", "r.example:5", "_default"]):
+        write(tmp_path, folder, f'[host."https://m{number}.example"]')
+    config = HostsConfig([tmp_path])
+    assert config.lookup("r.example:5")[0].name == "m0.example"
+    assert config.lookup("r.example")[0].name == "m2.example"
+
+
+def test_the_first_directory_that_knows_the_registry_counts(tmp_path: Path) -> None:
+    write(tmp_path / "2", REGISTRY, '[host."https://two.example"]')
+    write(tmp_path / "3", REGISTRY, '[host."https://three.example"]')
+    dirs = [tmp_path / name for name in "123"]
+    assert HostsConfig(dirs).lookup(REGISTRY)[0].name == "two.example"
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    path = write(tmp_path, REGISTRY, "")
+    config = HostsConfig([tmp_path])
+    assert len(config.lookup(REGISTRY)) == 1
+    path.write_text('[host."https://m.example"]')
+    assert len(config.lookup(REGISTRY)) == 2
+
+
+def test_dockers_certificates_are_used_where_there_is_no_hosts_toml(tmp_path: Path) -> None:
+    folder = tmp_path / REGISTRY
+    folder.mkdir()
+    for name in ("b.crt", "a.crt", "notes.txt"):
+        (folder / name).touch()
+    (host,) = HostsConfig([tmp_path]).lookup(REGISTRY)
+    assert (host.url, host.ca) == ("https://registry.example/v2", (folder / "a.crt", folder / "b.crt"))
+    (folder / "client.cert").touch()
+    with pytest.raises(InvalidHostsFile, match="client certificates"):
+        HostsConfig([tmp_path]).lookup(REGISTRY)

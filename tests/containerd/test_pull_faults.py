@@ -300,5 +300,7 @@ async def test_a_daemon_killed_in_the_middle_is_a_temporary_failure_and_the_next
         await answering(containerd)
         outcome = await bench.pull(reference, **changes)
         assert [str(found.state) for found in outcome.layers] == ["Exists", "Applied"]
+        assert outcome.bytes_downloaded == 0, "the blob had arrived, only the daemon could not take it"
+        assert fake.gets(image.layers[1].blob.digest) == [""]
         assert (await bench.presence(reference)).present
         await bench.assert_clean()

@@ -34,7 +34,7 @@ Advanced = Callable[[int], None]
 class Wanted:
     """One caller's wish for a blob. `priority` is smaller for what blocks the chain.
 
-    `keep_partial`: a failure leaves the bytes for the caller's next attempt.
+    `keep_partial`: a failure leaves the bytes for the caller's next attempt, also one after the last byte came.
     `received` is told (host, bytes) by the download that this caller started, so that bytes are counted once.
     """
 
@@ -57,6 +57,7 @@ class _Shared:
     users: int = 0
     started: bool = False
     keep_partial: bool = False
+    used: bool = False
     listeners: list[Advanced] = field(default_factory=list)
 
     @property
@@ -90,6 +91,8 @@ class Spool:
     async def blob(self, wanted: Wanted) -> AsyncIterator[Path]:
         """The path of the complete, verified blob, for the time of the block; the last user deletes it.
 
+        It stays for a next attempt where one is to come and no block ended without an error.
+
         Raises:
             PullError: the download failed. One that another image started with another repository and that
                 failed is tried again with our own.
@@ -101,6 +104,7 @@ class Spool:
             try:
                 await asyncio.shield(shared.task)
                 yield shared.file.path
+                shared.used = True
             except PullError:
                 if not (foreign and shared.failed):
                     raise
@@ -166,7 +170,8 @@ class Spool:
             shared.task.cancel()
             await asyncio.wait([shared.task])
             if not shared.task.cancelled() and shared.task.exception() is None:
-                await asyncio.to_thread(shared.file.close, keep=False)
+                keep = shared.keep_partial and not shared.used
+                await asyncio.to_thread(shared.file.close, keep=keep)
 
 
 async def hold_blob(

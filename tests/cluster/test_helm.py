@@ -80,7 +80,9 @@ def test_an_uninstall_keeps_crds_objects_and_images_and_an_install_goes_on_from_
     product.apply("after", image)
     product.until_ready("after")
     assert product.get("uninstall")["status"]["images"][0]["digest"] == digest
-    assert product.cluster.proxy.requests(path="/tests/uninstall/blobs/") == [], "what is there is not fetched again"
+    assert product.cluster.proxy.requests(path="/tests/uninstall/blobs/") == [], (
+        "what is there is not fetched again"
+    )
 
 
 def test_helm_refuses_what_the_schema_of_values_refuses_and_changes_nothing(product: Product) -> None:

@@ -202,6 +202,23 @@ async def test_a_fresh_token_that_is_refused_is_not_got_again() -> None:
         assert service.issued == 1
 
 
+async def test_a_token_that_is_good_elsewhere_and_refused_here_does_not_go_on_for_ever() -> None:
+    service = TokenService()
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        answer = await service.respond(request)
+        if request.path == "/token" or answer.status == 401:
+            return answer
+        # Meanwhile another request got through with the same token.
+        token = request.headers["Authorization"]
+        registry._authorizer.accepted(service.server.host(), "team/app", token)
+        return web.Response(status=403)
+
+    async with serve(respond) as service.server, client(service.server) as registry:
+        assert (await failure(registry)).status == 403
+        assert service.issued < 10
+
+
 async def test_a_wrong_password_is_rejected_by_name_and_never_shown() -> None:
     async with token_service(users={"alice": "other"}) as service:
         async with client(service.server, ALICE) as registry:

@@ -17,7 +17,8 @@ from imageprepull.oci.descriptor import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Des
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.reference import Reference
-from imageprepull.registry.client import DOCUMENT_LIMIT, RegistryClient
+from imageprepull.registry.client import RegistryClient
+from imageprepull.registry.documents import DOCUMENT_LIMIT
 from imageprepull.registry.errors import DigestMismatch, ErrorKind, RegistryError
 from imageprepull.registry.hosts import HostsConfig, RegistryHost
 from imageprepull.registry.transport import Transport
@@ -78,7 +79,10 @@ async def test_a_head_that_tells_all_is_the_only_request() -> None:
     assert await resolve(good) == (MANIFEST, [f"HEAD {PATH}"])
 
 
-@pytest.mark.parametrize("headers", [{}, {"Docker-Content-Digest": "sha512:" + "a" * 128}])
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Docker-Content-Digest": "sha512:" + "a" * 128}, {"Docker-Content-Digest": "sha256:../../x"}],
+)
 async def test_a_head_that_does_not_is_followed_by_a_get(headers: dict[str, str]) -> None:
     found, asked = await resolve(
         lambda request: web.Response(body=BODY, content_type=OCI_MANIFEST, headers=headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.registry.errors import ErrorKind
 from imageprepull.registry.transport import Answer
 
 CHUNK = 256 * 1024
@@ -34,25 +34,17 @@ class BlobStream:
         if self.left == 0:
             # All bytes are here: waiting for the end of a body that never ends would only stall.
             if not self._goes_on and self._answer.has_more():
-                raise self._error(
+                raise self._answer.fault(
                     "the body is longer than the descriptor says", "SizeMismatch", ErrorKind.PERMANENT
                 )
             raise StopAsyncIteration
         chunk = await self._answer.chunk(min(CHUNK, self.left))
         if not chunk:
-            raise self._error(f"the body ended {self.left} bytes early", "ShortBody", ErrorKind.TEMPORARY)
+            raise self._answer.fault(
+                f"the body ended {self.left} bytes early", "ShortBody", ErrorKind.TEMPORARY
+            )
         self.left -= len(chunk)
         return chunk
-
-    def _error(self, message: str, reason: str, kind: ErrorKind) -> RegistryError:
-        return RegistryError(
-            message,
-            reason=reason,
-            kind=kind,
-            host=self.host,
-            request=self._answer.request,
-            status=self._answer.status,
-        )
 
 
 def range_matches(content_range: str, offset: int, end: int, size: int) -> bool:

@@ -22,7 +22,8 @@ from imageprepull.registry.blobs import BlobStream, range_matches
 from imageprepull.registry.bounded import Bounded
 from imageprepull.registry.challenges import parse_challenges
 from imageprepull.registry.credentials import Credentials, NoCredentials
-from imageprepull.registry.errors import DigestMismatch, ErrorKind, RegistryError, verdict
+from imageprepull.registry.documents import DOCUMENT_LIMIT, described, mismatch, read_body, verify
+from imageprepull.registry.errors import RegistryError, verdict
 from imageprepull.registry.hosts import HostsConfig, RegistryHost
 from imageprepull.registry.transport import Answer, Transport
 
@@ -31,8 +32,6 @@ ACCEPT = (
     "application/vnd.docker.distribution.manifest.list.v2+json, "
     "application/vnd.docker.distribution.manifest.v2+json, */*"
 )
-DOCUMENT_LIMIT = 4 * 1024 * 1024 + 64 * 1024
-"""Bytes of an index, manifest or config; containerd's own limit is a little over 4 MiB."""
 MAX_PAUSE = 30.0
 """Seconds that a Retry-After may hold a document up; longer ones are the caller's to wait for."""
 DISTRUSTED = 10_000
@@ -40,6 +39,8 @@ DISTRUSTED = 10_000
 OK, PARTIAL, NOT_FOUND, THROTTLED = 200, 206, 404, 429
 # How servers refuse a range that others would serve or ignore.
 RANGE_REFUSED = frozenset({400, 416, 501})
+AUTHORIZATION_TRIES = 8
+"""Requests for one answer; a registry that accepts a token elsewhere and refuses it here must not go on for ever."""
 REFUSALS = frozenset({400, 401, 403})
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class RegistryClient:
             path = f"/{reference.path}/{kind}/{descriptor.digest}"
             accept = f"{descriptor.media_type}, */*"
             answer = await self._get(host, reference, path, {"Accept": accept})
-            body = await _body(answer, descriptor.size)
+            body = await read_body(answer, descriptor.size)
             verify(body, descriptor, answer)
             return body
 
@@ -158,7 +159,7 @@ class RegistryClient:
         try:
             yield stream
         finally:
-            _leave(answer)
+            answer.leave()
 
     def _blob_hosts(self, reference: Reference, digest: str) -> list[RegistryHost]:
         hosts = [host for host in self._hosts.lookup(reference.registry) if host.serves(by_tag=False)]
@@ -185,13 +186,7 @@ class RegistryClient:
         problem = _unfit(answer, offset, end, descriptor.size)
         if problem:
             answer.response.close()
-            raise RegistryError(
-                problem[1],
-                reason=problem[0],
-                host=answer.host,
-                request=answer.request,
-                status=answer.status,
-            )
+            raise answer.fault(problem[1], problem[0])
         return answer
 
     async def _resolve_at(self, host: RegistryHost, reference: Reference) -> Descriptor:
@@ -200,23 +195,20 @@ class RegistryClient:
         answer = await self._ask("HEAD", host, reference, path, {"Accept": ACCEPT})
         answer.response.release()
         if answer.status == NOT_FOUND and not answer.redirected:
-            raise RegistryError(
+            raise answer.fault(
                 f"{reference.canonical} does not exist there, or nobody may know of it without credentials",
-                reason="NotFound",
-                host=answer.host,
-                request=answer.request,
-                status=answer.status,
+                "NotFound",
             )
         if answer.status == THROTTLED:
             raise await answer.error()
-        described = _described(answer, reference)
-        if described is not None:
-            return described
+        found = described(answer, reference.digest)
+        if found is not None:
+            return found
         answer = await self._get(host, reference, path, {"Accept": ACCEPT})
-        body = await _body(answer)
+        body = await read_body(answer)
         digest = sha256_digest(body)
         if reference.digest and digest != reference.digest:
-            raise _mismatch(f"asked for {reference.digest}, the answer is {digest}", answer)
+            raise mismatch(f"asked for {reference.digest}, the answer is {digest}", answer)
         return Descriptor(document_kind(body, answer.header("Content-Type")), digest, len(body))
 
     async def _any_host(
@@ -259,7 +251,7 @@ class RegistryClient:
         """One request, sent again while the authorizer finds another way in."""
         if host.is_proxy:
             path = f"{path}?ns={reference.registry}"
-        while True:
+        for left in reversed(range(AUTHORIZATION_TRIES)):
             header = await self._authorizer.authorization(host, reference.path)
             answer = await self._transport.request(method, host, path, headers, header)
             # A refusal from where the registry sent us says nothing about what we told the registry.
@@ -272,61 +264,10 @@ class RegistryClient:
             except BaseException:
                 answer.response.close()
                 raise
-            if not again:
+            if not again or not left:
                 return answer
             answer.response.close()
-
-
-def verify(body: bytes, descriptor: Descriptor, answer: Answer) -> None:
-    """Refuse bytes that are not what the descriptor promises.
-
-    Raises:
-        RegistryError: SizeMismatch. DigestMismatch: the host serves other content under this digest.
-    """
-    if len(body) != descriptor.size:
-        raise _wrong_size(len(body), descriptor.size, answer)
-    found = sha256_digest(body)
-    if found != descriptor.digest:
-        raise _mismatch(f"asked for {descriptor.digest}, the answer is {found}", answer)
-
-
-async def _body(answer: Answer, size: int | None = None) -> bytes:
-    """The body, within the limit: `size` bytes and what has come beyond them, or else to its end."""
-    announced = answer.header("Content-Length")
-    if size is not None and announced.isdigit() and int(announced) != size:
-        answer.response.close()
-        raise _wrong_size(int(announced), size, answer)
-    try:
-        body = await answer.read(DOCUMENT_LIMIT + 1 if size is None else size)
-    except BaseException:
-        answer.response.close()
-        raise
-    if size is not None and answer.has_more():
-        answer.response.close()
-        raise _wrong_size(size + 1, size, answer)
-    if len(body) > DOCUMENT_LIMIT:
-        answer.response.close()
-        raise RegistryError(
-            f"the answer has more than {DOCUMENT_LIMIT} bytes",
-            reason="DocumentTooLarge",
-            host=answer.host,
-            request=answer.request,
-            status=answer.status,
-        )
-    _leave(answer)
-    return body
-
-
-def _described(answer: Answer, reference: Reference) -> Descriptor | None:
-    """What a HEAD says, where it says all of it."""
-    media_type = answer.header("Content-Type").partition(";")[0].strip()
-    digest, length = answer.header("Docker-Content-Digest"), answer.header("Content-Length")
-    if answer.status != OK or not digest.startswith("sha256:") or not length.isdigit() or int(length) == 0:
-        return None
-    if reference.digest and digest != reference.digest:
-        return None
-    found = Descriptor(media_type, digest, int(length))
-    return found if found.is_index or found.is_manifest else None
+        raise AssertionError("the last try returns")
 
 
 def _unfit(answer: Answer, offset: int, end: int, size: int) -> tuple[str, str] | None:
@@ -352,31 +293,6 @@ def _span(answer: Answer, offset: int, end: int, size: int) -> tuple[int, int]:
     if range_matches(answer.header("Content-Range"), offset, end, size):
         return offset, end
     return 0, size
-
-
-def _leave(answer: Answer) -> None:
-    """An answer read to its end leaves its connection for the next request; any other is cut off."""
-    if answer.response.content.at_eof():
-        answer.response.release()
-    else:
-        answer.response.close()
-
-
-def _wrong_size(found: int, wanted: int, answer: Answer) -> RegistryError:
-    return RegistryError(
-        f"{wanted} bytes are expected, the answer has {found}",
-        reason="SizeMismatch",
-        host=answer.host,
-        request=answer.request,
-        status=answer.status,
-    )
-
-
-def _mismatch(problem: str, answer: Answer) -> DigestMismatch:
-    return DigestMismatch(
-        problem, reason="DigestMismatch", kind=ErrorKind.PERMANENT, host=answer.host, request=answer.request,
-        status=answer.status,
-    )  # fmt: skip
 
 
 def _nobody(reference: Reference) -> RegistryError:

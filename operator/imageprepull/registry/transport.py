@@ -70,6 +70,19 @@ class Answer:
         content = self.response.content
         return content.exception() is None and bool(content.read_nowait(1))
 
+    def leave(self) -> None:
+        """Keep the connection for the next request when the body was read to its end, else cut it off."""
+        if self.response.content.at_eof():
+            self.response.release()
+        else:
+            self.response.close()
+
+    def fault(self, problem: str, reason: str, kind: ErrorKind = ErrorKind.PERMANENT) -> RegistryError:
+        """An error about this answer that is not its status."""
+        return RegistryError(
+            problem, reason=reason, kind=kind, host=self.host, request=self.request, status=self.status
+        )
+
     async def error(self) -> RegistryError:
         """The error that this answer is, with what its body says. Closes it."""
         try:

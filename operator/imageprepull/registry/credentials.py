@@ -74,7 +74,8 @@ class _Key:
         return (
             self.port == port
             and len(labels) == len(wanted)
-            and all(map(fnmatch.fnmatchcase, wanted, labels))
+            # Equal first: the brackets of an IPv6 address are no character class.
+            and (labels == wanted or all(map(fnmatch.fnmatchcase, wanted, labels)))
             and (not self.path or f"{repository}/".startswith(f"{self.path}/"))
         )
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +148,15 @@ class Product:
         return "\n".join(parts)[-20000:]
 
 
-def kubectl_plugin(cluster: Cluster, *arguments: str) -> list[str]:
-    """The argv of `kubectl image-prepull …` for this cluster."""
-    return [str(binaries.path("kubectl")), f"--kubeconfig={cluster.kubeconfig}", "image-prepull", *arguments]
+def kubectl_plugin(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `kubectl image-prepull …`, through kubectl itself, as it finds plug-ins on the PATH."""
+    folder = Path(sys.executable).parent
+    environment = {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [binaries.path("kubectl"), "image-prepull", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
@@ -201,6 +201,7 @@ async def test_no_host_that_may_be_pulled_from_is_an_error_of_the_configuration(
             await read(client)
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(st.integers(0, 10**9), st.integers(1, 10**9), st.integers(0, 10**9))
 def test_a_range_matches_itself_and_no_other(offset: int, length: int, rest: int) -> None:
     end, size = offset + length, offset + length + rest
@@ -211,6 +212,7 @@ def test_a_range_matches_itself_and_no_other(offset: int, length: int, rest: int
     assert not range_matches(f"bytes {offset}-{end - 1}/{size + 1}", offset, end, size)
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(st.text())
 def test_any_content_range_can_be_read(text: str) -> None:
     assert range_matches(text, 0, 1, 1) in (True, False)

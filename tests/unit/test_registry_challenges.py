@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imageprepull.registry.challenges import Challenge, choose, parse_challenges
@@ -92,6 +92,7 @@ names = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
 values = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(st.lists(st.tuples(names, st.dictionaries(names, values, min_size=1, max_size=3)), max_size=4))
 def test_what_is_written_by_the_rules_is_read_back(wanted: list[tuple[str, dict[str, str]]]) -> None:
     def quoted(text: str) -> str:
@@ -104,6 +105,7 @@ def test_what_is_written_by_the_rules_is_read_back(wanted: list[tuple[str, dict[
     assert parse_challenges([line]) == [Challenge(scheme, parameters) for scheme, parameters in wanted]
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(st.lists(st.one_of(st.text(), st.text(alphabet='Basic =",\\ \t/', max_size=60)), max_size=3))
 def test_any_text_can_be_read(lines: list[str]) -> None:
     for challenge in parse_challenges(lines):

@@ -63,6 +63,18 @@ def test_an_edited_object_brings_the_new_image_and_unpins_the_old(product: Produ
     assert pinned(product, "b", new)
 
 
+def test_an_edited_pin_policy_takes_the_pin_away_and_brings_it_back(product: Product) -> None:
+    image = product.push(runnable(layer(1)), "tests/pin")
+    product.apply("pin", image)
+    product.until_ready("pin")
+    assert pinned(product, "b", image)
+    product.apply("pin", image, pinPolicy="Never")
+    product.until("unpinned", lambda: not pinned(product, "b", image))
+    assert present(product, "b", image)
+    product.apply("pin", image)
+    product.until("pinned again", lambda: pinned(product, "b", image))
+
+
 def test_a_deleted_object_unpins_its_images_and_removes_nothing(product: Product) -> None:
     image = product.push(runnable(layer(1)), "tests/delete")
     product.apply("delete", image)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +14,20 @@ from tests.unit.agent_doubles import image
 NOW = 100.0
 KEYS = [(reference, f"sha256:{digest * 64}") for reference in "abcde" for digest in "12"]
 
+
+def replace_pin(entry: DesiredImage, pin: bool) -> DesiredImage:
+    return msgspec.structs.replace(entry, pin=pin)
+
+
 entries = st.builds(
-    lambda key, state, priority, parallel: image(
-        key[0], digest=key[1], state=state, priority=priority, parallel=parallel
+    lambda key, state, priority, parallel, pin: replace_pin(
+        image(key[0], digest=key[1], state=state, priority=priority, parallel=parallel), pin
     ),
     st.sampled_from(KEYS),
     st.sampled_from(list(Desired)),
     st.integers(-2, 2),
     st.integers(1, 3),
+    st.booleans(),
 )
 specs = st.lists(entries, max_size=6, unique_by=key_of)
 keys = st.sets(st.sampled_from(KEYS), max_size=4)
@@ -31,6 +38,7 @@ observations = st.builds(
     due=st.dictionaries(st.sampled_from(KEYS), st.sampled_from([50.0, 100.0, 150.0])),
     final=keys,
     released=keys,
+    pinned=keys,
 )
 
 
@@ -55,9 +63,23 @@ def test_only_missing_present_due_entries_are_started(spec: list[DesiredImage], 
 
 
 @given(specs, observations)
-def test_only_an_explicit_absent_entry_is_unpinned(spec: list[DesiredImage], observed: Observed) -> None:
-    absent = {key_of(i) for i in spec if i.state is Desired.ABSENT}
-    assert set(plan(spec, observed, NOW).unpin) <= absent - observed.running - observed.released
+def test_only_entries_that_say_so_are_unpinned(spec: list[DesiredImage], observed: Observed) -> None:
+    absent = {key_of(i) for i in spec if i.state is Desired.ABSENT} - observed.released
+    wanted = {i.digest for i in spec if i.pin and i.state is not Desired.ABSENT}
+    unwanted = {
+        key_of(i) for i in spec if i.state is Desired.PRESENT and not i.pin and i.digest not in wanted
+    } & observed.pinned
+    assert set(plan(spec, observed, NOW).unpin) <= (absent | unwanted) - observed.running
+
+
+def test_a_pin_that_is_no_longer_wanted_is_taken_from_a_present_image() -> None:
+    entry = replace_pin(image("a"), pin=False)
+    key = key_of(entry)
+    held = Observed(present={key: True}, running=frozenset(), due={}, pinned=frozenset({key}))
+    assert plan([entry], held, NOW).unpin == (key,)
+    assert plan([replace_pin(entry, pin=True)], held, NOW).unpin == ()
+    other = replace_pin(image("b", digest=entry.digest), pin=True)
+    assert plan([entry, other], held, NOW).unpin == (), "they share the ID's record"
 
 
 @given(observations)

@@ -69,7 +69,7 @@ class ContainerdNode:
                 boot_id=self.boot_id,
             ),
         )
-        return Held(found.present, found.missing, found.pinned, len(found.layers))
+        return Held(found.present, found.missing, found.pinned, len(found.layers), found.our_pin)
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """As `Node.pull`; keeping the blobs goes on in the background."""

@@ -11,12 +11,16 @@ from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the runtime says about one image, asked just now. `missing` tells what is not there."""
+    """What the runtime says about one image, asked just now. `missing` tells what is not there.
+
+    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records.
+    """
 
     present: bool
     missing: str = ""
     pinned: bool = False
     layers: int = 0
+    our_pin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What to do now: desired images against what the runtime holds. Pure; the reconciler does the I/O before and after.
 
-Rules: only an explicit Absent takes a pin away; an entry that merely vanished starts nothing, stops nothing and
+Rules: only an explicit Absent, or a present entry that says so, takes a pin away; an entry that merely vanished starts nothing, stops nothing and
 removes nothing (its running pull ends by itself: the bytes are spent, and whoever made the entry vanish may bring it
 back). A pull is stopped when its image became Paused or Absent, or when the same reference now means another digest,
 since two pulls would otherwise race for one tag record.
@@ -28,6 +28,7 @@ class Observed:
     """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
+    `pinned`: those that carry a pin of ours.
     """
 
     present: Mapping[Key, bool]
@@ -35,6 +36,7 @@ class Observed:
     due: Mapping[Key, float]
     final: AbstractSet[Key] = frozenset()
     released: AbstractSet[Key] = frozenset()
+    pinned: AbstractSet[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,20 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         # Its predecessor under the same reference must be gone first.
         and not any(other[0] == key[0] for other in observed.running)
     ]
+    # The ID's record is one for all references to a digest: while one of them wants the pin, none is taken.
+    pinned_digests = {image.digest for image in desired if image.pin and image.state is not Desired.ABSENT}
     unpin = tuple(
         key
         for key, image in wanted.items()
-        if image.state is Desired.ABSENT
-        and key not in observed.released
+        if (
+            (image.state is Desired.ABSENT and key not in observed.released)
+            or (
+                image.state is Desired.PRESENT
+                and not image.pin
+                and key in observed.pinned
+                and image.digest not in pinned_digests
+            )
+        )
         and key not in observed.running
         and observed.due.get(key, now) <= now
     )

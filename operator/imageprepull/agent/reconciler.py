@@ -225,6 +225,7 @@ class Reconciler:
             due={key: view.due for key, view in views.items() if view.backoff is not None},
             final={key for key, view in views.items() if view.backoff is not None and view.backoff.final},
             released={key for key, view in views.items() if view.released},
+            pinned={key for key, view in views.items() if view.held is not None and view.held.our_pin},
         )
 
     def _start(self, view: ImageView) -> None:
@@ -312,7 +313,7 @@ class Reconciler:
 
     async def _unpin(self, key: Key) -> None:
         view = self.views.get(key)
-        if view is None or view.desired.state is not Desired.ABSENT:
+        if view is None or (view.desired.state is not Desired.ABSENT and view.desired.pin):
             return  # the spec changed while another one was unpinned.
         try:
             await self._node.unpin(view.desired)
@@ -320,8 +321,11 @@ class Reconciler:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
             self._back_off(view, view.desired, failure, 0)
         else:
-            await self._abandon(view.desired)
-            view.released = True
+            if view.desired.state is Desired.ABSENT:
+                await self._abandon(view.desired)
+                view.released = True
+            else:
+                self._suspect.add(key)
             view.forget_failures()
             # Their ID record is the same one: who still wants it pinned pins it again.
             self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)

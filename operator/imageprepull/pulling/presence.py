@@ -10,7 +10,7 @@ from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
-from imageprepull.pulling.labels import CRI_PINNED, UNSYNCED
+from imageprepull.pulling.labels import CRI_PINNED, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord
@@ -22,7 +22,7 @@ class Presence:
 
     `present`: records, documents and every snapshot are there, the CRI shows it, and it is pinned if that was asked.
     `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
-    False for good on runtimes that know no pinning. `digest`, `config_digest` and `layers` as far as known.
+    False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set. `digest`, `config_digest` and `layers` as far as known.
     """
 
     present: bool
@@ -32,6 +32,7 @@ class Presence:
     missing: str = ""
     complete: bool = False
     pinned: bool = False
+    our_pin: bool = False
 
 
 class _MissingError(Exception):
@@ -93,6 +94,7 @@ async def presence(  # noqa: PLR0917 - six things make the question; the shared 
         missing=f"the pin of {unpinned[0]}" if unpinned else "",
         complete=True,
         pinned=pinned,
+        our_pin=any(PINNED in record.labels for record in records),
     )
 
 

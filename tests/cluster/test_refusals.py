@@ -34,6 +34,19 @@ def refused(product: Product, spec: dict[str, Any]) -> str:
         ({"images": [{"image": "a"}], "unknown": 1}, ["unknown field", "spec.unknown"]),
         ({"images": [{"image": "a b"}]}, ["spec.images[0].image"]),
         ({"images": [{"image": "a"}], "priority": 5000}, ["spec.priority"]),
+        (
+            {
+                "images": [{"image": "a"}],
+                "nodeAffinity": {
+                    "required": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["many"]}]}
+                        ]
+                    }
+                },
+            },
+            ["matchExpressions[0].values", "an integer"],
+        ),
     ],
 )
 def test_the_api_server_refuses_with_the_field(

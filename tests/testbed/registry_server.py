@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from imageprepull.registry.hosts import HostsConfig, RegistryHost
+from imageprepull.registry.host import RegistryHost
+from imageprepull.registry.hosts import HostsConfig
 
 Respond = Callable[[web.Request], web.StreamResponse | Awaitable[web.StreamResponse]]
 

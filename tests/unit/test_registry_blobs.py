@@ -16,7 +16,7 @@ from imageprepull.oci.reference import Reference
 from imageprepull.registry.blobs import CHUNK, range_matches
 from imageprepull.registry.client import DISTRUSTED, RegistryClient
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.registry.hosts import RegistryHost
+from imageprepull.registry.host import RegistryHost
 from tests.testbed.registry_server import FixedHosts, Respond, endless, serve
 
 BODY = random.Random(7).randbytes(600_000)

@@ -20,7 +20,8 @@ from imageprepull.oci.reference import Reference
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.documents import DOCUMENT_LIMIT
 from imageprepull.registry.errors import DigestMismatch, ErrorKind, RegistryError
-from imageprepull.registry.hosts import HostsConfig, RegistryHost
+from imageprepull.registry.host import RegistryHost
+from imageprepull.registry.hosts import HostsConfig
 from imageprepull.registry.transport import Transport
 from tests.testbed.registry_server import FakeServer, FixedHosts, Respond, endless, frozen_tls, serve
 

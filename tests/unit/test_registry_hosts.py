@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from imageprepull.registry.errors import ErrorKind
-from imageprepull.registry.hosts import (
+from imageprepull.registry.host import (
     CAPABILITIES,
-    HostsConfig,
     InvalidHostsFile,
     RegistryHost,
     default_host,
     is_localhost,
 )
+from imageprepull.registry.hosts import HostsConfig
 
 REGISTRY = "registry.example"
 

@@ -19,7 +19,7 @@ from imageprepull.registry.bounded import Bounded
 from imageprepull.registry.challenges import Challenge, choose
 from imageprepull.registry.credentials import Credential, Credentials
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.registry.hosts import RegistryHost
+from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.transport import Answer, Transport
 
 MAX_TOKEN_ANSWER = 1024 * 1024

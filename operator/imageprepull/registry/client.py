@@ -24,7 +24,8 @@ from imageprepull.registry.challenges import parse_challenges
 from imageprepull.registry.credentials import Credentials, NoCredentials
 from imageprepull.registry.documents import DOCUMENT_LIMIT, described, mismatch, read_body, verify
 from imageprepull.registry.errors import RegistryError, verdict
-from imageprepull.registry.hosts import HostsConfig, RegistryHost
+from imageprepull.registry.host import RegistryHost
+from imageprepull.registry.hosts import HostsConfig
 from imageprepull.registry.transport import Answer, Transport
 
 ACCEPT = (

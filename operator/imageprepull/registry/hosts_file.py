@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imageprepull.registry.hosts import CAPABILITIES, InvalidHostsFile, RegistryHost
+from imageprepull.registry.host import CAPABILITIES, InvalidHostsFile, RegistryHost
 
 KNOWN_KEYS = frozenset({"capabilities", "ca", "skip_verify"})
 ROOT_KEYS = KNOWN_KEYS | {"server", "host"}

@@ -18,7 +18,7 @@ from yarl import URL
 
 from imageprepull.registry.answers import parse_error, parse_retry_after
 from imageprepull.registry.errors import ErrorKind, RegistryError, classify
-from imageprepull.registry.hosts import RegistryHost
+from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.trust import Resolver, refusal
 
 MAX_REDIRECTS = 10

@@ -34,6 +34,7 @@ def refused(product: Product, spec: dict[str, Any]) -> str:
         ({"images": [{"image": "a"}], "unknown": 1}, ["unknown field", "spec.unknown"]),
         ({"images": [{"image": "a b"}]}, ["spec.images[0].image"]),
         ({"images": [{"image": "a"}], "priority": 5000}, ["spec.priority"]),
+        ({"images": [{"image": "a"}], "nodeSelector": {"pool": "a b"}}, ["spec.nodeSelector", "label"]),
         (
             {
                 "images": [{"image": "a"}],

@@ -25,6 +25,7 @@ from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.errors import LeaseGone, NotFound, Unavailable
 
@@ -148,10 +149,17 @@ class ImagePull:
             finished = True
         finally:
             if finished:
-                await finish_anyway(drop_lease(containerd, lease), timeout)
+                await finish_anyway(self._end(lease), timeout)
             elif not self._request.keep_lease_on_failure:
                 await finish_anyway(self._discard(lease), timeout)
         return outcome
+
+    async def _end(self, lease: str) -> None:
+        """Drop the lease, and what earlier attempts kept in the spool and this one found elsewhere."""
+        await drop_lease(self._machinery.containerd, lease)
+        if self._request.keep_lease_on_failure:
+            spool = self._machinery.spool
+            await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
 
     async def _discard(self, lease: str) -> None:
         async with asyncio.timeout(self._machinery.settings.daemon_patience):

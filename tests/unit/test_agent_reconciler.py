@@ -298,3 +298,16 @@ async def test_what_a_deleted_object_left_half_done_is_resumed_when_a_new_one_wa
     await bench.steps()
     bench.reconciler.freeze()
     assert await bench.spec(image("a")) == ["pull a"]
+
+
+async def test_what_failed_attempts_left_is_dropped_when_somebody_else_brought_the_image(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.node.holds.add("a")
+    bench.reconciler.suspect_all()
+    assert await bench.steps() == ["abandon a"]
+    assert bench.states() == ["a Ready"]
+    assert await bench.steps() == []

@@ -204,6 +204,9 @@ class Reconciler:
                 view.held = held
                 self._on_change()
             if held.present:
+                if view.backoff is not None:
+                    # Whoever brought it: no next attempt needs what failed ones have kept.
+                    self._orphans[key] = view.desired
                 view.forget_failures()
             else:
                 # What was brought once says nothing about the next pull.

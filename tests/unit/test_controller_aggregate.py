@@ -183,7 +183,7 @@ def test_resolution_errors_are_the_reason() -> None:
     found = status(candidate(), nodes("n1"), resolutions={NGINX: absent})
     assert conditions(found) == {
         "Ready": ("False", "NotFound"),
-        "Reconciling": ("False", "Idle"),
+        "Reconciling": ("False", "Stalled"),
         "Stalled": ("True", "NotFound"),
         "Resolved": ("False", "NotFound"),
     }

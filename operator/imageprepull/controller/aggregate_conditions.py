@@ -105,7 +105,7 @@ def resolved(images: Sequence[ImageDraft]) -> tuple[Verdict, Verdict | None]:
     if pending:
         message = f"{len(pending)} of {len(images)} images have no digest yet, e.g. {pending[0]}"
         return Verdict("Resolved", False, RESOLVING, message), None
-    return Verdict("Resolved", True, "Resolved", f"{len(images)} images have digests"), None
+    return Verdict("Resolved", True, "Resolved", f"{counted(len(images), 'image')} resolved"), None
 
 
 def progressing(ready_verdict: Verdict, blocked: Verdict | None, views: Sequence[NodeView]) -> list[Verdict]:
@@ -116,12 +116,15 @@ def progressing(ready_verdict: Verdict, blocked: Verdict | None, views: Sequence
     pulling = sum(seen.state is NodeState.PULLING for seen in views)
     moving = pulling + sum(seen.state is NodeState.WAITING for seen in views)
     if blocked is not None and not pulling and not ready_verdict.status:
-        return [idle(), Verdict("Stalled", True, blocked.reason, blocked.message)]
+        return [waits_for_somebody(), Verdict("Stalled", True, blocked.reason, blocked.message)]
     if moving:
-        return [Verdict("Reconciling", True, "RollingOut", f"{moving} nodes pull or wait"), not_stalled()]
+        return [
+            Verdict("Reconciling", True, "RollingOut", f"{counted(moving, 'node')} in work"),
+            not_stalled(),
+        ]
     if ready_verdict.status or not any(seen.state is NodeState.FAILED for seen in views):
         return [idle(), not_stalled()]
-    return [idle(), Verdict("Stalled", True, ready_verdict.reason, ready_verdict.message)]
+    return [waits_for_somebody(), Verdict("Stalled", True, ready_verdict.reason, ready_verdict.message)]
 
 
 def refused(bad: BadSpec) -> list[Verdict]:
@@ -141,7 +144,17 @@ def idle() -> Verdict:
 
 def not_stalled() -> Verdict:
     """Nobody has to act."""
-    return Verdict("Stalled", False, "NotStalled", "")
+    return Verdict("Stalled", False, "NotStalled", "nobody has to act")
+
+
+def waits_for_somebody() -> Verdict:
+    """Beside Stalled: slow tries go on, but nothing that could be waited for."""
+    return Verdict("Reconciling", False, "Stalled", "nothing moves until the cause is mended; see Stalled")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def stamp(

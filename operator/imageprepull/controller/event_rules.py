@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from imageprepull.controller.aggregate_conditions import NO_MATCHING_NODES
+from imageprepull.controller.aggregate_conditions import NO_MATCHING_NODES, counted
 from imageprepull.controller.aggregate_node import AGENT_UNAVAILABLE
 from imageprepull.resources.base import Condition, encode
 from imageprepull.resources.imageprepull import ImagePrepullSpec, ImagePrepullStatus
@@ -33,7 +33,9 @@ def _notices(
     desired = after.nodes.desired if after.nodes else 0
     if after.start_time != before.start_time and desired:
         images = len(after.images) + after.images_omitted
-        yield Notice("Normal", "Started", f"bringing {images} images to {desired} nodes")
+        yield Notice(
+            "Normal", "Started", f"bringing {counted(images, 'image')} to {counted(desired, 'node')}"
+        )
     if _turned_true(before, ready) and ready is not None:
         if ready.reason == NO_MATCHING_NODES:
             yield Notice("Warning", NO_MATCHING_NODES, f"{ready.message}: {_choice(spec)}")
@@ -44,7 +46,9 @@ def _notices(
     known = {failure.reason for failure in before.failures}
     for failure in after.failures:
         if failure.reason not in known and failure.reason != AGENT_UNAVAILABLE:
-            example = f"{failure.reason} on {failure.count} nodes, for example {failure.example_node}"
+            example = (
+                f"{failure.reason} on {counted(failure.count, 'node')}, for example {failure.example_node}"
+            )
             yield Notice("Warning", "Failed", f"{example}: {failure.message}")
             return
 

@@ -39,7 +39,7 @@ class _MissingError(Exception):
     """The part that is not there."""
 
 
-async def presence(  # noqa: PLR0917 - six things make the question; the shared contract passes them in order.
+async def presence(  # noqa: PLR0917 - six things make the question.
     containerd: Containerd,
     reference: Reference,
     digest: str | None,

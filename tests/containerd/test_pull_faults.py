@@ -194,7 +194,12 @@ async def test_an_agents_failed_pull_keeps_its_lease_and_bytes_until_it_is_aband
     assert spool_names(cut) <= set(bench.spooled())
     fake.faults.clear()
     first = sum(len(span) > 0 for span in fake.gets(cut.digest))
+    asked = len(fake.requests)
     outcome = await bench.pull(reference, **changes)
+    again = [path for _, path, _ in fake.requests[asked:]]
+    assert not [path for path in again if "/manifests/" in path or image.config.digest in path], (
+        "the documents are in the runtime, and registries count manifests"
+    )
     assert outcome.bytes_downloaded < cut.size, "not from the beginning"
     assert sum(len(span) > 0 for span in fake.gets(cut.digest)) > first
     assert (await bench.presence(reference)).present

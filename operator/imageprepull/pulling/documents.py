@@ -25,6 +25,8 @@ from imageprepull.runtime.connection import Containerd
 
 Fetch = Callable[[Descriptor], Awaitable[bytes]]
 _DEEPEST_INDEX = 3
+LONGEST_DOCUMENT = 8 << 20
+"""Bytes; what is longer is no document and is not read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def chain_layers(manifest: Manifest, config: Config) -> tuple[ChainLayer, ...]:
 
 
 async def read_local(
-    containerd: Containerd, descriptor: Descriptor, *, longest: int = 8 << 20
+    containerd: Containerd, descriptor: Descriptor, *, longest: int = LONGEST_DOCUMENT
 ) -> bytes | None:
     """A document that the content store has, verified; None when it has not, or has something else."""
     found = await containerd.content.info(descriptor.digest)

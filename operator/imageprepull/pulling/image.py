@@ -12,10 +12,11 @@ import time
 import structlog
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.manifest import document_kind
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway
-from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, read_image, read_local
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.labels import LEASE, lease_id
@@ -27,6 +28,7 @@ from imageprepull.pulling.records import put_documents, record_names, write_reco
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.visible import wait_visible
+from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound, Unavailable
 
 _DAEMON_POLL = 0.2
@@ -113,14 +115,20 @@ class ImagePull:
         return image
 
     async def _recorded(self, digest: str) -> Descriptor | None:
-        """The top-level descriptor as an existing record has it: then no registry need be asked for it."""
+        """The top-level descriptor as the runtime has it: then no registry need be asked for it."""
         reference = self._request.reference
         # What others imported may have its tag alone.
         for name in (reference.digest_record(digest), reference.tag_record):
             record = await self._machinery.containerd.images.get(name) if name else None
             if record is not None and record.target.digest == digest:
                 return record.target
-        return None
+        # An earlier attempt has put the documents first: registries count each GET of a manifest.
+        containerd = self._machinery.containerd
+        held = await containerd.content.info(digest)
+        if held is None or held.size > LONGEST_DOCUMENT:
+            return None
+        body = await containerd.content.read(digest)
+        return Descriptor(document_kind(body), digest, held.size)
 
     async def _under_lease(self, image: ImageDocuments, lease: str) -> PullOutcome:
         terms = LeaseTerms(
@@ -171,6 +179,15 @@ class ImagePull:
                 else:
                     return
 
+    async def _put_documents(self, containerd: Containerd, image: ImageDocuments) -> None:
+        await put_documents(
+            containerd,
+            self._request.reference,
+            image,
+            snapshotter=self._request.snapshotter,
+            keep_layers=self._request.keep_blobs != "never",
+        )
+
     async def _make(self, image: ImageDocuments, lease: str) -> PullOutcome:
         machinery, request, progress = self._machinery, self._request, self._progress
         containerd = machinery.containerd.with_lease(lease)
@@ -183,6 +200,7 @@ class ImagePull:
             settings=machinery.settings,
         )
         progress.enter("Pulling")
+        await self._put_documents(containerd, image)
         await LayerWork(
             machinery,
             containerd,
@@ -194,13 +212,8 @@ class ImagePull:
             keep_partial=request.keep_lease_on_failure,
         ).run()
         progress.enter("Finishing")
-        await put_documents(
-            containerd,
-            request.reference,
-            image,
-            snapshotter=request.snapshotter,
-            keep_layers=request.keep_blobs != "never",
-        )
+        # Again: whatever wrote them meanwhile may have left our labels out.
+        await self._put_documents(containerd, image)
         if request.sync == "before":
             await self._make_durable(image)
         await write_records(containerd, request.reference, image, pin=request.pin)

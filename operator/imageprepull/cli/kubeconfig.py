@@ -41,18 +41,13 @@ def target(arguments: argparse.Namespace) -> Target:
         kube_config.load_kube_config(
             arguments.kubeconfig, context=arguments.context, client_configuration=configuration
         )
-        _, active = kube_config.list_kube_config_contexts(arguments.kubeconfig)
+        contexts, active = kube_config.list_kube_config_contexts(arguments.kubeconfig)
     except (config_exception.ConfigException, OSError) as error:
         raise AccessError(f"cannot load the kubeconfig: {error}") from error
-    chosen = arguments.context and context_named(kube_config, arguments)
-    namespace = (chosen or active or {}).get("context", {}).get("namespace", "default")
+    # The loader has made sure that a context that was asked for exists.
+    chosen = next((context for context in contexts if context["name"] == arguments.context), active)
+    namespace = (chosen or {}).get("context", {}).get("namespace", "default")
     return Target(access_of(configuration), arguments.namespace or namespace)
-
-
-def context_named(kube_config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The entry of the context that was asked for; the loader has already made sure that it exists."""
-    contexts, _ = kube_config.list_kube_config_contexts(arguments.kubeconfig)
-    return next((context for context in contexts if context["name"] == arguments.context), {})
 
 
 def access_of(configuration: Any) -> ClusterAccess:

@@ -70,10 +70,13 @@ def access_of(configuration: Any) -> ClusterAccess:
 
 
 def token_source(configuration: Any) -> Callable[[], str | None]:
-    """The bearer token of the moment: the loader's hook renews one that an exec plug-in gave."""
+    """The bearer token of the moment: the loader's hook renews one that an exec plug-in gave.
+
+    Versions of the official client keep it under either name.
+    """
 
     def token() -> str | None:
-        header = configuration.get_api_key_with_prefix("authorization")
+        header = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         return header.removeprefix("Bearer ") if header else None
 
     return token

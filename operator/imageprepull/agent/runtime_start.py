@@ -12,6 +12,7 @@ import structlog
 from imageprepull.agent.containerd_node import ContainerdNode, snapshotter_root
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
+from imageprepull.pulling import durability
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.puller import Puller
 from imageprepull.pulling.sweep import sweep
@@ -95,7 +96,7 @@ def hosts_dirs(settings: AgentSettings, info: RuntimeInfo) -> tuple[Path, ...]:
 def read_boot_id(path: Path) -> str:
     """Which boot of the node this is; layers that another boot left unsynced are not believed."""
     try:
-        return path.read_text().strip()
+        return durability.read_boot_id(path)
     except OSError as error:
         logger.warning("cannot tell the boot, unsynced layers will be believed", error=str(error))
         return ""

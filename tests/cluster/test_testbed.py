@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed import binaries
+from tests.testbed import binaries, network
 from tests.testbed.cluster import Cluster
-from tests.testbed.commands import wait_until
+from tests.testbed.commands import run, wait_until
 from tests.testbed.errors import ClusterError
 from tests.testbed.images import LayerSpec, build_image, executable, push
+from tests.testbed.layout import Layout
 from tests.testbed.leftovers import leftovers
 from tests.testbed.processes import start_time
 
@@ -328,3 +329,20 @@ def test_a_daemon_that_ends_is_named_with_the_end_of_its_log(cluster: Cluster) -
 def test_start_times_tell_processes_apart() -> None:
     assert start_time(os.getpid()) is not None
     assert start_time(2**22 + 1) is None
+
+
+def test_a_foreign_interface_on_the_subnet_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEPREPULL_TESTBED", str(tmp_path))
+    layout = Layout("tbclash")
+    # A subnet that no running cluster can have: numbers are below 100.
+    monkeypatch.setattr(Layout, "subnet", 199)
+    run("test", ["ip", "link", "add", "ipp-tbold", "type", "bridge"])
+    try:
+        run("test", ["ip", "addr", "add", f"{layout.host_ip}/24", "dev", "ipp-tbold"])
+        with pytest.raises(ClusterError, match=r"10\.90\.199\.1 is on ipp-tbold.*--name tbold down"):
+            network.ensure_bridge(layout)
+        assert layout.bridge not in network.links()
+    finally:
+        run("test", ["ip", "link", "del", "ipp-tbold"])

@@ -4,6 +4,7 @@ No address translation and no rules on the host: pods are reached by routes, thr
 """
 
 import contextlib
+import ipaddress
 import json
 
 from tests.testbed.commands import run
@@ -18,10 +19,27 @@ def links() -> set[str]:
 
 def ensure_bridge(layout: Layout) -> None:
     """Make the bridge, with the address that the API server and the registry listen on."""
+    refuse_foreign_owner(layout)
     if layout.bridge not in links():
         run(layout.bridge, ["ip", "link", "add", layout.bridge, "type", "bridge"])
     run(layout.bridge, ["ip", "addr", "replace", f"{layout.host_ip}/24", "dev", layout.bridge])
     run(layout.bridge, ["ip", "link", "set", layout.bridge, "up"])
+
+
+def refuse_foreign_owner(layout: Layout) -> None:
+    """Raise where another interface has the bridge's subnet: nodes would talk to that one and time out."""
+    ours = ipaddress.ip_network(f"{layout.host_ip}/24", strict=False)
+    for link in json.loads(run("network", ["ip", "-j", "-4", "addr"])):
+        addresses = [address["local"] for address in link.get("addr_info", []) if "local" in address]
+        taken = [address for address in addresses if ipaddress.ip_address(address) in ours]
+        if taken and link["ifname"] != layout.bridge:
+            advice = "remove that interface first"
+            if link["ifname"].startswith("ipp-"):
+                owner = link["ifname"].removeprefix("ipp-").split(".")[0]
+                advice = f"it is another cluster's: python -m tests.testbed --name {owner} down"
+            raise ClusterError(
+                layout.bridge, f"{taken[0]} is on {link['ifname']}, and {ours} is this cluster's; {advice}"
+            )
 
 
 def connect(layout: Layout, index: int, pid: int) -> None:

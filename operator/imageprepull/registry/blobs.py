@@ -8,6 +8,7 @@ from imageprepull.registry.errors import ErrorKind
 from imageprepull.registry.transport import Answer
 
 CHUNK = 256 * 1024
+_PARTIAL = 206
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
@@ -15,7 +16,8 @@ class BlobStream:
     """`async for chunk in stream`: bytes from `offset` to the end asked for, each chunk at most 256 KiB.
 
     `host` sent the bytes; `origin` is the registry host that was asked, and that may have redirected to `host`.
-    `offset` is 0 when the host ignored the range that was asked for. Iteration raises RegistryError when the body
+    `offset` is 0 when the host ignored the range that was asked for. `ranged`: it answered 206, so other parts can be
+    asked for at the same time. Iteration raises RegistryError when the body
     is short or too long, the connection breaks, or no byte came for the stall timeout.
     """
 
@@ -23,6 +25,7 @@ class BlobStream:
         self.host = answer.host
         self.origin = origin
         self.offset = offset
+        self.ranged = answer.status == _PARTIAL
         self.left = end - offset
         self._answer = answer
         self._goes_on = goes_on  # A whole blob came where a part of it was asked for.

@@ -73,9 +73,12 @@ async def test_a_part_is_asked_for_by_a_closed_range() -> None:
 
 @pytest.mark.parametrize("respond", [ranged, lambda request: web.Response(body=BODY)])
 async def test_a_stream_says_whether_the_host_does_ranges(respond: Respond) -> None:
-    async with serve(respond) as server, RegistryClient(FixedHosts(server.host())) as client:
-        async with client.open_blob(REFERENCE, BLOB, 0, length=5000) as stream:
-            assert stream.ranged is (respond is ranged)
+    async with (
+        serve(respond) as server,
+        RegistryClient(FixedHosts(server.host())) as client,
+        client.open_blob(REFERENCE, BLOB, 0, length=5000) as stream,
+    ):
+        assert stream.ranged is (respond is ranged)
 
 
 async def test_a_server_that_ignores_the_range_sends_from_zero() -> None:

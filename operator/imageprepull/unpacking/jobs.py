@@ -6,8 +6,6 @@ therefore paths are bytes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 
@@ -20,7 +18,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     entries: int = 10_000_000
     path_bytes: int = 4096
     """Longer names cannot be created anyway; the kernel's PATH_MAX."""
-    depth: int = 1000
     zstd_window: int = 32 << 20
     """Frames that ask for a larger window are left to the portable path: memory stays flat."""
 
@@ -84,9 +81,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 class Refused(Exception):
     """Raised where a layer is unpacked, with the `Refusal` that crosses the socket."""
 
-    def __init__(
-        self, reason: str, message: str, *, entry: str | bytes = b"", final: bool = False
-    ) -> None:
+    def __init__(self, reason: str, message: str, *, entry: str | bytes = b"", final: bool = False) -> None:
         raw = entry.encode("utf-8", "surrogateescape") if isinstance(entry, str) else entry
         super().__init__(f"{message}{f' ({raw[:200]!r})' if raw else ''}")
         self.refusal = Refusal(reason=reason, message=message, entry=raw[:4096], final=final)

@@ -1,0 +1,131 @@
+"""The entries of a tar one by one, with what GNU and PAX headers say about them, as Go's archive/tar finds them.
+
+`stream` gives the bytes; `tree` makes files of the entries and takes each one's content with `Archive.copy`.
+"""
+
+from __future__ import annotations
+
+from imageprepull.unpacking.headers import (
+    BLOCK,
+    DIRECTORY,
+    GNU_LINK,
+    GNU_NAME,
+    HEADER_ONLY,
+    PAX,
+    PAX_GLOBAL,
+    REGULAR,
+    REGULAR_V7,
+    Header,
+    parse_header,
+)
+from imageprepull.unpacking.jobs import Refused
+from imageprepull.unpacking.pax import merge, parse_records
+from imageprepull.unpacking.sparse import Part, read_map, write_sparse
+from imageprepull.unpacking.stream import Stream
+
+_ZEROS = bytes(BLOCK)
+_LONGEST_SPECIAL = 1 << 20
+_SPECIAL = frozenset({PAX, PAX_GLOBAL, GNU_NAME, GNU_LINK})
+
+
+class Archive:
+    """`next` until it returns None; between two calls `copy` at most once."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._left = 0
+        self._padding = 0
+        self._sparse: list[Part] | None = None
+        self._header: Header | None = None
+
+    def next(self) -> Header | None:
+        """The next entry, its unread content passed over; None at the end of the archive. Raises Refused."""
+        stream = self._stream
+        records: dict[bytes, bytes] | None = None
+        long_name = long_link = b""
+        while True:
+            if self._left:
+                stream.skip(self._left)
+                self._left = 0
+            if self._padding and not stream.pad(self._padding):
+                return None
+            self._padding = 0
+            block = stream.block()
+            if not block:
+                return None
+            if block == _ZEROS:
+                second = stream.block()
+                if not second or second == _ZEROS:
+                    return None
+                raise Refused("InvalidLayer", "the tar goes on after one block of zeros")
+            header = parse_header(block)
+            kind = header.type
+            if kind not in _SPECIAL:
+                break
+            content = self._special(header)
+            if kind == PAX:
+                records = parse_records(content)
+            elif kind == GNU_NAME:
+                long_name = content.partition(b"\0")[0]
+            elif kind == GNU_LINK:
+                long_link = content.partition(b"\0")[0]
+            else:
+                return _global(header, content)
+        if header.size < 0 and kind not in HEADER_ONLY:
+            raise Refused("InvalidLayer", "a negative size", entry=header.name)
+        if records is not None:
+            merge(header, records)
+        if long_name:
+            header.name = long_name
+        if long_link:
+            header.linkname = long_link
+        if kind == REGULAR_V7:
+            # Old tars mark directories by a slash.
+            header.type = kind = DIRECTORY if header.name.endswith(b"/") else REGULAR
+        self._header = header
+        self._sparse = None
+        if kind in HEADER_ONLY:
+            self._left = 0
+        else:
+            if header.size < 0:
+                raise Refused("InvalidLayer", "a negative size", entry=header.name)
+            self._left = header.size
+            self._padding = -header.size % BLOCK
+        if records is not None and (found := read_map(header, stream)):
+            self._sparse, taken = found
+            self._left -= taken
+        return header
+
+    def copy(self, descriptor: int) -> None:
+        """Write the content of the entry to a file. Raises Refused, OSError."""
+        stored, self._left = self._left, 0
+        if self._sparse is None:
+            self._stream.copy(stored, descriptor)
+        elif self._header is not None:
+            write_sparse(self._sparse, self._header.size, stored, self._stream, descriptor)
+
+    def drain(self) -> None:
+        """Read what stands behind the end of the archive: it belongs to the digest."""
+        self._stream.drain()
+
+    def _special(self, header: Header) -> bytes:
+        """The content of an entry that describes the next one."""
+        size = header.size
+        if size < 0:
+            raise Refused("InvalidLayer", "a negative size", entry=header.name)
+        if size > _LONGEST_SPECIAL:
+            raise Refused("InvalidLayer", f"a header of {size} bytes", entry=header.name)
+        self._padding = -size % BLOCK
+        return self._stream.read(size)
+
+
+def _global(header: Header, content: bytes) -> Header:
+    """A global header is an entry of its own to containerd, with the name that its records give it."""
+    records = parse_records(content)
+    named = Header()
+    named.type, named.size, named.linkname = PAX_GLOBAL, 0, b""
+    named.mode = named.uid = named.gid = named.mtime = named.major = named.minor = 0
+    named.access_time = None
+    named.name = records.get(b"path") or header.name
+    named.pax = records
+    return named

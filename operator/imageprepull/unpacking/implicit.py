@@ -1,0 +1,64 @@
+"""Directories that no entry (yet) lists, in order of creation: they inherit from lower layers when those are known.
+
+`tree` makes them; `inherit` gives them their attributes at commit, when the parent's chain stands.
+"""
+
+from __future__ import annotations
+
+from imageprepull.unpacking.jobs import ImplicitDirectory
+from imageprepull.unpacking.paths import parent_of
+
+
+class _Record:
+    __slots__ = ("below", "listed", "used")
+
+    def __init__(self, *, below: bool) -> None:
+        self.listed = False
+        self.below = below
+        self.used = False
+
+
+class ImplicitDirectories:
+    """What was made on the way to an entry, by path."""
+
+    def __init__(self) -> None:
+        self._records: dict[bytes, _Record] = {}
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._records
+
+    def __bool__(self) -> bool:
+        return bool(self._records)
+
+    def made(self, path: bytes) -> None:
+        """A directory was made that no entry listed so far."""
+        parent = self._records.get(parent_of(path))
+        self._records[path] = _Record(below=parent is not None)
+
+    def listed(self, path: bytes) -> None:
+        """An entry gave the directory its own owner, mode and times."""
+        if (record := self._records.get(path)) is not None:
+            record.listed = True
+
+    def is_unlisted(self, path: bytes) -> bool:
+        """Whether no entry stands for the directory."""
+        record = self._records.get(path)
+        return record is not None and not record.listed
+
+    def used(self, parent: bytes) -> None:
+        """Something was made or removed in a directory: its mtime is now."""
+        if (record := self._records.get(parent)) is not None:
+            record.used = True
+
+    def removed(self, path: bytes) -> None:
+        """A tree is gone, with all that was recorded of it."""
+        below = path + b"/"
+        for known in [known for known in self._records if known == path or known.startswith(below)]:
+            del self._records[known]
+
+    def freeze(self) -> tuple[ImplicitDirectory, ...]:
+        """In order of creation."""
+        return tuple(
+            ImplicitDirectory(path, record.listed, record.below, record.used)
+            for path, record in self._records.items()
+        )

@@ -1,0 +1,86 @@
+"""Watching a pull from outside: when the CRI answers that the image is there, and who works on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from benchmarks.accounting import Group, anonymous_bytes, command_name
+from imageprepull.runtime.protos import cri_pb2
+
+INTERVAL = 0.05
+"""Seconds between two questions; one costs the daemon well under a millisecond."""
+DAEMON = "containerd"
+
+
+class Watch:
+    """For the time of a `with` block; afterwards `ready` is a time.monotonic(), or None if the CRI never said so."""
+
+    def __init__(self, socket: Path, image: str, group: Group) -> None:
+        self.ready: float | None = None
+        self.image_id = ""
+        """What the CRI said last; "" while it has no such image."""
+        self.at_once: Counter[str] = Counter()
+        """The most processes of one name at a time, by name."""
+        self.anonymous = {"daemon": 0, "others": 0}
+        """The most memory that was not page cache, in bytes."""
+        self._group = group
+        self._channel = grpc.insecure_channel(
+            f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
+        )
+        self._ask = self._channel.unary_unary(
+            "/runtime.v1.ImageService/ImageStatus",
+            request_serializer=cri_pb2.ImageStatusRequest.SerializeToString,
+            response_deserializer=cri_pb2.ImageStatusResponse.FromString,
+        )
+        self._request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=image))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch")
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End; one last question is asked."""
+        self._ended.set()
+        self._thread.join()
+        self._channel.close()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(INTERVAL)
+            if not self.image_id:
+                self._question()
+            self._look()
+
+    def _question(self) -> None:
+        try:
+            answer = self._ask(self._request, timeout=10)
+        except grpc.RpcError:
+            # A busy daemon; the next question comes at once.
+            return
+        if answer.HasField("image"):
+            self.ready = time.monotonic()
+            self.image_id = answer.image.id
+
+    def _look(self) -> None:
+        pids = self._group.pids()
+        names = {pid: command_name(pid) for pid in pids}
+        for name, count in Counter(names.values()).items():
+            self.at_once[name] = max(self.at_once[name], count)
+        memory = {"daemon": 0, "others": 0}
+        for pid, name in names.items():
+            memory["daemon" if name == DAEMON else "others"] += anonymous_bytes(pid)
+        for who, size in memory.items():
+            self.anonymous[who] = max(self.anonymous[who], size)

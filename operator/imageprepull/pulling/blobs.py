@@ -1,7 +1,7 @@
 """Layer blobs: each digest is downloaded once, whoever asks, and ingested into the content store when complete.
 
-`Spool.blob` joins callers that want the same digest; `hold_blob` sees to it that the content store has the blob and
-that the caller's own lease holds it, whoever brought it there.
+`Spool.growing` and `Spool.blob` join callers that want the same digest; `hold_blob` sees to it that the content store
+has the blob and that the caller's own lease holds it, whoever brought it there.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.cleanup import finish_anyway
-from imageprepull.pulling.download import download
+from imageprepull.pulling.connection import Order
+from imageprepull.pulling.download import Source, download
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.growing import Advanced, Growing, SharedBlob
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import ref_key, source_label
 from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.spool import SpoolFile
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 
 CONTENT = "content"
-Advanced = Callable[[int], None]
-"""Told how many contiguous bytes are held; the first time when bytes of an earlier attempt or a stream are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Wanted:
 
     `keep_partial`: a failure leaves the bytes for the caller's next attempt, also one after the last byte came.
     `received` is told (host, bytes) by the download that this caller started, so that bytes are counted once.
+    `source`: where to get the blob without the registry, as `lambda offset: content.stream(digest, offset=offset)`.
     """
 
     reference: Reference
@@ -45,25 +47,7 @@ class Wanted:
     keep_partial: bool
     advanced: Advanced
     received: Callable[[str, int], None]
-
-
-@dataclass(slots=True)
-class _Shared:
-    """A download in progress or just finished, and who uses its file."""
-
-    file: SpoolFile
-    repository: str
-    task: asyncio.Task[None] = field(init=False)
-    users: int = 0
-    started: bool = False
-    keep_partial: bool = False
-    used: bool = False
-    listeners: list[Advanced] = field(default_factory=list)
-
-    @property
-    def failed(self) -> bool:
-        """Whether the download itself ended in an error."""
-        return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
+    source: Source | None = None
 
 
 class Spool:
@@ -72,13 +56,13 @@ class Spool:
     def __init__(
         self, registry: RegistryClient, folder: Path, limiter: Limiter, settings: PullSettings, boot_id: str
     ) -> None:
-        """Nothing is created before the first blob is wanted."""
+        """Nothing is created before the first blob is wanted. Connections are the slots of `limiter`."""
         self.folder = folder
         self._registry = registry
-        self._limiter = limiter
+        self._pool = Pool(limiter, settings)
         self._settings = settings
         self._boot_id = boot_id
-        self._shared: dict[str, _Shared] = {}
+        self._shared: dict[str, SharedBlob] = {}
         # A digest's file is opened by one download at a time, also while the last one is being closed.
         self._opening = KeyedLock()
 
@@ -97,72 +81,84 @@ class Spool:
             PullError: the download failed. One that another image started with another repository and that
                 failed is tried again with our own.
         """
-        digest = wanted.descriptor.digest
-        while True:
-            shared = await self._join(wanted)
-            foreign = shared.repository != wanted.reference.name
-            try:
-                await asyncio.shield(shared.task)
-                yield shared.file.path
-                shared.used = True
-            except PullError:
-                if not (foreign and shared.failed):
-                    raise
-            else:
-                return
-            finally:
-                await finish_anyway(self._leave(digest, shared, wanted), self._settings.cleanup_timeout)
+        async with self.growing(wanted) as growing:
+            yield await growing.verified()
 
-    async def _join(self, wanted: Wanted) -> _Shared:
+    @asynccontextmanager
+    async def growing(self, wanted: Wanted) -> AsyncIterator[Growing]:
+        """The blob while it comes, for the time of the block; it begins when there is a file to read from.
+
+        The file stays until the last block of any user has ended: who needs it later, when others are done with
+        it, enters a block of its own before they leave theirs.
+
+        Raises:
+            PullError: as `blob`.
+        """
+        digest = wanted.descriptor.digest
+
+        async def join(user: Growing) -> tuple[SharedBlob, bool]:
+            shared = await self._join(wanted, user)
+            return shared, shared.repository != wanted.reference.name
+
+        async def leave(user: Growing, shared: SharedBlob) -> None:
+            await self._leave(digest, shared, user)
+
+        growing = Growing(
+            wanted.descriptor.size,
+            priority=wanted.priority,
+            advanced=wanted.advanced,
+            join=join,
+            leave=leave,
+        )
+        content = False
+        try:
+            await growing.enter()
+            yield growing
+            content = True
+        finally:
+            await finish_anyway(growing.leave(content=content), self._settings.cleanup_timeout)
+
+    async def _join(self, wanted: Wanted, user: Growing) -> SharedBlob:
         digest = wanted.descriptor.digest
         async with self._opening.hold(digest):
             shared = self._shared.get(digest)
             if shared is None:
                 file = SpoolFile(self.folder, wanted.descriptor, boot_id=self._boot_id, lease=wanted.lease)
-                shared = _Shared(file=file, repository=wanted.reference.name)
+                shared = SharedBlob(file=file, repository=wanted.reference.name, count=wanted.received)
                 shared.task = asyncio.create_task(
                     self._run(digest, shared, wanted), name=f"download {digest}"
                 )
                 self._shared[digest] = shared
-            shared.users += 1
             shared.keep_partial = shared.keep_partial or wanted.keep_partial
-            shared.listeners.append(wanted.advanced)
-            if shared.started:
-                wanted.advanced(shared.file.held.frontier)
+            shared.join(user)
             return shared
 
-    async def _run(self, digest: str, shared: _Shared, wanted: Wanted) -> None:
-        def received(host: str, count: int, held: int) -> None:
-            shared.started = True
-            if count:
-                wanted.received(host, count)
-            for listener in shared.listeners:
-                listener(held)
-
+    async def _run(self, digest: str, shared: SharedBlob, wanted: Wanted) -> None:
+        order = Order(
+            registry=self._registry,
+            reference=wanted.reference,
+            descriptor=wanted.descriptor,
+            spool=shared.file,
+            pool=self._pool,
+            settings=self._settings,
+            listener=shared,
+        )
         try:
-            await download(
-                self._registry,
-                wanted.reference,
-                wanted.descriptor,
-                shared.file,
-                limiter=self._limiter,
-                priority=wanted.priority,
-                settings=self._settings,
-                received=received,
-            )
-        except BaseException:
+            await download(order, wanted.source)
+        except BaseException as error:
             # Closed before anybody learns of it: whoever tries again opens the same path.
             closing = asyncio.to_thread(shared.file.close, keep=shared.keep_partial)
             await finish_anyway(closing, self._settings.cleanup_timeout)
             if self._shared.get(digest) is shared:
                 del self._shared[digest]
+            if isinstance(error, Exception):
+                shared.ended(error)
             raise
 
-    async def _leave(self, digest: str, shared: _Shared, wanted: Wanted) -> None:
+    async def _leave(self, digest: str, shared: SharedBlob, user: Growing) -> None:
         """The last to leave stops a download that still runs, or deletes the file that nobody needs any more."""
         async with self._opening.hold(digest):
-            shared.users -= 1
-            shared.listeners.remove(wanted.advanced)
+            shared.users.remove(user)
             if shared.users:
                 return
             if self._shared.get(digest) is shared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
@@ -22,6 +22,7 @@ class Limiter:
         self._held = 0
         self._arrivals = itertools.count()
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._watchers: list[Callable[[], None]] = []
 
     @property
     def limit(self) -> int:
@@ -33,6 +34,8 @@ class Limiter:
         # Lowering takes nothing away from those who hold a slot: fewer are let in until enough have left.
         self._limit = max(1, limit)
         self._admit()
+        for watcher in self._watchers:
+            watcher()
 
     @property
     def held(self) -> int:
@@ -47,6 +50,21 @@ class Limiter:
             yield
         finally:
             self._release()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called whenever the limit was set, for as long as the limiter lives."""
+        self._watchers.append(changed)
+
+    def take(self) -> bool:
+        """A slot without waiting, for whoever decides itself who comes next; whether there was one."""
+        if self._held >= self._limit:
+            return False
+        self._held += 1
+        return True
+
+    def give(self) -> None:
+        """Return a slot got by `take`."""
+        self._release()
 
     async def _acquire(self, priority: int) -> None:
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from imageprepull.pulling.width import WidthTerms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,12 +19,23 @@ class PullSettings:
     backoff_cap: float = 30.0
     longest_obeyed_retry_after: float = 60.0
     """A registry that asks for a longer pause ends the attempt: the caller's backoff is made for such times."""
+    range_size: int = 8 * 1024 * 1024
+    """Bytes of one ranged request; a blob that is no larger is asked for as a whole."""
+    small_blob: int = 1024 * 1024
+    """Blobs up to this size may use every connection that is allowed, however narrow the pool is at the time."""
+    rangeless_seconds: float = 600.0
+    """How long a host that answered a range with the whole blob is not asked for ranges again."""
+    width: WidthTerms = field(default_factory=WidthTerms)
     write_batch: int = 2 * 1024 * 1024
     """Bytes gathered before a thread writes and hashes them: fewer hops between loop and thread."""
     longest_batch: float = 0.5
     """Seconds after which a batch is written though it is small, so that a slow download shows that it moves."""
     checkpoint: int = 32 * 1024 * 1024
     """Bytes between two writes of a spool file's range map; what came after the last one is fetched again."""
+    hash_step: int = 8 * 1024 * 1024
+    """Bytes that the hash of a blob may lag behind its frontier, and those it takes at once when it does."""
+    source_stall: float = 60.0
+    """Seconds without a byte after which a blob that the runtime has is asked of the registry instead."""
     lease_seconds: float = 24 * 3600.0
     lease_losses: int = 2
     """How often a pull starts its chain again because lease or snapshots vanished under it."""

@@ -1,8 +1,8 @@
 """The spool: one sparse file per blob beside the runtime's data, and a sidecar that says which bytes are good.
 
-`download` writes here at the bytes' offset; `ingest` (and later the extractor) reads up to the frontier. The
-sidecar names the boot: after a crash of the process the page cache still has the bytes, after one of the machine
-they are not to be believed. It names the lease too, so that a sweep knows whose file it is.
+`filling` writes here at the bytes' offset, from several connections at once; extractor and ingest read up to the
+frontier. The sidecar names the boot: after a crash of the process the page cache still has the bytes, after one of
+the machine they are not to be believed. It names the lease too, so that a sweep knows whose file it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,13 +20,16 @@ import msgspec
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.ranges import RangeMap
 
-_READ = 1024 * 1024
+_READ = 256 * 1024
+"""Bytes read back at once: they are hashed while they are in the processor's cache."""
+_VECTOR = 512
+"""Chunks of one pwritev; the kernel takes 1024."""
 
 
 class _Sha256(Protocol):
     """The part of hashlib's objects that is used; hashlib exports no public name for their type."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -70,7 +74,11 @@ def remove_spool(folder: Path, digest: str) -> None:
 
 
 class SpoolFile:
-    """A blob on its way. Its methods block on the disk: call them in a thread, one at a time."""
+    """A blob on its way. Its methods block on the disk: call them in threads.
+
+    `write` and `hash_on` may run at once, several times each, as long as no two write the same range. The others
+    need the file for themselves. `held` may be read from anywhere.
+    """
 
     def __init__(self, folder: Path, descriptor: Descriptor, *, boot_id: str, lease: str) -> None:
         """Name the file; nothing is opened before `open`."""
@@ -81,14 +89,27 @@ class SpoolFile:
         self._boot_id = boot_id
         self._lease = lease
         self._fd = -1
+        self._read_fd = -1
         self._hash: _Sha256 = hashlib.sha256()
         self._hashed = 0
         self._noted = 0
+        self._map_lock = threading.Lock()
+        self._hash_lock = threading.Lock()
+        self._note_lock = threading.Lock()
 
     @property
     def opened(self) -> bool:
         """Whether `open` was called and `close` was not."""
         return self._fd >= 0
+
+    @property
+    def unhashed(self) -> int:
+        """Bytes below the frontier that the hash has not seen."""
+        return self.held.frontier - self._hashed
+
+    def reader(self) -> int:
+        """A new read-only descriptor of the file as it is now, the caller's to close. Does not block."""
+        return os.dup(self._read_fd)
 
     def open(self) -> None:
         """Open or create the file and believe the ranges that this boot's sidecar vouches for."""
@@ -101,7 +122,7 @@ class SpoolFile:
         )
         if not believed:
             remove_spool(self._folder, self.digest)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._open_file()
         if believed and known is not None:
             written = os.fstat(self._fd).st_size
             self.held = RangeMap(
@@ -109,46 +130,69 @@ class SpoolFile:
                 [(start, end) for start, end in known.ranges if end <= written and start <= end],
             )
         self._noted = self.held.held
-        self._hash_frontier()
 
     def write(self, offset: int, chunks: Sequence[bytes], *, note_every: int) -> None:
-        """Write `chunks` at `offset`, follow the frontier with the hash, note the ranges every so many bytes."""
-        start = offset
-        for chunk in chunks:
-            remaining = memoryview(chunk)
-            while remaining:
-                written = os.pwrite(self._fd, remaining, offset)
-                offset += written
-                remaining = remaining[written:]
-        self.held.add(start, offset)
-        if start == self._hashed:
-            # The usual case, sequential arrival: no need to read back what is in hand.
-            for chunk in chunks:
-                self._hash.update(chunk)
-            self._hashed = offset
-        self._hash_frontier()
+        """Write `chunks` at `offset`, and note the ranges every so many bytes.
+
+        Bytes that are held already stay as they are: the hash and consumers have seen them.
+        """
+        end = offset + sum(map(len, chunks))
+        wanted = list(self.held.missing(offset, end))
+        if wanted == [(offset, end)]:
+            self._put(offset, chunks)
+        elif wanted:
+            whole = memoryview(b"".join(chunks))
+            for start, stop in wanted:
+                self._put(start, [whole[start - offset : stop - offset]])
+        with self._map_lock:
+            self.held.add(offset, end)
+        # The usual case, bytes in order: no need to read back what is in hand. Else `hash_on` catches up.
+        if self._hash_lock.acquire(blocking=False):
+            try:
+                if self._hashed == offset and wanted == [(offset, end)]:
+                    for chunk in chunks:
+                        self._hash.update(chunk)
+                    self._hashed = end
+            finally:
+                self._hash_lock.release()
         if self.held.held - self._noted >= note_every:
             self.note()
 
+    def hash_on(self, limit: int) -> None:
+        """Let the hash follow the frontier by at most `limit` bytes, read back from the page cache."""
+        with self._hash_lock:
+            buffer = memoryview(bytearray(min(_READ, limit)))
+            end = min(self.held.frontier, self._hashed + limit)
+            while self._hashed < end:
+                count = os.preadv(self._fd, [buffer[: end - self._hashed]], self._hashed)
+                if not count:
+                    raise OSError(f"{self.path} is shorter than the {end} bytes written to it")
+                self._hash.update(buffer[:count])
+                self._hashed += count
+
     def matches(self) -> bool:
         """Whether the complete blob has the digest it is named by."""
+        self.hash_on(self.held.size)
         return self.held.complete and f"sha256:{self._hash.hexdigest()}" == self.digest
 
     def reset(self) -> None:
-        """Forget every byte: they were not this blob's."""
-        sidecar_path(self._folder, self.digest).unlink(missing_ok=True)
-        os.ftruncate(self._fd, 0)
+        """Forget every byte: they were not this blob's. Who reads them goes on seeing them: the file is a new one."""
+        remove_spool(self._folder, self.digest)
+        self._close_file()
+        self._open_file()
         self.held = RangeMap(self.held.size)
         self._hash = hashlib.sha256()
         self._hashed = self._noted = 0
 
     def note(self) -> None:
         """Write the range map beside the bytes, replacing the old one in one step."""
-        sidecar = Sidecar(self.digest, self.held.size, self._boot_id, self._lease, self.held.ranges)
-        draft = _draft_path(self._folder, self.digest)
-        draft.write_bytes(msgspec.json.encode(sidecar))
-        draft.replace(sidecar_path(self._folder, self.digest))
-        self._noted = self.held.held
+        with self._note_lock:
+            held = self.held.ranges
+            sidecar = Sidecar(self.digest, self.held.size, self._boot_id, self._lease, held)
+            draft = _draft_path(self._folder, self.digest)
+            draft.write_bytes(msgspec.json.encode(sidecar))
+            draft.replace(sidecar_path(self._folder, self.digest))
+            self._noted = sum(end - start for start, end in held)
 
     def close(self, *, keep: bool) -> None:
         """Close the file; with `keep` its ranges are noted for the next attempt, else it is deleted.
@@ -165,16 +209,32 @@ class SpoolFile:
             keep = False
             raise
         finally:
-            with contextlib.suppress(OSError):  # nothing is lost: the bytes are in the page cache already.
-                os.close(self._fd)
-            self._fd = -1
+            self._close_file()
             if not keep:
                 remove_spool(self._folder, self.digest)
 
-    def _hash_frontier(self) -> None:
-        while self._hashed < self.held.frontier:
-            data = os.pread(self._fd, min(_READ, self.held.frontier - self._hashed), self._hashed)
-            if not data:
-                raise OSError(f"{self.path} is shorter than the {self.held.frontier} bytes written to it")
-            self._hash.update(data)
-            self._hashed += len(data)
+    def _open_file(self) -> None:
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._read_fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+
+    def _close_file(self) -> None:
+        for fd in (self._fd, self._read_fd):
+            with contextlib.suppress(OSError):  # nothing is lost: the bytes are in the page cache already.
+                os.close(fd)
+        self._fd = self._read_fd = -1
+
+    def _put(self, offset: int, chunks: Sequence[bytes | memoryview]) -> None:
+        for first in range(0, len(chunks), _VECTOR):
+            left = list(chunks[first : first + _VECTOR])
+            while left:
+                written = os.pwritev(self._fd, left, offset)
+                offset += written
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = memoryview(left[0])[written:]

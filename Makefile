@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export IMAGEPREPULL_CACHE ?= $(HOME)/.cache/imageprepull
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-unit test-containerd test-cluster demo demo-down protos crds constraints clean
+.PHONY: help setup lint format test test-unit test-containerd test-cluster demo demo-down bench protos crds constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -54,6 +54,11 @@ demo: setup  ## the main job, shown on a throw-away cluster on this machine
 
 demo-down: setup  ## stop the demo's cluster; leaves nothing behind
 	$(BIN)/python -m tests.testbed --name demo down
+
+bench: setup  ## compare pulls with containerd's own; more in BENCH='--image all --rounds 5'
+	@$(BIN)/python -m tests.testbed packages
+	@$(BIN)/python -m tests.testbed build containerd cri-tools
+	$(BIN)/python -m benchmarks $(BENCH)
 
 protos: setup  ## generate the gRPC messages from runtime/protos/src
 	$(BIN)/python operator/imageprepull/runtime/protos/generate.py

@@ -7,6 +7,7 @@ snapshot behind, which the `containerd` fixture checks at its end.
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_da
 
 VERSIONS = ("1.6", "2.4")
 SNAPSHOTTER = "overlayfs"
+# A shell that runs us in the background has us ignore it, and every process that we start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ How to read the table
               kept and that the layers were written to disk (syncfs); of containerd it includes the blobs only
     on disk   done, and a syncfs of the file system after it: what both have when a power cut costs nothing
     CPU       seconds of user and system time of daemon, command and all their children between exec and exit.
-              The registry, the kernel's write-back and everything else are not in it
+              "of daemon" is containerd's part with the decompressors that it starts. The registry, the kernel's write-back and everything else are not in it
     other     CPU seconds that the machine spent on anything else but contender and registry meanwhile, the
               kernel's own threads included. Much more than other runs have: somebody else was working, distrust
               the wall clock, trust the CPU

@@ -92,6 +92,40 @@ def _remove(found: Group) -> None:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process at one moment: its parent, its name (15 characters), its own CPU seconds."""
+
+    parent: int
+    name: str
+    cpu: float
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """None for one that has gone."""
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return cls.parse(text, os.sysconf("SC_CLK_TCK"))
+
+    @classmethod
+    def parse(cls, text: str, ticks: int) -> Process:
+        """From /proc/PID/stat, whose name may have spaces and parentheses."""
+        head, _, tail = text.rpartition(")")
+        words = tail.split()
+        return cls(int(words[1]), head.partition("(")[2], (int(words[11]) + int(words[12])) / ticks)
+
+
+def role(pid: int, processes: dict[int, Process]) -> str:
+    """A process's name, with "/" for each ancestor of the same name: an agent's workers are told from it."""
+    process = processes[pid]
+    depth, parent = 0, process.parent
+    while parent in processes and processes[parent].name == process.name:
+        depth, parent = depth + 1, processes[parent].parent
+    return process.name + "/" * depth
+
+
 def anonymous_bytes(pid: int) -> int:
     """Memory of a process that is not page cache (RssAnon); 0 for one that has gone."""
     try:
@@ -100,11 +134,3 @@ def anonymous_bytes(pid: int) -> int:
         return 0
     match = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
     return int(match[1]) << 10 if match else 0
-
-
-def command_name(pid: int) -> str:
-    """What a process is called; "" for one that has gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

@@ -17,7 +17,7 @@ from tests.testbed.daemon import spawn
 from tests.testbed.errors import ClusterError
 from tests.testbed.proxy_client import ProxyClient
 
-INTERVAL = 0.25
+INTERVAL = 0.1
 """Seconds between two looks at the proxy's account."""
 
 

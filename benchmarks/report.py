@@ -27,6 +27,7 @@ class Summary:
     done: float
     on_disk: float
     cpu: float
+    daemon_cpu: float
     registry_cpu: float
     other_cpu: float
     fastest: float
@@ -60,6 +61,7 @@ def summary(name: str, runs: Sequence[Result]) -> Summary:
         done=median(run.done for run in runs),
         on_disk=median(run.on_disk for run in runs),
         cpu=median(run.cpu for run in runs),
+        daemon_cpu=median(run.cpu - run.command_cpu for run in runs),
         registry_cpu=median(run.registry_cpu for run in runs),
         other_cpu=median(run.other_cpu for run in runs),
         fastest=min(run.ready for run in runs),
@@ -85,7 +87,7 @@ def table(title: str, rows: Sequence[Summary]) -> Table:
     drawn = Table(title=title, title_justify="left")
     linked = any(row.link_share is not None for row in rows)
     drawn.add_column("contender", no_wrap=True)
-    headers = ["runs", "ready s", "range", "done s", "on disk s", "CPU s", "registry", "other"]
+    headers = ["runs", "ready s", "range", "done s", "on disk s", "CPU s", "of daemon", "registry", "other"]
     headers += ["ours/ready", "ours/done", "ours/CPU"]
     headers += ["link used", "beyond link s"] if linked else []
     for header in headers:
@@ -100,6 +102,7 @@ def table(title: str, rows: Sequence[Summary]) -> Table:
             f"{row.done:.1f}",
             f"{row.on_disk:.1f}",
             f"{row.cpu:.1f}",
+            f"{row.daemon_cpu:.1f}",
             f"{row.registry_cpu:.1f}",
             f"{row.other_cpu:.1f}",
         ]
@@ -138,6 +141,7 @@ def document(settings: dict[str, Any], environment: dict[str, Any], outcomes: Se
                 "done": row.done,
                 "onDisk": row.on_disk,
                 "cpu": row.cpu,
+                "daemonCpu": row.daemon_cpu,
                 "oursDividedByThis": ratios(ours, row) if ours else None,
             }
             for row in rows

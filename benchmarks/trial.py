@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -51,6 +53,10 @@ class Result:
     done: float
     on_disk: float
     cpu: float
+    command_cpu: float
+    """Of `cpu`, what the command and its children took; the rest is the daemon's."""
+    cpu_by_role: dict[str, float]
+    """As last seen of each process: see `Watch.cpu_by_role`."""
     registry_cpu: float
     other_cpu: float
     stolen_cpu: float
@@ -69,6 +75,14 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a command left: its standard output, CPU seconds of it and its children."""
+
+    output: str
+    cpu: float
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """A contender's daemon on a disk that nobody has used."""
 
@@ -83,8 +97,8 @@ class Bench:
         link = self.conditions.link
         return self.conditions.registry.reference(image, link.host if link else "")
 
-    def pull(self, image: Image) -> str:
-        """Run the command; what it said on its standard output. Raises PullFailed."""
+    def pull(self, image: Image) -> Said:
+        """Run the command to its end. Raises PullFailed."""
         command = self.contender.command_line(
             image=self.reference(image),
             socket=self.daemon.socket,
@@ -93,20 +107,24 @@ class Bench:
         )
         output, errors = self.daemon.folder / "stdout", self.daemon.folder / "stderr"
         with output.open("wb") as out, errors.open("wb") as err:
-            done = subprocess.run(  # noqa: S603 - commands of contenders
+            process = subprocess.Popen(  # noqa: S603 - commands of contenders
                 self.group.entering(command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 env={"PATH": PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8"},
-                timeout=PULL_SECONDS,
-                check=False,
             )
-        if done.returncode:
+            # Not Popen's own wait: it throws the usage away.
+            overdue = threading.Timer(PULL_SECONDS, process.kill)
+            overdue.start()
+            _, status, usage = os.wait4(process.pid, 0)
+            overdue.cancel()
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
             said = errors.read_text(errors="replace")[-2000:]
             name, log = self.contender.name, self.daemon.log_tail(15)
-            raise PullFailed(f"{name} ended with {done.returncode}: {said}\n{log}")
-        return output.read_text(errors="replace")
+            raise PullFailed(f"{name} ended with {process.returncode}: {said}\n{log}")
+        return Said(output.read_text(errors="replace"), usage.ru_utime + usage.ru_stime)
 
     def measure(self, image: Image) -> Result:
         """The pull that counts. Raises PullFailed when the image is not there afterwards."""
@@ -131,13 +149,15 @@ class Bench:
             done=done,
             on_disk=done + self.disk.sync(),
             cpu=cpu,
+            command_cpu=said.cpu,
+            cpu_by_role=watch.cpu_by_role(),
             registry_cpu=registry_cpu,
             other_cpu=now.busy - clock.busy - cpu - registry_cpu,
             stolen_cpu=now.stolen - clock.stolen,
             anonymous=dict(watch.anonymous),
             at_once=dict(watch.at_once),
             registry=asked,
-            inside=_document(said),
+            inside=_document(said.output),
             present=self.again(image),
             link=link.use().as_json() if link else None,
         )

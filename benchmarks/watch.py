@@ -11,11 +11,13 @@ from typing import Self
 
 import grpc
 
-from benchmarks.accounting import Group, anonymous_bytes, command_name
+from benchmarks.accounting import Group, Process, anonymous_bytes, role
 from imageprepull.runtime.protos import cri_pb2
 
 INTERVAL = 0.05
 """Seconds between two questions; one costs the daemon well under a millisecond."""
+LOOK_EVERY = 4
+"""Questions per look at the processes, which costs more."""
 DAEMON = "containerd"
 
 
@@ -30,6 +32,7 @@ class Watch:
         """The most processes of one name at a time, by name."""
         self.anonymous = {"daemon": 0, "others": 0}
         """The most memory that was not page cache, in bytes."""
+        self._cpu: dict[tuple[int, str], float] = {}
         self._group = group
         self._channel = grpc.insecure_channel(
             f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
@@ -56,13 +59,22 @@ class Watch:
         self._thread.join()
         self._channel.close()
 
+    def cpu_by_role(self) -> dict[str, float]:
+        """CPU seconds as last seen of each process, by `role`: what it did in its last moments is missing."""
+        found: dict[str, float] = {}
+        for (_, name), seconds in self._cpu.items():
+            found[name] = found.get(name, 0.0) + seconds
+        return found
+
     def _run(self) -> None:
-        last = False
+        turn, last = 0, False
         while not last:
             last = self._ended.wait(INTERVAL)
             if not self.image_id:
                 self._question()
-            self._look()
+            if turn % LOOK_EVERY == 0:
+                self._look()
+            turn += 1
 
     def _question(self) -> None:
         try:
@@ -75,12 +87,13 @@ class Watch:
             self.image_id = answer.image.id
 
     def _look(self) -> None:
-        pids = self._group.pids()
-        names = {pid: command_name(pid) for pid in pids}
-        for name, count in Counter(names.values()).items():
+        seen = {pid: Process.of(pid) for pid in self._group.pids()}
+        processes = {pid: process for pid, process in seen.items() if process is not None}
+        for name, count in Counter(process.name for process in processes.values()).items():
             self.at_once[name] = max(self.at_once[name], count)
         memory = {"daemon": 0, "others": 0}
-        for pid, name in names.items():
-            memory["daemon" if name == DAEMON else "others"] += anonymous_bytes(pid)
+        for pid, process in processes.items():
+            memory["daemon" if process.name == DAEMON else "others"] += anonymous_bytes(pid)
+            self._cpu[pid, role(pid, processes)] = process.cpu
         for who, size in memory.items():
             self.anonymous[who] = max(self.anonymous[who], size)

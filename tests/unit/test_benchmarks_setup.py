@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accounting import Process, role
 from benchmarks.contenders import Contender, custom
 from benchmarks.corpus import HUGE, Found, choose, divide, small_layers, walk
 from benchmarks.daemon import RANGE_BYTES, Setup
@@ -74,7 +75,7 @@ def test_one_pass_makes_the_same_tree_in_each_compression(tmp_path: Path) -> Non
     gzipped, packed = built[Compression.GZIP], built[Compression.ZSTD]
     assert [layer.diff_id for layer in gzipped] == [layer.diff_id for layer in packed]
     assert whole is not None
-    with tarfile.open(fileobj=whole.blob.open(), mode="r|gz") as archive:
+    with whole.blob.open() as file, tarfile.open(fileobj=file, mode="r|gz") as archive:
         names = [entry.name.rpartition("/")[2] for entry in archive if entry.isfile()]
     assert names == ["first", "second"]
     assert sorted(path.name for path in blobs.iterdir()) == sorted(
@@ -136,6 +137,28 @@ def test_only_a_large_tmpfs_is_in_the_way() -> None:
 def test_idle_time_is_no_work() -> None:
     clock = CpuClock.parse("cpu  100 10 50 9999 777 3 2 40 0 0\ncpu0 …\n", 100)
     assert (clock.busy, clock.stolen) == (1.65, 0.4)
+
+
+def test_a_process_may_be_called_anything() -> None:
+    text = "7 (a (b) c) S 3 7 7 0 -1 0 0 0 0 0 150 50 0 0 20 0 1 0"
+    assert Process.parse(text, 100) == Process(3, "a (b) c", 2.0)
+
+
+def test_an_agents_workers_are_told_from_it() -> None:
+    processes = {
+        1: Process(0, "containerd", 0),
+        2: Process(0, "agent", 0),
+        3: Process(2, "agent", 0),
+        4: Process(3, "agent", 0),
+        5: Process(1, "igzip", 0),
+    }
+    assert [role(pid, processes) for pid in processes] == [
+        "containerd",
+        "agent",
+        "agent/",
+        "agent//",
+        "igzip",
+    ]
 
 
 def test_limits_add_up_for_an_image() -> None:

@@ -1,0 +1,135 @@
+"""The Linux calls that confinement needs and Python 3.11 does not offer. Errors are OSError with the call's name."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+AT_EMPTY_PATH = 0x1000
+OPEN_TREE_CLONE = 1
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+
+# The C library wraps none of these on the oldest distribution that has our Python.
+_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "seccomp": 317, "open_tree": 428, "mount_setattr": 442},
+    "aarch64": {"pivot_root": 41, "seccomp": 277, "open_tree": 428, "mount_setattr": 442},
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, argument: int = 0) -> int:
+    """Ask or tell the kernel about this process; only one argument matters in what we use."""
+    result: int = _libc.prctl(
+        option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
+    )
+    return _checked(result, f"prctl({option}, {argument})")
+
+
+def name_process(name: str) -> None:
+    """What `ps -o comm` and the OOM killer's report show; 15 bytes."""
+    text = ctypes.create_string_buffer(name.encode())
+    prctl(PR_SET_NAME, ctypes.addressof(text))
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces in `flags` for new ones; os.unshare is Python 3.12."""
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Mount, or change how something is mounted."""
+    texts = [None if text is None else text.encode() for text in (source, target, kind)]
+    option_text = None if options is None else options.encode()
+    _checked(_libc.mount(*texts, ctypes.c_ulong(flags), option_text), f"mount {target}")
+
+
+def unmount(target: str, flags: int) -> None:
+    """Take a mount away."""
+    _checked(_libc.umount2(target.encode(), flags), f"umount {target}")
+
+
+def pivot_root(new: str, old: str) -> None:
+    """Exchange the root of this mount namespace."""
+    syscall("pivot_root", ctypes.c_char_p(new.encode()), ctypes.c_char_p(old.encode()))
+
+
+def detached_mount(directory: int, attributes: int) -> int:
+    """A mount of the open `directory` and what is below it, attached nowhere; returns an fd of its root.
+
+    `..` ends at its root, whatever a process that holds the fd tries.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.12 (mount_setattr), EPERM without CAP_SYS_ADMIN.
+    """
+    empty = ctypes.c_char_p(b"")
+    tree = syscall(
+        "open_tree",
+        ctypes.c_int(directory),
+        empty,
+        ctypes.c_uint(OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, tree)
+        wanted = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+        syscall(
+            "mount_setattr",
+            ctypes.c_int(tree),
+            empty,
+            ctypes.c_uint(AT_EMPTY_PATH),
+            ctypes.byref(wanted),
+            ctypes.c_size_t(ctypes.sizeof(wanted)),
+        )
+        # open_tree gives an O_PATH descriptor: no listing, no fchmod.
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+
+
+def syscall(name: str, *arguments: object) -> int:
+    """A call by its number. ctypes values only: an int would be cut to 32 bits."""
+    number = _NUMBERS.get(platform.machine(), {}).get(name)
+    if number is None:
+        raise OSError(f"no number of {name} known for {platform.machine()}")
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    return _checked(result, name)
+
+
+def capset(header: ctypes.Array[ctypes.c_uint32], sets: ctypes.Array[ctypes.c_uint32]) -> None:
+    """Set this thread's capabilities."""
+    _checked(_libc.capset(header, sets), "capset")
+
+
+def capget(header: ctypes.Array[ctypes.c_uint32], sets: ctypes.Array[ctypes.c_uint32]) -> None:
+    """Read this thread's capabilities into `sets`."""
+    _checked(_libc.capget(header, sets), "capget")
+
+
+def _checked(result: int, call: str) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result

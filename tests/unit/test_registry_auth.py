@@ -198,7 +198,8 @@ async def test_a_token_that_was_good_and_is_refused_is_renewed_once() -> None:
 async def test_a_fresh_token_that_is_refused_is_not_got_again() -> None:
     async with token_service(revoked={"token-1", "token-2"}) as service, client(service.server) as registry:
         error = await failure(registry)
-        assert (error.kind, error.reason, error.status) == (ErrorKind.CREDENTIALS, "CredentialsRejected", 401)
+        # Anybody gets such a token: it is not ours that was refused.
+        assert (error.kind, error.reason, error.status) == (ErrorKind.CREDENTIALS, "DeniedOrMissing", 401)
         assert service.issued == 1
 
 
@@ -267,7 +268,7 @@ async def test_a_password_is_sent_when_asked_for_and_from_then_on() -> None:
 async def test_a_wrong_password_is_sent_once() -> None:
     async with serve(basic("alice", "x")) as server, client(server, ALICE) as registry:
         assert (await failure(registry)).reason == "CredentialsRejected"
-        assert len(server.requests) == 2
+        assert sum("Authorization" in request.headers for request in server.requests) == 1
 
 
 async def test_no_password_where_one_is_wanted() -> None:

@@ -134,7 +134,7 @@ async def test_a_digest_is_asked_for_and_held_to() -> None:
 
 async def test_something_that_is_no_manifest_is_refused() -> None:
     with pytest.raises(InvalidManifest):
-        await resolve(lambda request: web.Response(text="<html>", content_type="text/html"))
+        await resolve(lambda request: web.Response(text='{"a": 1}', content_type="text/html"))
 
 
 # Documents
@@ -218,7 +218,7 @@ async def test_the_error_is_the_upstreams_and_names_what_the_mirrors_said() -> N
         with pytest.raises(RegistryError) as caught:
             await registry.resolve(REFERENCE)
         assert caught.value.reason == "NotFound"
-        assert f"{first.address} MalformedDocument" in str(caught.value)
+        assert f"{first.address} NotARegistryAnswer" in str(caught.value)
 
 
 async def test_a_mirror_that_may_not_resolve_is_not_asked_for_tags() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,12 @@ def test_plain_http_with_tls_settings_is_tried_by_https_first(tmp_path: Path) ->
         skip_verify = true
         [host."http://b.example:5000"]
         [host."http://c.example"]
-        skip_verify = true
+        skip_verify = false
+        [host."http://d.example:80"]
+        client = "d.pem"
         """,
     )
-    assert [host.https_first for host in found[:3]] == [True, False, False]
+    assert [host.https_first for host in found[:4]] == [True, False, True, False]
 
 
 # Capabilities, CAs
@@ -188,10 +191,19 @@ def test_ca_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("surprise = 1", "'surprise'"),
-        ('[host."https://a.example"]\nclient = "x.pem"', "'client' in .*a.example"),
-        ('[host."https://a.example"]\noverride_path = true', "'override_path'"),
-        ('[host."https://a.example".header]\nx = "y"', "'header'"),
+        ('[host."https://a.example"]\nclient = 1', r"a.example\"\]: 'client' must be"),
+        ('[host."https://a.example"]\nclient = [["a", "b", "c"]]', "'client': .* is neither"),
+        ('[host."https://a.example"]\nclient = [1]', "'client': 1 is neither"),
+        ('[host."https://a.example"]\nclient = [[]]', "'client': .* is neither"),
+        ('[host."https://a.example"]\noverride_path = "yes"', "'override_path' must be true or false"),
+        ('[host."https://a.example"]\nheader = "x"', "'header' must be a table"),
+        ('[host."https://a.example".header]\nx = 1', "'header': 'x' must be"),
+        ('[host."https://a.example".header]\nx = "a\\r\\nb"', "'header': 'x' or its value cannot"),
+        ('[host."https://a.example".header]\n"x y" = "a"', "'header': 'x y' or its value cannot"),
+        ('[host."https://a.example"]\ndial_timeout = "soon"', "'dial_timeout': 'soon' is not a duration"),
+        ('[host."https://a.example"]\ndial_timeout = "30"', "'dial_timeout': '30' is not a duration"),
+        ('[host."https://a.example"]\ndial_timeout = 30', "'dial_timeout' must be a string"),
+        ("dial_timeout = 30", "the root: 'dial_timeout' must be a string"),
         ('server = "https://a"\nhost = 1', "'host' must be tables"),
         ('[host]\n"https://a.example" = 1', "must be a table"),
         ('[host."https://a.example"]\ncapabilities = ["pul"]', "unknown capability 'pul'"),
@@ -204,8 +216,7 @@ def test_ca_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ('[host."https://a.example?x=1"]', "must be http"),
         ('[host."https://a.example:port"]', "not a URL"),
         ('[host."https://"]', "must be http"),
-        ("server = 1", "'server' must be a URL"),
-        ('server = ""', "'server' must be a URL"),
+        ("server = 1", "'server' must be a string"),
         ("not toml", "not TOML"),
         ("a = 1\na = 2", "not TOML"),
     ],
@@ -269,6 +280,160 @@ def test_dockers_certificates_are_used_where_there_is_no_hosts_toml(tmp_path: Pa
         (folder / name).touch()
     (host,) = HostsConfig([tmp_path]).lookup(REGISTRY)
     assert (host.url, host.ca) == ("https://registry.example/v2", (folder / "a.crt", folder / "b.crt"))
-    (folder / "client.cert").touch()
-    with pytest.raises(InvalidHostsFile, match="client certificates"):
-        HostsConfig([tmp_path]).lookup(REGISTRY)
+    for name in ("with.cert", "with.key", "both.cert", "other.key"):
+        (folder / name).touch()
+    (host,) = HostsConfig([tmp_path]).lookup(REGISTRY)
+    assert host.client == ((folder / "both.cert", None), (folder / "with.cert", folder / "with.key"))
+
+
+def test_an_empty_file_counts_as_none(tmp_path: Path) -> None:
+    write(tmp_path, REGISTRY, "")
+    (tmp_path / REGISTRY / "a.crt").touch()
+    (host,) = HostsConfig([tmp_path]).lookup(REGISTRY)
+    assert host.ca == (tmp_path / REGISTRY / "a.crt",)
+
+
+# The keys of a host, and what containerd makes of odd files
+
+
+def test_client_certificates_come_in_every_shape_that_containerd_takes(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path,
+        """
+        client = "root.pem"
+        [host."https://a.example"]
+        client = "a.pem"
+        [host."https://b.example"]
+        client = ["b1.pem", "/etc/b2.pem"]
+        [host."https://c.example"]
+        client = [["c.cert", "c.key"], ["d.pem", ""], ["e.pem"]]
+        """,
+    )
+    folder = tmp_path / REGISTRY
+    assert [host.client for host in found] == [
+        ((folder / "a.pem", None),),
+        ((folder / "b1.pem", None), (Path("/etc/b2.pem"), None)),
+        ((folder / "c.cert", folder / "c.key"), (folder / "d.pem", None), (folder / "e.pem", None)),
+        ((folder / "root.pem", None),),
+    ]
+
+
+def test_headers_are_strings_or_lists_and_never_shown(tmp_path: Path) -> None:
+    mirror, upstream = lookup(
+        tmp_path,
+        """
+        [host."https://a.example"]
+        [host."https://a.example".header]
+        authorization = "Basic c2VjcmV0"
+        x-custom = ["one", "two"]
+        """,
+    )
+    assert mirror.headers == (("authorization", "Basic c2VjcmV0"), ("x-custom", "one, two"))
+    assert upstream.headers == ()
+    assert "c2VjcmV0" not in repr(mirror)
+
+
+def test_dial_timeouts_are_durations_of_go(tmp_path: Path) -> None:
+    found = lookup(
+        tmp_path,
+        """
+        dial_timeout = "1m30s"
+        [host."https://a.example"]
+        dial_timeout = "500ms"
+        [host."https://b.example"]
+        dial_timeout = "0"
+        [host."https://c.example"]
+        dial_timeout = ""
+        """,
+    )
+    assert [host.dial_timeout for host in found] == [0.5, None, None, 90]
+
+
+@pytest.mark.parametrize(
+    ("url", "override", "path"),
+    [
+        ("https://a.example", False, "/v2"),
+        ("https://a.example/", False, "/v2"),
+        ("https://a.example/v2/", False, "/v2"),
+        ("https://a.example//x/../y/", False, "/y/v2"),
+        ("https://a.example/v2/ns", False, "/v2/ns/v2"),
+        ("https://a.example/v2/ns", True, "/v2/ns"),
+        ("https://a.example/api/docker/repo/", True, "/api/docker/repo"),
+        ("https://a.example", True, ""),
+    ],
+)
+def test_v2_is_appended_as_containerd_does(tmp_path: Path, url: str, override: bool, path: str) -> None:
+    text = f'[host."{url}"]\noverride_path = {str(override).lower()}'
+    assert lookup(tmp_path, text)[0].url == f"https://a.example{path}"
+
+
+def test_unknown_keys_are_ignored_as_containerd_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = 'surprise = 1\n[host."https://a.example"]\ncapabilites = ["push"]\n'
+    assert lookup(tmp_path, text) == [
+        RegistryHost("https://a.example/v2", is_proxy=True), default_host(REGISTRY)
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "capabilites" in said
+    HostsConfig([tmp_path]).lookup(REGISTRY)
+    assert capsys.readouterr().out == "", "once, though the file is read for every pull"
+
+
+def test_keys_match_in_any_case(tmp_path: Path) -> None:
+    assert lookup(tmp_path, '[host."https://a.example"]\nSkip_Verify = true')[0].skip_verify
+
+
+def test_a_host_without_a_table_of_its_own_is_not_seen(tmp_path: Path) -> None:
+    text = '[host]\n"https://inline.example" = { skip_verify = true }\n[host."https://a.example"]\n'
+    assert [host.name for host in lookup(tmp_path, text)] == ["a.example", REGISTRY]
+
+
+def test_a_host_with_a_header_table_only_is_seen_once_and_in_its_place(tmp_path: Path) -> None:
+    text = """
+    [host."https://a.example".header]
+    x = "y"
+    [ host . 'https://b.example' ]   # spelled otherwise
+    [host."https://a.example"]
+    skip_verify = true
+    """
+    found = lookup(tmp_path, text)
+    assert [host.name for host in found] == ["a.example", "b.example", REGISTRY]
+    assert (found[0].headers, found[0].skip_verify) == ((("x", "y"),), True)
+
+
+def test_capabilities_are_all_where_the_list_is_empty_or_the_server_is_not_named(tmp_path: Path) -> None:
+    mirror, upstream = lookup(
+        tmp_path, 'capabilities = ["push"]\n[host."https://a.example"]\ncapabilities = []'
+    )
+    assert mirror.capabilities == upstream.capabilities == CAPABILITIES
+    assert lookup(tmp_path / "2", 'server = "https://b.example"\ncapabilities = ["Pull"]')[
+        0
+    ].capabilities == {"pull"}
+
+
+def test_an_empty_server_is_the_registry_itself(tmp_path: Path) -> None:
+    assert lookup(tmp_path, 'server = ""') == [default_host(REGISTRY)]
+
+
+@pytest.mark.parametrize("folder", ["[fd00::1]_5000_", "[fd00::1]:5000"])
+def test_ipv6_registries_and_hosts(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, folder, '[host."http://[fd00::2]:5000"]\n[host."https://[fd00::3]/x"]')
+    found = HostsConfig([tmp_path]).lookup("[fd00::1]:5000")
+    assert [host.url for host in found] == [
+        "http://[fd00::2]:5000/v2", "https://[fd00::3]/x/v2", "https://[fd00::1]:5000/v2"
+    ]  # fmt: skip
+    assert found[0].name == "[fd00::2]:5000"
+
+
+def test_what_has_not_changed_is_not_parsed_again(tmp_path: Path) -> None:
+    path = write(tmp_path, REGISTRY, '[host."https://a.example"]')
+    for entry in (path, path.parent):
+        os.utime(entry, (1, 1))
+    config = HostsConfig([tmp_path])
+    config._known.limit = 1
+    first = config.lookup(REGISTRY)
+    path.write_text('[host."https://b.example"]')
+    os.utime(path, (1, 1))
+    assert config.lookup(REGISTRY)[0].name == "b.example", "the time of its last change cannot be set"
+    assert first[0].name == "a.example"

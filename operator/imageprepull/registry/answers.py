@@ -12,6 +12,22 @@ MAX_RETRY_AFTER = 3600.0
 _XML = re.compile(r"<Code>([^<]{1,60})</Code>(?:.*?<Message>([^<]{0,400})</Message>)?", re.DOTALL)
 
 
+# GHCR names the pause in its text only: `retry-after: 880.092µs, allowed: 44000/minute`.
+_TEXT_PAUSE = re.compile(r"(?i)retry[- ]after:?\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|µs|μs|us|ns|s|m|h)?")
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "": 1.0,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+MIN_TEXT_PAUSE = 1.0
+
+
 class _Error(msgspec.Struct):
     code: str = ""
     message: str | None = None
@@ -55,3 +71,12 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)
     return min(max((date - (now or datetime.now(UTC))).total_seconds(), 0.0), MAX_RETRY_AFTER)
+
+
+def parse_pause(text: str) -> float | None:
+    """Seconds to wait from the text of a refusal; at least one, since such texts count in microseconds."""
+    found = _TEXT_PAUSE.search(text)
+    if found is None:
+        return None
+    pause = float(found.group(1)) * _UNITS[(found.group(2) or "").lower()]
+    return min(max(pause, MIN_TEXT_PAUSE), MAX_RETRY_AFTER)

@@ -35,7 +35,8 @@ class RegistryError(Exception):
     `reason` is a CamelCase word for the status of an object. `host` is the one that answered or should have,
     `request` is like `GET /v2/…`, `status` is None without an answer. `code` is the registry's own word
     (`MANIFEST_UNKNOWN`), `retry_after` is in seconds. `message` is bounded and holds neither secrets nor
-    control characters. `str()` is one line.
+    control characters. `str()` is one line. `others` are the errors of the hosts that were asked before.
+    `unanswered`: not even the head of an answer came, which speaks of the host and not of what was asked for.
     """
 
     def __init__(
@@ -60,12 +61,17 @@ class RegistryError(Exception):
         self.code = clean(code, 60)
         self.retry_after = retry_after
         self.others = tuple(others)
+        self.unanswered = False
         super().__init__(self.message)
 
     @property
     def retryable(self) -> bool:
         """Whether the same request can succeed later without anybody changing anything."""
         return self.kind in (ErrorKind.TEMPORARY, ErrorKind.THROTTLED)
+
+    def explain(self, more: str) -> None:
+        """Add to the message what was learnt after the error."""
+        self.message = clean(f"{self.message}; {more}")
 
     def __str__(self) -> str:
         parts = [self.host, self.request and f"{self.request}:", self.status and str(self.status), self.code]
@@ -92,6 +98,8 @@ def clean(text: str, limit: int = MAX_MESSAGE) -> str:
 
 _THROTTLE_CODES = frozenset({"TOOMANYREQUESTS", "SlowDown", "ThrottlingException", "RequestLimitExceeded"})
 _THROTTLE_WORDS = ("rate exceeded", "rate limit", "too many requests", "slow down")
+# nginx says so with 400, others with 403, where TLS itself let us pass.
+_CERTIFICATE_WORDS = ("no required ssl certificate", "ssl certificate error", "client certificate")
 # What a presigned URL answers when it is stale: asking the registry again gives a fresh one.
 _STALE_TARGET = frozenset({400, 401, 403, 404, 410})
 
@@ -108,9 +116,11 @@ def classify(
         authenticated: whether the request carried credentials or a token got with them.
         redirected: whether the answer came from where the registry had sent us, not from the registry.
     """
+    certificate = status in (400, 403) and any(word in message.lower() for word in _CERTIFICATE_WORDS)
     throttled = code in _THROTTLE_CODES or any(word in message.lower() for word in _THROTTLE_WORDS)
     table: tuple[tuple[bool, ErrorKind, str], ...] = (
         (status == 429 or (throttled and status in (403, 503)), ErrorKind.THROTTLED, "Throttled"),  # noqa: PLR2004
+        (certificate, ErrorKind.CREDENTIALS, "ClientCertificateWanted"),
         (redirected and status in _STALE_TARGET, ErrorKind.TEMPORARY, "RedirectTargetRefused"),
         (status == 401 and authenticated, ErrorKind.CREDENTIALS, "CredentialsRejected"),  # noqa: PLR2004
         (status in (401, 403), ErrorKind.CREDENTIALS, "DeniedOrMissing"),
@@ -132,5 +142,5 @@ def verdict(errors: Sequence[RegistryError]) -> RegistryError:
     429 says nothing about the image; an upstream's 404 does.
     """
     last = errors[-1]
-    last.others = tuple(errors[:-1])
+    last.others = tuple(error for error in errors[:-1] if error is not last)
     return last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imageprepull.registry.errors import RegistryError
@@ -25,6 +25,8 @@ class RegistryHost:
 
     `https_first`: the scheme is http, but https is tried before it, as containerd does for localhost and where
     TLS settings are given. `is_proxy`: not the reference's own host; it is told that one by `?ns=`.
+    `client` are pairs of certificate and key file, the key None where one file has both. `headers` go with each
+    request to this host and nowhere else; they may hold secrets. `dial_timeout` is in seconds.
     """
 
     url: str
@@ -33,6 +35,9 @@ class RegistryHost:
     skip_verify: bool = False
     https_first: bool = False
     is_proxy: bool = False
+    client: tuple[tuple[Path, Path | None], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    dial_timeout: float | None = None
 
     @property
     def name(self) -> str:

@@ -1,7 +1,14 @@
-"""One folder of certs.d: its hosts.toml, or docker's `*.crt` files where there is none."""
+"""One folder of certs.d: its hosts.toml, or docker's `*.crt`, `*.cert` and `*.key` files where there is none.
+
+The rules are those of containerd's `core/remotes/docker/config/hosts.go`. One is not followed: a file that containerd
+logs as broken and passes over is an error here, since the pull would silently go elsewhere. `hosts_keys.py` reads
+the single keys.
+"""
 
 from __future__ import annotations
 
+import posixpath
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,123 +16,160 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imageprepull.registry.host import CAPABILITIES, InvalidHostsFile, RegistryHost
+import structlog
 
-KNOWN_KEYS = frozenset({"capabilities", "ca", "skip_verify"})
+from imageprepull.registry.host import CAPABILITIES, InvalidHostsFile, RegistryHost
+from imageprepull.registry.hosts_keys import Table
+
+KNOWN_KEYS = frozenset(
+    {"capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"}
+)
 ROOT_KEYS = KNOWN_KEYS | {"server", "host"}
+_HEADER = re.compile(r"^[ \t]*\[(?!\[)[^\n]*", re.MULTILINE)
+_noted: set[tuple[str, str]] = set()
+log = structlog.get_logger(__name__)
 
 
 def read_folder(folder: Path, upstream: RegistryHost) -> list[RegistryHost]:
     """The hosts of a folder: those of hosts.toml in the order of the file, then its `server` or else `upstream`.
 
     Raises:
-        InvalidHostsFile: unreadable, or with something that this version does not know.
+        InvalidHostsFile: names the file, the key, and what is wrong with it.
     """
     path = folder / "hosts.toml"
     try:
-        text = path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
-        return [_docker_style(folder, upstream)]
+        data = b""
     except OSError as error:
         raise InvalidHostsFile(path, f"cannot be read: {error.strerror}") from error
+    if not data:
+        return [_docker_style(folder, upstream)]
     try:
-        document = tomllib.loads(text.decode())
+        text = data.decode()
+        document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidHostsFile(path, f"is not TOML: {error}") from None
-    return parse(document, path, upstream)
+    return _parse(document, _table_order(text), path, upstream)
 
 
-def parse(document: Mapping[str, Any], path: Path, upstream: RegistryHost) -> list[RegistryHost]:
-    """The hosts of a hosts.toml that was read from `path`; tomllib keeps the order of its tables."""
-    _refuse_unknown(document, ROOT_KEYS, path, "")
+def _parse(
+    document: Mapping[str, Any], order: list[str], path: Path, upstream: RegistryHost
+) -> list[RegistryHost]:
+    _note_unknown(document, ROOT_KEYS, path, "")
     tables = document.get("host", {})
     if not isinstance(tables, dict):
         raise InvalidHostsFile(path, "'host' must be tables of the form [host.\"https://…\"]")
-    hosts = []
-    for url, table in tables.items():
-        where = f'[host."{url}"]'
-        if not isinstance(table, dict):
-            raise InvalidHostsFile(path, f"{where} must be a table")
-        _refuse_unknown(table, KNOWN_KEYS, path, f" in {where}")
-        hosts.append(_host(url, table, path, where))
-    server = document.get("server")
-    if server is None:
-        own = {key: document[key] for key in KNOWN_KEYS & document.keys()}
-        settings = _host(upstream.url, own, path, "the root")
-        hosts.append(
-            replace(
-                settings,
-                skip_verify=settings.skip_verify or upstream.skip_verify,
-                https_first=settings.https_first or upstream.https_first,
+    for url, values in tables.items():
+        if not isinstance(values, dict):
+            raise InvalidHostsFile(path, f'[host."{url}"] must be a table')
+        _note_unknown(values, KNOWN_KEYS, path, f' in [host."{url}"]')
+        if url not in order:
+            _note(
+                path, f"host {url!r} has no table of its own, so that containerd does not see it, nor do we"
             )
-        )
-    else:
-        if not isinstance(server, str) or not server:
-            raise InvalidHostsFile(path, "'server' must be a URL")
-        hosts.append(_host(server, document, path, "'server'"))
-    return hosts
+    hosts = [_host(url, Table(tables[url], path, f'[host."{url}"]')) for url in order if url in tables]
+    root = Table(document, path, "the root")
+    server = root.text("server")
+    if server:
+        return [*hosts, _host(server, replace(root, where="'server'"))]
+    own = _settings(upstream.url, root)
+    # containerd gives a server that is not named all capabilities, and loopback is not verified whatever is said.
+    return [
+        *hosts,
+        replace(
+            own,
+            capabilities=CAPABILITIES,
+            skip_verify=own.skip_verify or upstream.skip_verify,
+            https_first=own.https_first or upstream.https_first,
+        ),
+    ]
 
 
-def _host(url: str, table: Mapping[str, Any], path: Path, where: str) -> RegistryHost:
-    if "://" not in url:
+def _host(url: str, table: Table) -> RegistryHost:
+    """One host by its URL, as `parseHostConfig` reads it."""
+    written = url
+    if not url.startswith("http"):
         url = f"https://{url}"
     try:
         parts = urlsplit(url)
-        port = parts.port
+        parts.port  # noqa: B018 - raises on a bad one
     except ValueError as error:
-        raise InvalidHostsFile(path, f"{where}: {url!r} is not a URL: {error}") from None
+        raise table.wrong(f"{written!r} is not a URL: {error}") from None
     if (
         parts.scheme not in ("http", "https")
         or not parts.hostname
         or "@" in parts.netloc
+        or parts.netloc.endswith(":")
         or parts.query
         or parts.fragment
     ):
-        raise InvalidHostsFile(path, f"{where}: {url!r} must be http(s)://host[:port][/path]")
-    base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-    ca = _paths(table.get("ca"), path, where)
-    skip_verify = table.get("skip_verify", False)
-    if not isinstance(skip_verify, bool):
-        raise InvalidHostsFile(path, f"{where}: 'skip_verify' must be true or false")
+        raise table.wrong(f"{written!r} must be http(s)://host[:port][/path]")
+    root = "/" + posixpath.normpath(parts.path or "/").strip("/")
+    if not root.endswith("/v2") and not table.flag("override_path"):
+        root += "/v2"
+    return _settings(f"{parts.scheme}://{parts.netloc}/{root.strip('/')}".rstrip("/"), table)
+
+
+def _settings(url: str, table: Table) -> RegistryHost:
+    ca, client, skip_verify = table.paths("ca"), table.pairs("client"), table.flag("skip_verify")
+    # A port of 80 says what is meant; any other may be either, and with TLS settings TLS is likelier.
+    ambiguous = url.startswith("http:") and urlsplit(url).port != 80  # noqa: PLR2004
+    configured = ca is not None or client is not None or skip_verify is not None
     return RegistryHost(
-        url=base if base.endswith("/v2") else f"{base}/v2",
-        capabilities=_capabilities(table.get("capabilities"), path, where),
-        ca=ca,
-        skip_verify=skip_verify,
-        https_first=parts.scheme == "http" and bool(ca or skip_verify) and port not in (None, 80),
+        url=url,
+        capabilities=table.capabilities(CAPABILITIES),
+        ca=ca or (),
+        client=client or (),
+        skip_verify=bool(skip_verify),
+        headers=table.headers("header"),
+        dial_timeout=table.duration("dial_timeout"),
+        https_first=ambiguous and configured,
     )
 
 
-def _capabilities(value: Any, path: Path, where: str) -> frozenset[str]:
-    if value is None:
-        return CAPABILITIES
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise InvalidHostsFile(path, f"{where}: 'capabilities' must be a list of strings")
-    unknown = sorted(set(value) - CAPABILITIES)
-    if unknown:
-        raise InvalidHostsFile(
-            path, f"{where}: unknown capability {unknown[0]!r}; known are {', '.join(sorted(CAPABILITIES))}"
-        )
-    return frozenset(value)
+def _table_order(text: str) -> list[str]:
+    """The hosts in the order of their `[host."…"]` lines; those that stand inline in another table have none."""
+    order: list[str] = []
+    for line in _HEADER.findall(text):
+        try:
+            found = tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue  # a line of a longer string or list
+        tables = found.get("host")
+        if isinstance(tables, dict):
+            order += [url for url in tables if url not in order]
+    return order
 
 
-def _paths(value: Any, path: Path, where: str) -> tuple[Path, ...]:
-    entries = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise InvalidHostsFile(path, f"{where}: 'ca' must be a path or a list of paths")
-    return tuple(path.parent / entry for entry in entries)
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: frozenset[str], path: Path, where: str) -> None:
+def _note_unknown(table: Mapping[str, Any], known: frozenset[str], path: Path, where: str) -> None:
     for key in table:
-        if key not in known:
-            raise InvalidHostsFile(
-                path, f"unknown or not yet supported key {key!r}{where}; known are {', '.join(sorted(known))}"
-            )
+        if key.lower() not in known:
+            _note(path, f"key {key!r}{where} is not known; it is ignored, as containerd does")
+
+
+def _note(path: Path, problem: str) -> None:
+    """Say it once: the file is read for every pull."""
+    if (str(path), problem) not in _noted and len(_noted) < 1000:  # noqa: PLR2004
+        _noted.add((str(path), problem))
+        log.warning("a hosts.toml says something without effect", file=str(path), problem=problem)
 
 
 def _docker_style(folder: Path, upstream: RegistryHost) -> RegistryHost:
-    client = sorted(folder.glob("*.cert"))
-    if client:
-        raise InvalidHostsFile(client[0], "client certificates are not supported yet")
-    return replace(upstream, ca=tuple(sorted(folder.glob("*.crt"))))
+    try:
+        names = sorted(path for path in folder.iterdir() if not path.is_dir())
+    except OSError as error:
+        raise InvalidHostsFile(folder, f"cannot be read: {error.strerror}") from error
+    ca = tuple(path for path in names if path.name.endswith(".crt"))
+    pairs: list[tuple[Path, Path | None]] = []
+    for path in names:
+        if path.name.endswith(".cert"):
+            key = path.with_name(path.name.removesuffix(".cert") + ".key")
+            pairs.append((path, key if key.exists() else None))
+    ambiguous = upstream.url.startswith("http:") and urlsplit(upstream.url).port != 80  # noqa: PLR2004
+    return replace(
+        upstream,
+        ca=ca,
+        client=tuple(pairs),
+        https_first=upstream.https_first or (ambiguous and bool(ca or pairs)),
+    )

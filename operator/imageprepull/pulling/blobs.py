@@ -18,7 +18,7 @@ from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.connection import Order
 from imageprepull.pulling.download import Source, download
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.growing import Advanced, Growing, SharedBlob
+from imageprepull.pulling.growing import Advanced, Growing, SharedBlob, SpoolRestarted
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import ref_key, source_label
 from imageprepull.pulling.limiter import Limiter
@@ -82,7 +82,7 @@ class Spool:
                 failed is tried again with our own.
         """
         async with self.growing(wanted) as growing:
-            yield await growing.verified()
+            yield await _verified(growing)
 
     @asynccontextmanager
     async def growing(self, wanted: Wanted) -> AsyncIterator[Growing]:
@@ -168,6 +168,15 @@ class Spool:
             if not shared.task.cancelled() and shared.task.exception() is None:
                 keep = shared.keep_partial and not shared.used
                 await asyncio.to_thread(shared.file.close, keep=keep)
+
+
+async def _verified(growing: Growing) -> Path:
+    """For who has not looked at the bytes before: wrong ones are none of its business."""
+    while True:
+        try:
+            return await growing.verified()
+        except SpoolRestarted:
+            await growing.again()
 
 
 async def hold_blob(

@@ -101,8 +101,11 @@ async def _read(order: Order, owner: Owner, stream: BlobStream) -> None:
 
     async def write() -> None:
         at, chunks = offset, batch
-        await in_thread(lambda: spool.write(at, chunks, note_every=settings.checkpoint))
-        owner.received(stream.host, gathered)
+        try:
+            await in_thread(lambda: spool.write(at, chunks, note_every=settings.checkpoint))
+        finally:
+            # Also when cancelled meanwhile: the bytes came, and are there.
+            owner.received(stream.host, gathered)
 
     try:
         async for chunk in stream:

@@ -66,7 +66,10 @@ class Filling:
             PullError: what the registry said last of a range that cannot be had.
         """
         spool, pool = self._order.spool, self._order.pool
-        if spool.opened and spool.held.complete:
+        if spool.held.complete:
+            if not spool.opened:  # an empty blob: there is nothing to begin.
+                await in_thread(spool.open)
+                self._order.listener.opened()
             return
         try:
             async with asyncio.TaskGroup() as group:

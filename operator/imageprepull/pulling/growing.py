@@ -96,10 +96,11 @@ class SharedBlob:
 
 
 class Growing:
-    """A consumer's view. `fd` is a read-only file of the blob, for pread; `frontier` says how far it may be read.
+    """One consumer's view. `fd` is a read-only file of the blob, for pread; `frontier` says how far it may be read.
 
-    Where the frontier fails with SpoolRestarted: throw away what was made of the bytes, `await again()`, and go on
-    with the new `fd` and `frontier`. Nothing may be believed before `verified` has returned.
+    When `frontier` or `verified` raises SpoolRestarted: throw away what was made of the bytes, `await again()`, and
+    go on with the new `fd` and `frontier`. Before `verified` has returned nothing may be believed, neither what was
+    made of the bytes nor that they cannot be used.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Growing:
         self._foreign = False
         self._fds: list[int] = []
         self._following = False
-        self._turn = asyncio.Lock()
+        self._stale = asyncio.Event()
 
     @property
     def fd(self) -> int:
@@ -153,31 +154,28 @@ class Growing:
 
     async def again(self) -> None:
         """After SpoolRestarted: wait until there is a file to start anew with. Raises as `enter`."""
-        async with self._turn:
-            if self._elsewhere():
-                await self._part_with()
-                await self.enter()
+        if self._elsewhere():
+            await self._part_with()
+            await self.enter()
+        self._stale.clear()
 
     async def verified(self) -> Path:
         """Wait until the whole blob is here and has its digest; its path.
 
         Raises:
-            PullError: the download failed. One that another image began with its own repository, and that failed,
-                is begun again with ours: `frontier` has failed with SpoolRestarted then.
+            SpoolRestarted: not what has been read so far; it is being downloaded again, or will be by `again`.
+            PullError: the download failed.
         """
-        while True:
-            async with self._turn:
-                shared = self._part()
-            try:
-                await asyncio.shield(shared.task)
-            except PullError:
-                async with self._turn:
-                    ours = self._shared is shared and not self._elsewhere()
-                if ours:
-                    raise
-                await self.again()
-            else:
-                return shared.file.path
+        shared = self._part()
+        stale = asyncio.ensure_future(self._stale.wait())
+        try:
+            await asyncio.wait([stale, shared.task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stale.cancel()
+        if self._stale.is_set() or self._elsewhere():
+            raise SpoolRestarted
+        shared.task.result()
+        return shared.file.path
 
     async def leave(self, *, content: bool) -> None:
         """Close what was open. `content`: the consumer has got what it wanted."""
@@ -196,6 +194,8 @@ class Growing:
     def restart(self, file: SpoolFile) -> None:
         """For the download: the file is another one. Who waits or reads on learns of it by the old frontier."""
         self._fds.append(file.reader())
+        if self._following:
+            self._stale.set()
         self._following = True
         old, self.frontier = self.frontier, Frontier(file.held.size, file.held.frontier)
         old.fail(SpoolRestarted())

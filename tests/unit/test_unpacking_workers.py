@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,25 @@ async def test_many_jobs_at_once_keep_apart(workers: Workers, tmp_path: Path) ->
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(number)) for number in range(60)]
     assert [task.result() for task in tasks] == [f"got {number}" for number in range(60)]
+
+
+async def test_no_job_is_lost_while_the_zygote_is_busy(workers: Workers, tmp_path: Path) -> None:
+    async def one(number: int) -> object:
+        (tmp_path / str(number)).mkdir()
+        return await Stage(workers, tmp_path / str(number)).ask("noop")
+
+    room = workers._control.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    workers._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    os.kill(workers._pid, signal.SIGSTOP)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(number)) for number in range(40)]
+            await until(lambda: workers._writable is not None)
+            os.kill(workers._pid, signal.SIGCONT)
+    finally:
+        os.kill(workers._pid, signal.SIGCONT)
+        workers._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+    assert [task.result() for task in tasks] == ["done"] * 40
 
 
 async def test_a_refusal_keeps_its_fields(stage: Stage) -> None:
@@ -299,3 +319,38 @@ def test_the_death_of_the_agent_takes_zygote_and_workers_along(tmp_path: Path) -
     process.wait()
     process.stdout.close()
     asyncio.run(until(lambda: all(gone(int(pid)) for pid in pids)))
+
+
+async def test_a_frontier_lets_pass_what_is_there() -> None:
+    frontier = Frontier(100, 10)
+    assert await frontier.beyond(9) == 10
+    waiting = [asyncio.create_task(frontier.beyond(10)) for _ in range(3)]
+    await until(lambda: awaited(frontier))
+    frontier.advance(10)
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    frontier.advance(60)
+    assert await asyncio.gather(*waiting) == [60, 60, 60]
+    frontier.advance(100)
+    assert await frontier.beyond(100) == 100
+    assert frontier.complete
+    assert repr(frontier) == "<Frontier 100/100>"
+
+
+async def test_a_frontier_fails_for_all_and_for_good() -> None:
+    frontier = Frontier(100)
+    waiting = asyncio.create_task(frontier.beyond(0))
+    await until(lambda: awaited(frontier))
+    frontier.fail(ConnectionError("first"))
+    frontier.fail(ConnectionError("second"))
+    with pytest.raises(ConnectionError, match="first"):
+        await waiting
+    with pytest.raises(ConnectionError, match="first"):
+        await frontier.beyond(0)
+
+
+@pytest.mark.parametrize("held", [9, 101])
+def test_a_frontier_never_goes_back_or_too_far(held: int) -> None:
+    frontier = Frontier(100, 10)
+    with pytest.raises(ValueError, match="cannot move"):
+        frontier.advance(held)

@@ -58,6 +58,8 @@ def run(sock: socket.socket, zygote: int, nice: int, trade: Trade) -> NoReturn:
     """Be a worker. Never returns; the exit status is 0 if an answer was sent, or the agent is gone."""
     status = 1
     try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         die_with_parent(zygote)
         kernel.name_process("unpack-worker")
         os.nice(nice)
@@ -77,7 +79,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def close_all_but(kept: Sequence[int]) -> None:
-    """Close every other descriptor."""
+    """Close every other descriptor below this process's limit."""
     low = 0
     for descriptor in sorted(kept):
         if low < descriptor:  # CPython 3.11 takes (0, 0) for everything

@@ -36,6 +36,8 @@ __all__ = ["WorkerDied", "Workers"]
 
 STALL = 600.0
 """Seconds without progress, and without waiting for the download, after which a worker is given up."""
+_PROBE = 30.0
+"""Seconds for the first answer; the zygote's imports take a fraction of one."""
 _CLOSE = 5.0
 """Seconds for the zygote to go by itself."""
 _PACKET = 4096
@@ -59,6 +61,7 @@ class Workers:
         self._numbers = itertools.count(1)
         self._ended: dict[int, asyncio.Future[int]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._writable: asyncio.Future[None] | None = None
         self._decoder = msgspec.msgpack.Decoder(FromZygote)
 
     def __repr__(self) -> str:
@@ -88,10 +91,13 @@ class Workers:
         me = os.getpid()
         pid = os.fork()
         if pid == 0:
-            # Its imports are not the caller's: they would cost every start of an agent or a command.
-            from imageprepull.unpacking.zygote import serve  # noqa: PLC0415
+            try:
+                # Its imports are not the caller's: they would cost every start of an agent or a command.
+                from imageprepull.unpacking.zygote import serve  # noqa: PLC0415
 
-            serve(theirs.detach(), me, Settings(confine, nice, extract, inherit))
+                serve(theirs.detach(), me, Settings(confine, nice, extract, inherit))
+            finally:
+                os._exit(1)  # whatever happens, this is not a second agent
         theirs.close()
         return cls(ours, pid, confine=confine, stall=stall)
 
@@ -145,7 +151,11 @@ class Workers:
             with contextlib.ExitStack() as stack:
                 root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
                 stack.callback(os.close, root)
-                await self._run(Task("probe", b"", 1), [self._view(stack, root)], None, lambda _: None, 0)
+                view = self._view(stack, root)
+                async with asyncio.timeout(_PROBE):
+                    await self._run(Task("probe", b"", 1), [view], None, lambda _: None, 0)
+        except TimeoutError:
+            self.why_not = f"no worker answered within {_PROBE:.0f} s"
         except (WorkerDied, OSError) as error:
             self.why_not = str(error)
         else:
@@ -193,7 +203,7 @@ class Workers:
             conversation = Conversation(ours, self._stall, frontier, progress)
             try:
                 with theirs:
-                    self._send(Start(number, nice), theirs.fileno())
+                    await self._send(Start(number, nice), theirs.fileno())
                 result = await conversation.hold(task, descriptors)
             except BaseException as error:
                 try:
@@ -226,7 +236,7 @@ class Workers:
         try:
             async with asyncio.timeout(self._stall):
                 if not ended.done():
-                    self._send(Kill(number))
+                    await self._send(Kill(number))
                 try:
                     return await ended
                 except WorkerDied:
@@ -280,13 +290,30 @@ class Workers:
             if not ended.done():
                 ended.set_exception(WorkerDied("the workers' parent process died"))
 
-    def _send(self, message: ToZygote, *descriptors: int) -> None:
-        """To the zygote, which always listens. Some 250 packets fit before it has heard one: start fewer at once."""
+    async def _send(self, message: ToZygote, *descriptors: int) -> None:
+        """To the zygote; waits where it has some hundred packets to read, as while it still imports."""
         packet = msgspec.msgpack.encode(message)
-        try:
-            socket.send_fds(self._control, [packet], descriptors)
-        except (BrokenPipeError, ConnectionResetError):
-            self._lost()
+        while True:
+            try:
+                socket.send_fds(self._control, [packet], descriptors)
+            except BlockingIOError:
+                await self._room()
+            except (BrokenPipeError, ConnectionResetError):
+                return self._lost()
+            else:
+                return None
+
+    async def _room(self) -> None:
+        """Wait until the control socket takes packets again; all who wait share one watch."""
+        loop = asyncio.get_running_loop()
+        if self._writable is None or self._writable.done():
+            self._writable = loop.create_future()
+            loop.add_writer(self._control.fileno(), self._has_room, self._writable)
+        await asyncio.wait([self._writable])
+
+    def _has_room(self, writable: asyncio.Future[None]) -> None:
+        asyncio.get_running_loop().remove_writer(self._control.fileno())
+        writable.set_result(None)
 
 
 def _death(status: int) -> WorkerDied:

@@ -7,10 +7,12 @@ in the agent is workers.py; its children are worker.py.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gc
 import hashlib
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -24,6 +26,8 @@ from imageprepull.unpacking.confine import Confinement, forbid_imports
 from imageprepull.unpacking.messages import Ended, FromZygote, Kill, NotForked, Settings, Start, ToZygote
 
 _PACKET = 4096
+_OPEN_FILES = 4096
+"""Also bounds what a worker closes one by one on old kernels."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """They go to whole process groups; the agent ends first, in its own time, and takes us along."""
 
@@ -49,7 +53,14 @@ def _let_go(control: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(null, descriptor)
-    worker.close_all_but([0, 1, 2, control])
+    # Not closerange up to the limit: before Linux 5.9 that is a million calls where there is no limit.
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in {0, 1, 2, control}:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(descriptor)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         if signal.getsignal(number) not in {signal.SIG_DFL, None}:
@@ -142,8 +153,6 @@ class Zygote:
                 self._tell(NotForked(number, error.errno or 0))
                 return
             if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 worker.run(sock, me, nice, self._trade)
         self._pids[number] = pid
         self._numbers[pid] = number

@@ -4,8 +4,8 @@ Every contender pulls the same image from the same registry onto an ext4 that wa
 alternate within a round, and the table has the medians over the rounds.
 
 How to read the table
-    ready     seconds from exec of the pull command until the CRI (or the command's own exit, when that comes first)
-              says that the image is there: from then on a pod starts without a pull
+    ready     seconds from exec of the pull command until the CRI has the image and its topmost snapshot is committed,
+              or until the command's own exit if that comes first: from then on a pod starts without a pull
     done      seconds from exec until the command has ended. Of `imageprepull` this includes that compressed blobs are
               kept and that the layers were written to disk (syncfs); of containerd it includes the blobs only
     on disk   done, and a syncfs of the file system after it: what both have when a power cut costs nothing

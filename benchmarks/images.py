@@ -31,6 +31,8 @@ class Image:
     manifest: str
     manifest_type: str
     config: str
+    chain: str
+    """Chain ID of the topmost layer: the snapshot that is there last."""
     layers: tuple[str, ...]
     """Digests, the lowest first."""
     compressed: int
@@ -118,6 +120,7 @@ class Store:
             manifest=image.digest,
             manifest_type=image.manifest.media_type,
             config=image.config.digest,
+            chain=image.chain_ids[-1],
             layers=tuple(layer.blob.digest for layer in layers),
             compressed=sum(layer.blob.size for layer in layers),
             unpacked=sum(one.size for one in files),

@@ -12,37 +12,50 @@ from typing import Self
 import grpc
 
 from benchmarks.accounting import Group, Process, anonymous_bytes, role
-from imageprepull.runtime.protos import cri_pb2
+from benchmarks.images import Image
+from imageprepull.runtime.protos import cri_pb2, snapshots_pb2
 
 INTERVAL = 0.05
 """Seconds between two questions; one costs the daemon well under a millisecond."""
+PATIENCE = 10.0
+"""Seconds after the command's end."""
+NAMESPACE = (("containerd-namespace", "k8s.io"),)
 LOOK_EVERY = 4
 """Questions per look at the processes, which costs more."""
 DAEMON = "containerd"
 
 
 class Watch:
-    """For the time of a `with` block; afterwards `ready` is a time.monotonic(), or None if the CRI never said so."""
+    """For the time of a `with` block; afterwards `ready` is a time.monotonic(), or None if it never was.
 
-    def __init__(self, socket: Path, image: str, group: Group) -> None:
+    Ready means that the CRI has the image and the topmost snapshot is committed: containerd's own client writes the
+    image's record before it unpacks.
+    """
+
+    def __init__(self, socket: Path, reference: str, image: Image, group: Group) -> None:
         self.ready: float | None = None
-        self.image_id = ""
-        """What the CRI said last; "" while it has no such image."""
         self.at_once: Counter[str] = Counter()
         """The most processes of one name at a time, by name."""
         self.anonymous = {"daemon": 0, "others": 0}
         """The most memory that was not page cache, in bytes."""
+        self._config = image.config
         self._cpu: dict[tuple[int, str], float] = {}
         self._group = group
         self._channel = grpc.insecure_channel(
             f"unix:{socket}", options=[("grpc.default_authority", "localhost")]
         )
-        self._ask = self._channel.unary_unary(
+        self._image_status = self._channel.unary_unary(
             "/runtime.v1.ImageService/ImageStatus",
             request_serializer=cri_pb2.ImageStatusRequest.SerializeToString,
             response_deserializer=cri_pb2.ImageStatusResponse.FromString,
         )
-        self._request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=image))
+        self._image = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=reference))
+        self._stat = self._channel.unary_unary(
+            "/containerd.services.snapshots.v1.Snapshots/Stat",
+            request_serializer=snapshots_pb2.StatSnapshotRequest.SerializeToString,
+            response_deserializer=snapshots_pb2.StatSnapshotResponse.FromString,
+        )
+        self._snapshot = snapshots_pb2.StatSnapshotRequest(snapshotter="overlayfs", key=image.chain)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch")
 
@@ -54,7 +67,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End; one last question is asked."""
+        """End: at once when the image is there, else after `PATIENCE`, for the CRI hears of others' pulls by events."""
         self._ended.set()
         self._thread.join()
         self._channel.close()
@@ -67,24 +80,29 @@ class Watch:
         return found
 
     def _run(self) -> None:
-        turn, last = 0, False
-        while not last:
-            last = self._ended.wait(INTERVAL)
-            if not self.image_id:
-                self._question()
-            if turn % LOOK_EVERY == 0:
+        turn, patience = 0, PATIENCE
+        while self.ready is None or not self._ended.is_set():
+            if self._ended.wait(INTERVAL):
+                patience -= INTERVAL
+                time.sleep(INTERVAL)
+                if patience < 0:
+                    return
+            elif turn % LOOK_EVERY == 0:
                 self._look()
+            if self.ready is None and self._is_ready():
+                self.ready = time.monotonic()
             turn += 1
 
-    def _question(self) -> None:
+    def _is_ready(self) -> bool:
         try:
-            answer = self._ask(self._request, timeout=10)
+            answer = self._image_status(self._image, timeout=10)
+            if answer.image.id != self._config:
+                return False
+            self._stat(self._snapshot, timeout=10, metadata=NAMESPACE)
         except grpc.RpcError:
-            # A busy daemon; the next question comes at once.
-            return
-        if answer.HasField("image"):
-            self.ready = time.monotonic()
-            self.image_id = answer.image.id
+            # A busy daemon, or no such snapshot yet; the next question comes at once.
+            return False
+        return True
 
     def _look(self) -> None:
         seen = {pid: Process.of(pid) for pid in self._group.pids()}

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Store:
     made.blobs.mkdir()
     for digest, data in ((MANIFEST, b"{}"), (CONFIG, b"config"), (LAYER, b"0123456789")):
         made.blob(digest).write_bytes(data)
-    image = Image("eight", MANIFEST, "application/x-manifest", CONFIG, (LAYER,), 10, 20, 1)
+    image = Image("eight", MANIFEST, "application/x-manifest", CONFIG, CONFIG, (LAYER,), 10, 20, 1)
     (tmp_path / "eight.json").write_text(json.dumps(asdict(image)))
     return made
 

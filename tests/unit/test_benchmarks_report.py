@@ -19,7 +19,7 @@ from benchmarks.plan import Outcome, Turn, turns
 from benchmarks.report import document, ratios, show, summaries, summary
 from benchmarks.trial import Result
 
-IMAGE = Image("eight", "sha256:m", "type", "sha256:c", ("sha256:l",), 10, 20, 3)
+IMAGE = Image("eight", "sha256:m", "type", "sha256:c", "sha256:t", ("sha256:l",), 10, 20, 3)
 RESULT = Result(
     contender="ours",
     image="eight",

@@ -163,9 +163,9 @@ def test_an_agents_workers_are_told_from_it() -> None:
 
 def test_limits_add_up_for_an_image() -> None:
     limits = Limits(inflate_gzip=10, inflate_zstd=20, sha256=40, create=5, write=100)
-    image = Image("eight", "m", "t", "c", (), compressed=80, unpacked=400, files=10)
+    image = Image("eight", "m", "t", "c", "chain", (), compressed=80, unpacked=400, files=10)
     assert limits.seconds(image) == {"inflate": 40, "hash tar": 10, "hash blob": 2, "create": 2, "write": 4}
-    zstd = Image("zstd", "m", "t", "c", (), compressed=80, unpacked=400, files=10)
+    zstd = Image("zstd", "m", "t", "c", "chain", (), compressed=80, unpacked=400, files=10)
     assert limits.seconds(zstd)["inflate"] == 20
 
 

@@ -40,58 +40,65 @@ class Archive:
 
     def next(self) -> Header | None:
         """The next entry, its unread content passed over; None at the end of the archive. Raises Refused."""
-        stream = self._stream
         records: dict[bytes, bytes] | None = None
         long_name = long_link = b""
-        while True:
-            if self._left:
-                stream.skip(self._left)
-                self._left = 0
-            if self._padding and not stream.pad(self._padding):
-                return None
-            self._padding = 0
-            block = stream.block()
-            if not block:
-                return None
-            if block == _ZEROS:
-                second = stream.block()
-                if not second or second == _ZEROS:
-                    return None
-                raise Refused("InvalidLayer", "the tar goes on after one block of zeros")
-            header = parse_header(block)
+        while (header := self._block()) is not None:
             kind = header.type
             if kind not in _SPECIAL:
-                break
+                return self._entry(header, records, long_name, long_link)
             content = self._special(header)
+            if kind == PAX_GLOBAL:
+                return _global(header, content)
             if kind == PAX:
                 records = parse_records(content)
             elif kind == GNU_NAME:
                 long_name = content.partition(b"\0")[0]
-            elif kind == GNU_LINK:
-                long_link = content.partition(b"\0")[0]
             else:
-                return _global(header, content)
-        if header.size < 0 and kind not in HEADER_ONLY:
-            raise Refused("InvalidLayer", "a negative size", entry=header.name)
+                long_link = content.partition(b"\0")[0]
+        return None
+
+    def _block(self) -> Header | None:
+        """The next header block, wherever the last entry's content ended."""
+        stream = self._stream
+        if self._left:
+            stream.skip(self._left)
+            self._left = 0
+        if self._padding and not stream.pad(self._padding):
+            return None
+        self._padding = 0
+        block = stream.block()
+        if not block:
+            return None
+        if block == _ZEROS:
+            second = stream.block()
+            if not second or second == _ZEROS:
+                return None
+            raise Refused("InvalidLayer", "the tar goes on after one block of zeros")
+        header = parse_header(block)
+        if header.size < 0 and header.type not in HEADER_ONLY:
+            raise _negative(header)
+        return header
+
+    def _entry(
+        self, header: Header, records: dict[bytes, bytes] | None, long_name: bytes, long_link: bytes
+    ) -> Header:
         if records is not None:
             merge(header, records)
         if long_name:
             header.name = long_name
         if long_link:
             header.linkname = long_link
-        if kind == REGULAR_V7:
+        if header.type == REGULAR_V7:
             # Old tars mark directories by a slash.
-            header.type = kind = DIRECTORY if header.name.endswith(b"/") else REGULAR
+            header.type = DIRECTORY if header.name.endswith(b"/") else REGULAR
         self._header = header
         self._sparse = None
-        if kind in HEADER_ONLY:
-            self._left = 0
-        else:
+        if header.type not in HEADER_ONLY:
             if header.size < 0:
-                raise Refused("InvalidLayer", "a negative size", entry=header.name)
+                raise _negative(header)
             self._left = header.size
             self._padding = -header.size % BLOCK
-        if records is not None and (found := read_map(header, stream)):
+        if records is not None and (found := read_map(header, self._stream)):
             self._sparse, taken = found
             self._left -= taken
         return header
@@ -111,12 +118,14 @@ class Archive:
     def _special(self, header: Header) -> bytes:
         """The content of an entry that describes the next one."""
         size = header.size
-        if size < 0:
-            raise Refused("InvalidLayer", "a negative size", entry=header.name)
         if size > _LONGEST_SPECIAL:
             raise Refused("InvalidLayer", f"a header of {size} bytes", entry=header.name)
         self._padding = -size % BLOCK
         return self._stream.read(size)
+
+
+def _negative(header: Header) -> Refused:
+    return Refused("InvalidLayer", "a negative size", entry=header.name)
 
 
 def _global(header: Header, content: bytes) -> Header:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from imageprepull.unpacking.headers import Header
 from imageprepull.unpacking.jobs import Refused
 from imageprepull.unpacking.numbers import parse_decimal, parse_time
@@ -9,6 +11,25 @@ from imageprepull.unpacking.numbers import parse_decimal, parse_time
 XATTR = b"SCHILY.xattr."
 SPARSE_OFFSET, SPARSE_BYTES, SPARSE_MAP = b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"GNU.sparse.map"
 _NO_NUL_VALUE = frozenset({b"path", b"linkpath", b"uname", b"gname"})
+
+_FIELDS = {
+    b"path": "name",
+    b"linkpath": "linkname",
+    b"uid": "uid",
+    b"gid": "gid",
+    b"mtime": "mtime",
+    b"atime": "access_time",
+    b"size": "size",
+}
+_PARSERS: dict[str, Callable[[bytes], bytes | int]] = {
+    "name": bytes,
+    "linkname": bytes,
+    "uid": parse_decimal,
+    "gid": parse_decimal,
+    "mtime": parse_time,
+    "access_time": parse_time,
+    "size": parse_decimal,
+}
 
 
 def parse_records(data: bytes) -> dict[bytes, bytes]:
@@ -22,7 +43,7 @@ def parse_records(data: bytes) -> dict[bytes, bytes]:
             if key in (SPARSE_OFFSET, SPARSE_BYTES):
                 # Format 0.0 repeats its keys, in turns.
                 if key != (SPARSE_BYTES if len(sparse) % 2 else SPARSE_OFFSET) or b"," in value:
-                    raise ValueError("sparse records out of order")
+                    raise ValueError("sparse records out of order")  # noqa: TRY301 - one handler names the tar.
                 sparse.append(value)
             else:
                 records[key] = value
@@ -51,28 +72,13 @@ def merge(header: Header, records: dict[bytes, bytes]) -> None:
     """Let the records overrule the header; empty values count as not given. Raises Refused."""
     try:
         for key, value in records.items():
-            if not value:
-                continue
-            if key == b"path":
-                header.name = value
-            elif key == b"linkpath":
-                header.linkname = value
-            elif key == b"uid":
-                header.uid = parse_decimal(value)
-            elif key == b"gid":
-                header.gid = parse_decimal(value)
-            elif key == b"mtime":
-                header.mtime = parse_time(value)
-            elif key == b"atime":
-                header.access_time = parse_time(value)
-            elif key == b"ctime":
-                parse_time(value)
-            elif key == b"size":
-                header.size = parse_decimal(value)
+            if value and (field := _FIELDS.get(key)):
+                setattr(header, field, _PARSERS[field](value))
+        if changed := records.get(b"ctime"):
+            parse_time(changed)  # not used, and refused where it is none.
     except ValueError as error:
-        raise Refused(
-            "InvalidLayer", f"the tar has an invalid PAX record: {error}", entry=header.name
-        ) from None
+        message = f"the tar has an invalid PAX record: {error}"
+        raise Refused("InvalidLayer", message, entry=header.name) from None
     header.pax = records
 
 

@@ -43,7 +43,7 @@ def read_map(header: Header, stream: Stream) -> tuple[list[Part], int] | None:
             header.size = parse_decimal(size)
         parts, taken = _map_in_data(stream, stored) if in_data else (_map_in_records(records), 0)
         if header.type in HEADER_ONLY:
-            raise ValueError("not a regular file")
+            raise ValueError("not a regular file")  # noqa: TRY301 - one handler names the entry.
         _validate(parts, header.size)
     except ValueError as error:
         raise Refused(

@@ -60,24 +60,10 @@ class Tree:
         self.entries += 1
         if self.entries > self._limits.entries:
             raise Refused("TooManyEntries", f"more than {self._limits.entries} entries", final=True)
-        name = header.name
-        if len(name) > self._limits.path_bytes or len(header.linkname) > self._limits.path_bytes:
-            raise Refused(
-                "NameTooLong", f"a name of more than {self._limits.path_bytes} bytes", entry=name, final=True
-            )
-        # The usual spelling needs no cleaning.
-        if name.startswith(b"./"):
-            name = name[2:]
-        if name.endswith(b"/"):
-            name = name[:-1]
-        if not name or name.startswith((b".", b"/")) or b"//" in name or b"/." in name or name.endswith(b"/"):
-            name = clean(header.name)
-        head, slash, base = name.rpartition(b"/")
-        if base in (b".", b"..", b""):
+        located = self._locate(header)
+        if located is None:
             return  # the root itself: its attributes are never those of the tar.
-        parent = self._resolved.get(head if head or not slash else b"/")
-        if parent is None:
-            parent = self._parent(head if head else b"/")
+        name, parent, base = located
         path = parent + b"/" + base if parent else base
         if base.startswith(WHITEOUT):
             self._whiteout(header, parent, base)
@@ -91,6 +77,27 @@ class Tree:
             self._symlink(header, parent, path)
         else:
             self._other(header, parent, path)
+
+    def _locate(self, header: Header) -> tuple[bytes, bytes, bytes] | None:
+        """The clean name, its parent directory as it is on disk, and its last component; None for the root."""
+        name = header.name
+        if len(name) > self._limits.path_bytes or len(header.linkname) > self._limits.path_bytes:
+            raise Refused(
+                "NameTooLong", f"a name of more than {self._limits.path_bytes} bytes", entry=name, final=True
+            )
+        # The usual spelling needs no cleaning.
+        name = name.removeprefix(b"./").removesuffix(b"/")
+        if name.startswith((b".", b"/")) or b"//" in name or b"/." in name or not name or name[-1:] == b"/":
+            name = clean(header.name)
+        head, slash, base = name.rpartition(b"/")
+        if base in (b".", b"..", b""):
+            return None
+        if slash and not head:
+            head = b"/"
+        parent = self._resolved.get(head)
+        if parent is None:
+            parent = self._parent(head)
+        return name, parent, base
 
     def finish(self) -> None:
         """Set the times of directories: all that was made in them has changed them. Raises Refused, OSError."""

@@ -226,7 +226,7 @@ async def test_a_worker_starts_small(stage: Stage) -> None:
 
 
 async def test_a_worker_imports_nothing(stage: Stage) -> None:
-    assert "worker can import nothing" in str(await stage.ask("late_import"))
+    assert "worker can import nothing" in str(await stage.ask("late_import", str(stage.root)))
 
 
 async def test_a_function_that_is_not_there_is_found_by_the_probe(tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ def private_memory(scene: Scene, _: None) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
 
 
-def late_import(scene: Scene, _: None) -> str:
-    Path("evil.py").write_text("import os\n", encoding="ascii")
-    sys.path.insert(0, "/")
+def late_import(scene: Scene, folder: str) -> str:
+    Path(folder, "evil.py").write_text("import os\n", encoding="ascii")
+    sys.path.insert(0, folder)
     try:
         importlib.import_module("evil")
     except ImportError as error:

@@ -92,6 +92,30 @@ async def test_a_waiter_cancelled_in_the_turn_of_its_admission_gives_the_slot_ba
     assert crowd.limiter.held == 0
 
 
+async def test_slots_taken_without_waiting_count_and_are_refused_beyond_the_limit() -> None:
+    crowd = Crowd(Limiter(2))
+    assert crowd.limiter.take()
+    crowd.send("a")
+    await settle()
+    assert not crowd.limiter.take()
+    crowd.send("b")
+    await settle()
+    crowd.limiter.give()
+    await settle()
+    assert crowd.entered == ["a", "b"]
+    await crowd.dismiss("a", "b")
+    assert crowd.limiter.held == 0
+
+
+async def test_whoever_watches_is_told_of_a_new_limit() -> None:
+    limiter = Limiter(2)
+    seen: list[int] = []
+    limiter.watch(lambda: seen.append(limiter.limit))
+    limiter.limit = 5
+    limiter.limit = 0
+    assert seen == [5, 1]
+
+
 async def test_a_key_admits_one_at_a_time_and_other_keys_do_not_wait() -> None:
     locks = KeyedLock()
     log: list[str] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,18 @@ def test_the_next_gap_is_missing_and_as_long_as_it_can_be(ranges: list[tuple[int
     assert not held & set(range(*gap))
     assert set(range(offset, gap[0])) <= held
     assert gap[1] == SIZE or gap[1] in held
+
+
+@given(RANGES, st.integers(0, SIZE), st.integers(0, SIZE))
+def test_what_is_missing_of_a_part_is_what_is_not_held(
+    ranges: list[tuple[int, int]], one: int, other: int
+) -> None:
+    spool = RangeMap(SIZE, ranges)
+    held = {byte for start, end in spool.ranges for byte in range(start, end)}
+    start, end = min(one, other), max(one, other)
+    missing = list(spool.missing(start, end))
+    assert {byte for span in missing for byte in range(*span)} == set(range(start, end)) - held
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(missing))
 
 
 def test_an_empty_blob_is_complete_at_once() -> None:

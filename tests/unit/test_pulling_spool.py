@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,59 @@ def test_wrong_bytes_do_not_match_and_a_reset_forgets_them(tmp_path: Path) -> No
     file.reset()
     assert file.held.held == 0
     file.write(0, [BODY], note_every=NEVER)
+    assert file.matches()
+    file.close(keep=False)
+
+
+def test_many_small_pieces_are_written_as_well(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.write(0, [BODY[at : at + 1] for at in range(3000)], note_every=NEVER)
+    file.write(3000, [BODY[3000:]], note_every=NEVER)
+    assert file.matches()
+    file.close(keep=False)
+
+
+def test_connections_write_at_once_while_the_hash_follows(tmp_path: Path) -> None:
+    body = random.Random(7).randbytes(4_000_000)
+    file = opened(tmp_path, descriptor=Descriptor(BLOB.media_type, sha256_digest(body), len(body)))
+    part = len(body) // 8
+
+    def write(connection: int) -> None:
+        for at in range(connection * part, (connection + 1) * part, 20_000):
+            end = min(at + 20_000, (connection + 1) * part)
+            file.write(at, [body[at:end]], note_every=100_000)
+
+    def follow() -> None:
+        while not file.held.complete:
+            file.hash_on(50_000)
+
+    with ThreadPoolExecutor(9) as threads:
+        following = threads.submit(follow)
+        list(threads.map(write, range(8)))
+        following.result()
+    assert file.matches()
+    assert file.path.read_bytes() == body
+    file.close(keep=False)
+
+
+def test_bytes_that_are_held_stay_whatever_comes_again(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.write(1000, [BODY[1000:2000]], note_every=NEVER)
+    file.write(0, [BODY[:1000], b"x" * 1000, BODY[2000:]], note_every=NEVER)
+    assert file.matches()
+    assert file.path.read_bytes() == BODY
+    file.close(keep=False)
+
+
+def test_who_reads_a_file_that_is_reset_goes_on_seeing_its_bytes(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.write(0, [b"x" * 100], note_every=1)
+    reader = file.reader()
+    file.reset()
+    assert list(tmp_path.iterdir()) == [file.path], "no range map vouches for what is gone"
+    file.write(0, [BODY], note_every=NEVER)
+    assert os.pread(reader, 200, 0) == b"x" * 100
+    os.close(reader)
     assert file.matches()
     file.close(keep=False)
 

@@ -67,8 +67,10 @@ def next_span(blob: BlobWork, range_size: int) -> Span | None:
     """The range that the next connection of a blob fetches, or None when there is none to begin now."""
     if blob.resting or (blob.reach is not Reach.RANGES and blob.busy):
         return None
-    taken = RangeMap(blob.size, (*blob.held, *blob.busy))
-    gap = taken.gap_after(0)
+    if blob.held or blob.busy:
+        gap = RangeMap(blob.size, (*blob.held, *blob.busy)).gap_after(0)
+    else:
+        gap = (0, blob.size)  # as most are: an image may have a hundred layers that wait.
     if gap is None:
         return None
     start, end = gap

@@ -100,12 +100,15 @@ async def _read(order: Order, owner: Owner, stream: BlobStream) -> None:
     written = clock()
 
     async def write() -> None:
-        at, chunks = offset, batch
+        nonlocal offset, batch, gathered, written
+        at, chunks, count = offset, batch, gathered
+        offset, batch, gathered = offset + gathered, [], 0
         try:
             await in_thread(lambda: spool.write(at, chunks, note_every=settings.checkpoint))
         finally:
             # Also when cancelled meanwhile: the bytes came, and are there.
-            owner.received(stream.host, gathered)
+            owner.received(stream.host, count)
+        written = clock()
 
     try:
         async for chunk in stream:
@@ -113,7 +116,6 @@ async def _read(order: Order, owner: Owner, stream: BlobStream) -> None:
             gathered += len(chunk)
             if gathered >= settings.write_batch or clock() - written > settings.longest_batch:
                 await write()
-                offset, batch, gathered, written = offset + gathered, [], 0, clock()
     finally:
         # What came before a fault is good: it is hashed as part of the whole.
         if batch:

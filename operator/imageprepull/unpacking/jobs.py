@@ -27,12 +27,14 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
 
     `detect`: whether the compression is found by the blob's first bytes (docker and OCI `+gzip`/`+zstd` types), or
     the blob is taken as a plain tar (OCI `…tar`). `bottom`: layer 0, which has other rules than the rest.
-    `size`: of the compressed blob, bytes.
+    `size`: of the compressed blob, bytes. `dirty_bytes`: how much may wait to be written to disk before the worker
+    waits for it, 0 for as much as the kernel allows: the priority of a process does not reach its write-back.
     """
 
     size: int
     detect: bool
     bottom: bool
+    dirty_bytes: int = 0
     limits: Limits = Limits()
 
 

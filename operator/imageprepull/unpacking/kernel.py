@@ -109,6 +109,11 @@ def detached_mount(directory: int, attributes: int) -> int:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
 
 
+def syncfs(descriptor: int) -> None:
+    """Write everything of a file system to disk; the os module lacks it."""
+    _checked(_libc.syncfs(ctypes.c_int(descriptor)), "syncfs")
+
+
 def syscall(name: str, *arguments: object) -> int:
     """A call by its number. ctypes values only: an int would be cut to 32 bits."""
     number = _NUMBERS.get(platform.machine(), {}).get(name)

@@ -7,6 +7,7 @@ lock), the caller's parses and writes. Below it `inflate`, `archive`, `tree`; ab
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import sys
@@ -17,6 +18,7 @@ from imageprepull.unpacking.archive import Archive
 from imageprepull.unpacking.handoff import Handoff
 from imageprepull.unpacking.inflate import open_inflater
 from imageprepull.unpacking.jobs import Extracted, ExtractJob, Limits, Refused
+from imageprepull.unpacking.pace import Pace
 from imageprepull.unpacking.stream import Stream
 from imageprepull.unpacking.tree import Tree
 
@@ -48,7 +50,7 @@ def extract_layer(
 ) -> Extracted:
     """Unpack a blob into the empty directory `root`; call it in a process of its own.
 
-    Changes the working directory, the umask and the interpreter's switch interval.
+    Changes the working directory, the umask and settings of the interpreter.
 
     Args:
         job: what is asked.
@@ -65,12 +67,14 @@ def extract_layer(
     os.umask(0)
     # A thread that comes back from inflating must not wait 5 ms for the other's byte code.
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.disable()  # nothing here makes circles, and this process ends with the layer.
     handoff = Handoff(CHUNKS_AHEAD)
     tar = _Tar(job, blob, frontier, progress)
     feeder = threading.Thread(target=_feed, args=(tar, handoff), name="inflate", daemon=True)
     feeder.start()
     try:
-        tree = _unpack(Archive(Stream(handoff.take)), job)
+        pace = Pace(root, job.dirty_bytes) if job.dirty_bytes else None
+        tree = _unpack(Archive(Stream(handoff.take, pace and pace.wrote)), job)
     finally:
         handoff.abandon()
     return Extracted(

@@ -15,10 +15,11 @@ def truncated(entry: bytes = b"") -> Refused:
 
 
 class Stream:
-    """Reads what `chunk` gives until it gives b""."""
+    """Reads what `chunk` gives until it gives b""; `wrote`, if any, is told of bytes that went into files."""
 
-    def __init__(self, chunk: Callable[[], bytes]) -> None:
+    def __init__(self, chunk: Callable[[], bytes], wrote: Callable[[int], None] | None = None) -> None:
         self._chunk = chunk
+        self._wrote = wrote
         self._held = b""
         self._position = 0
 
@@ -46,6 +47,8 @@ class Stream:
         while count:
             piece = self._piece(count)
             count -= len(piece)
+            if self._wrote is not None:
+                self._wrote(len(piece))
             while piece:
                 piece = piece[os.write(descriptor, piece) :]
 

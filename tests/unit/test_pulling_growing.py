@@ -180,6 +180,51 @@ async def test_another_repositorys_failure_is_a_new_start_with_ours(bench: Bench
         await failing
 
 
+async def test_several_who_share_a_view_start_anew_together(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=200_000), Fault(status=403)]
+
+    async def first() -> None:
+        async with bench.spool.growing(bench.wanted("private/x")) as growing:
+            await growing.verified()
+
+    async def consume(growing: Growing) -> bytes:
+        while True:
+            frontier = growing.frontier
+            try:
+                seen = await read_all(growing)
+                await growing.verified()
+                if growing.frontier is frontier:
+                    return seen
+            except SpoolRestarted:
+                await growing.again()
+
+    failing = asyncio.create_task(first())
+    await asyncio.sleep(0)
+    async with bench.spool.growing(bench.wanted()) as growing:
+        assert await asyncio.gather(*(consume(growing) for _ in range(3))) == [BODY] * 3
+    with pytest.raises(PullError):
+        await failing
+
+
+async def test_a_new_start_that_fails_too_is_an_error_for_all_and_no_endless_loop(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=200_000), *[Fault(status=403) for _ in range(9)]]
+    failing = asyncio.create_task(whole(bench, "private/x"))
+    await asyncio.sleep(0)
+    async with bench.spool.growing(bench.wanted()) as growing:
+        with pytest.raises(SpoolRestarted):
+            await read_all(growing)
+        await growing.again()
+        with pytest.raises(PullError):
+            await read_all(growing)
+        for _ in range(3):
+            with pytest.raises(PullError):
+                await growing.again()
+        with pytest.raises(PullError):
+            await growing.verified()
+    with pytest.raises(PullError):
+        await failing
+
+
 async def test_who_only_waits_sees_another_repositorys_failure_through(bench: Bench) -> None:
     bench.registry.faults[BLOB.digest] = [Fault(cut_after=200_000), Fault(status=403)]
     both = await asyncio.gather(

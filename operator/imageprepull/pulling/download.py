@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -81,8 +82,8 @@ async def _copy(order: Order, source: Source) -> None:
         offset = spool.held.frontier
         if spool.held.complete:
             return
-        async with asyncio.timeout(settings.source_stall) as patience:
-            async for piece in source(offset):
+        async with asyncio.timeout(settings.source_stall) as patience, _closed(source(offset)) as pieces:
+            async for piece in pieces:
                 chunk = piece[: spool.held.size - offset]
                 if not chunk:
                     break
@@ -100,3 +101,13 @@ async def _copy(order: Order, source: Source) -> None:
             reason=failure.reason,
             error=failure.message,
         )
+
+
+@asynccontextmanager
+async def _closed(pieces: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """End the stream with the block and not when its generator is collected."""
+    try:
+        yield pieces
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()

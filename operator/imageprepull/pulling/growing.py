@@ -96,11 +96,12 @@ class SharedBlob:
 
 
 class Growing:
-    """One consumer's view. `fd` is a read-only file of the blob, for pread; `frontier` says how far it may be read.
+    """A consumer's view. `fd` is a read-only file of the blob, for pread; `frontier` says how far it may be read.
 
     When `frontier` or `verified` raises SpoolRestarted: throw away what was made of the bytes, `await again()`, and
     go on with the new `fd` and `frontier`. Before `verified` has returned nothing may be believed, neither what was
-    made of the bytes nor that they cannot be used.
+    made of the bytes nor that they cannot be used. Several who share one view tell by the identity of `frontier`
+    whether it was theirs that was verified.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Growing:
         self._fds: list[int] = []
         self._following = False
         self._stale = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     @property
     def fd(self) -> int:
@@ -141,7 +143,8 @@ class Growing:
             PullError: the download failed before that.
         """
         while True:
-            self._shared, self._foreign = await self._join(self)
+            if self._shared is None:
+                self._shared, self._foreign = await self._join(self)
             try:
                 await self._shared.readable()
             except PullError:
@@ -154,10 +157,12 @@ class Growing:
 
     async def again(self) -> None:
         """After SpoolRestarted: wait until there is a file to start anew with. Raises as `enter`."""
-        if self._elsewhere():
-            await self._part_with()
-            await self.enter()
-        self._stale.clear()
+        async with self._turn:
+            if self._elsewhere():
+                await self._part_with()
+            if not self._following:
+                await self.enter()
+            self._stale.clear()
 
     async def verified(self) -> Path:
         """Wait until the whole blob is here and has its digest; its path.
@@ -166,7 +171,10 @@ class Growing:
             SpoolRestarted: not what has been read so far; it is being downloaded again, or will be by `again`.
             PullError: the download failed.
         """
-        shared = self._part()
+        async with self._turn:
+            shared = self._shared
+        if shared is None:
+            raise SpoolRestarted
         stale = asyncio.ensure_future(self._stale.wait())
         try:
             await asyncio.wait([stale, shared.task], return_when=asyncio.FIRST_COMPLETED)

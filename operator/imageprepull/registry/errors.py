@@ -100,6 +100,7 @@ _THROTTLE_CODES = frozenset({"TOOMANYREQUESTS", "SlowDown", "ThrottlingException
 _THROTTLE_WORDS = ("rate exceeded", "rate limit", "too many requests", "slow down")
 # nginx says so with 400, others with 403, where TLS itself let us pass.
 _CERTIFICATE_WORDS = ("no required ssl certificate", "ssl certificate error", "client certificate")
+_EXPIRED_WORDS = ("has expired", "reauthenticate")
 # What a presigned URL answers when it is stale: asking the registry again gives a fresh one.
 _STALE_TARGET = frozenset({400, 401, 403, 404, 410})
 
@@ -117,12 +118,14 @@ def classify(
         redirected: whether the answer came from where the registry had sent us, not from the registry.
     """
     certificate = status in (400, 403) and any(word in message.lower() for word in _CERTIFICATE_WORDS)
+    expired = any(word in message.lower() for word in _EXPIRED_WORDS)
     throttled = code in _THROTTLE_CODES or any(word in message.lower() for word in _THROTTLE_WORDS)
     table: tuple[tuple[bool, ErrorKind, str], ...] = (
         (status == 429 or (throttled and status in (403, 503)), ErrorKind.THROTTLED, "Throttled"),  # noqa: PLR2004
         (certificate, ErrorKind.CREDENTIALS, "ClientCertificateWanted"),
         (redirected and status in _STALE_TARGET, ErrorKind.TEMPORARY, "RedirectTargetRefused"),
         (status == 401 and authenticated, ErrorKind.CREDENTIALS, "CredentialsRejected"),  # noqa: PLR2004
+        (status == 403 and authenticated and expired, ErrorKind.CREDENTIALS, "CredentialsRejected"),  # noqa: PLR2004
         (status in (401, 403), ErrorKind.CREDENTIALS, "DeniedOrMissing"),
         (status == 404, ErrorKind.PERMANENT, "NotFound"),  # noqa: PLR2004
         (status in (408, 421, 425), ErrorKind.TEMPORARY, "RegistryError"),

@@ -1,4 +1,4 @@
-"""The chain of snapshots of one image: which exist, and applying the next one through containerd's Diff service.
+"""The chain of snapshots of one image: which exist, and making the next one, by containerd's Diff service or by us.
 
 The rules are those of containerd's unpacker (`core/unpack/unpacker.go`) as an outside client can keep them, with one
 more: AlreadyExists puts nothing under our lease on 1.6 and early 1.7, so AddResource and a look follow each.
@@ -6,7 +6,9 @@ more: AlreadyExists puts nothing under our lease on 1.6 and early 1.7, so AddRes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
@@ -14,9 +16,11 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
+from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound, TimedOut, Unavailable
 from imageprepull.runtime.labels import SNAPSHOT_REF
 from imageprepull.runtime.mounts import Mount
+
+_DAEMON_POLL = 0.2
 
 
 class ChainLostError(Exception):
@@ -70,7 +74,7 @@ class Chain:
             if prepared is not None:
                 # Asking is preparing. The key is not kept over the download: an hour of an active snapshot for
                 # a call of three milliseconds.
-                await self._remove(prepared[0])
+                await self.remove(prepared[0])
                 return number
         return len(layers)
 
@@ -81,34 +85,117 @@ class Chain:
             PullError: DiffIDMismatch.
             ChainLostError: lease, parent or blob vanished.
         """
-        prepared = await self._prepare(layer)
-        if prepared is None:
-            return
-        key, mounts = prepared
-        try:
+        async with self.building(layer) as mounts:
+            if mounts is None:
+                return
             extracting()
             applied = await self._containerd.diff.apply(
                 layer.descriptor, mounts, deadline=self._settings.apply_timeout
             )
             check_diff_id(layer, applied.digest)
-            labels = {SNAPSHOT_REF: layer.chain_id, UNSYNCED: self._boot_id}
-            await self._containerd.snapshots.commit(self._snapshotter, layer.chain_id, key, labels)
-        except AlreadyExists as error:
-            await finish_anyway(self._remove(key), self._settings.cleanup_timeout)
-            if not await self._adopt(layer.chain_id):
-                raise ChainLostError(layer.chain_id) from error
-        except (NotFound, LeaseGone) as error:
-            await finish_anyway(self._remove(key), self._settings.cleanup_timeout)
-            raise ChainLostError(str(error)) from error
-        except BaseException:
-            await finish_anyway(self._remove(key), self._settings.cleanup_timeout)
-            raise
         try:
             await self._containerd.content.update_labels(
                 layer.descriptor.digest, {UNCOMPRESSED: layer.diff_id}
             )
         except (NotFound, LeaseGone) as error:
             raise ChainLostError(str(error)) from error
+
+    @asynccontextmanager
+    async def building(self, layer: ChainLayer) -> AsyncIterator[list[Mount] | None]:
+        """A snapshot on the layer's committed parent for the block to fill: committed if the block ends well.
+
+        None: the chain is there, and our lease holds it; the block has nothing to do.
+
+        Raises:
+            ChainLostError: lease or parent vanished.
+        """
+        prepared = await self._prepare(layer)
+        if prepared is None:
+            yield None
+            return
+        key, mounts = prepared
+        try:
+            yield mounts
+            await self._commit(layer, key)
+        except AlreadyExists as error:
+            await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
+            if not await self._adopt(layer.chain_id):
+                raise ChainLostError(layer.chain_id) from error
+        except (NotFound, LeaseGone) as error:
+            await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
+            raise ChainLostError(str(error)) from error
+        except BaseException:
+            await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
+            raise
+
+    async def holds(self, layer: ChainLayer) -> bool:
+        """Whether the layer's chain is there; then our lease holds it. For layers that another pull was making.
+
+        Raises:
+            ChainLostError: the lease is gone.
+        """
+        # Looked up first: what AddResource is told of a missing snapshot stays in the lease.
+        if await self._containerd.snapshots.stat(self._snapshotter, layer.chain_id) is None:
+            return False
+        return await self._adopt(layer.chain_id)
+
+    async def prepare_apart(self, layer: ChainLayer) -> tuple[str, list[Mount]]:
+        """An active snapshot without a parent, to unpack a layer into before its parent is there; (key, mounts).
+
+        It bears no `snapshot.ref`: it never becomes the layer itself.
+
+        Raises:
+            ChainLostError: the lease is gone.
+        """
+        key = extract_key(f"staging {layer.chain_id}")
+        try:
+            mounts = await self._containerd.snapshots.prepare(
+                self._snapshotter, key, "", dict(self._active_labels)
+            )
+        except (NotFound, LeaseGone) as error:
+            raise ChainLostError(str(error)) from error
+        except BaseException:
+            await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
+            raise
+        return key, mounts
+
+    async def check_alive(self, key: str) -> None:
+        """Make sure that nothing of an active snapshot was deleted so far.
+
+        The runtime deletes a snapshot's record before it touches the files, and tells nobody who writes there.
+
+        Raises:
+            ChainLostError: it is gone.
+        """
+        if await self._containerd.snapshots.stat(self._snapshotter, key) is None:
+            raise ChainLostError(f"the active snapshot {key} was deleted while it was filled")
+
+    async def remove(self, key: str) -> None:
+        """Remove an active snapshot, if it is still there."""
+        try:
+            await self._containerd.snapshots.remove(self._snapshotter, key)
+        except NotFound:
+            return
+
+    async def _commit(self, layer: ChainLayer, key: str) -> None:
+        labels = {SNAPSHOT_REF: layer.chain_id, UNSYNCED: self._boot_id}
+        try:
+            await self._containerd.snapshots.commit(self._snapshotter, layer.chain_id, key, labels)
+        except (Unavailable, TimedOut):
+            # The answer is lost, the layer perhaps not: after the daemon's death the name alone says which.
+            if not await self._committed_anyway(layer):
+                raise
+
+    async def _committed_anyway(self, layer: ChainLayer) -> bool:
+        try:
+            async with asyncio.timeout(self._settings.daemon_patience):
+                while True:
+                    try:
+                        return await self.holds(layer)
+                    except Unavailable:
+                        await asyncio.sleep(_DAEMON_POLL)
+        except TimeoutError:
+            return False
 
     async def _prepare(self, layer: ChainLayer) -> tuple[str, list[Mount]] | None:
         """An active snapshot for the layer, or None when its chain exists and our lease holds it."""
@@ -126,7 +213,7 @@ class Chain:
                 raise ChainLostError(str(error)) from error
             except BaseException:
                 # Cancelled or cut off: the daemon may have prepared it all the same.
-                await finish_anyway(self._remove(key), self._settings.cleanup_timeout)
+                await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
                 raise
             else:
                 return key, mounts
@@ -155,9 +242,3 @@ class Chain:
                 "it is removed when the agent or another imageprepull pull starts, unless something uses it",
             )
         return True
-
-    async def _remove(self, key: str) -> None:
-        try:
-            await self._containerd.snapshots.remove(self._snapshotter, key)
-        except NotFound:
-            return

@@ -19,7 +19,9 @@ from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, read_image, read_local
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.keeping import keep_later, keep_now
 from imageprepull.pulling.labels import LEASE, lease_id
+from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.layers import LayerWork
 from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
 from imageprepull.pulling.machinery import Machinery
@@ -56,6 +58,7 @@ class ImagePull:
         self._progress = progress
         self._started = time.monotonic()
         self._image: ImageDocuments | None = None
+        self._blobs: LayerBlobs | None = None
 
     async def run(self) -> PullOutcome:
         """Return when the image is visible.
@@ -70,15 +73,35 @@ class ImagePull:
             # Two references to one image, or one asked for twice, share the lease: one after the other.
             async with self._machinery.images.hold(lease):
                 return await self._under_lease(image, lease)
-        except Exception as error:
-            raise as_pull_error(error) from error
+        except BaseException as error:
+            await self._close_blobs(error)
+            if isinstance(error, Exception):
+                raise as_pull_error(error) from error
+            raise
 
     async def settle(self) -> float:
-        """Finish what the image did not have to wait for; the seconds since the start, all in all."""
+        """Finish what the image did not have to wait for; the seconds since the start, all in all.
+
+        Who dies before this loses no image: its layers are synced or pulled again, and blobs that were not kept are
+        missing in the content store as they are where the runtime discards them. Their spool files are swept.
+
+        Raises:
+            PullError, RuntimeFault: what could not be finished; the image can be used.
+        """
         if self._image is None:
             raise RuntimeError("settle before run")
         self._progress.enter("KeepingBlobs")
+        failure: Exception | None = None
+        try:
+            if self._blobs is not None:
+                await keep_later(self._machinery, self._blobs, self._request.lease_labels)
+        except Exception as error:  # noqa: BLE001 - raised below: layers are to be synced all the same.
+            failure = error
+        finally:
+            await self._close_blobs(None)
         await self._make_durable(self._image)
+        if failure is not None:
+            raise failure
         seconds = self._elapsed("done")
         self._progress.enter("Done")
         return seconds
@@ -139,11 +162,19 @@ class ImagePull:
         )
         containerd, timeout = self._machinery.containerd, self._machinery.settings.cleanup_timeout
         finished = False
+        self._blobs = blobs = LayerBlobs(
+            machinery=self._machinery,
+            lease=lease,
+            reference=self._request.reference,
+            layers=image.layers,
+            progress=self._progress,
+            keep_partial=self._request.keep_lease_on_failure,
+        )
         try:
             for losses in range(self._machinery.settings.lease_losses + 1):
                 await open_lease(containerd, terms)
                 try:
-                    outcome = await self._make(image, lease)
+                    outcome = await self._make(image, blobs, lease)
                     break
                 except* (ChainLostError, LeaseGone, NotFound) as group:
                     if losses == self._machinery.settings.lease_losses:
@@ -161,6 +192,11 @@ class ImagePull:
             elif not self._request.keep_lease_on_failure:
                 await finish_anyway(self._discard(lease), timeout)
         return outcome
+
+    async def _close_blobs(self, error: BaseException | None) -> None:
+        blobs, self._blobs = self._blobs, None
+        if blobs is not None:
+            await finish_anyway(blobs.close(error), self._machinery.settings.cleanup_timeout)
 
     async def _end(self, lease: str) -> None:
         """Drop the lease, and what earlier attempts kept in the spool and this one found elsewhere."""
@@ -188,7 +224,7 @@ class ImagePull:
             keep_layers=self._request.keep_blobs != "never",
         )
 
-    async def _make(self, image: ImageDocuments, lease: str) -> PullOutcome:
+    async def _make(self, image: ImageDocuments, blobs: LayerBlobs, lease: str) -> PullOutcome:
         machinery, request, progress = self._machinery, self._request, self._progress
         containerd = machinery.containerd.with_lease(lease)
         chain = Chain(
@@ -205,12 +241,13 @@ class ImagePull:
             machinery,
             containerd,
             chain,
-            lease=lease,
-            reference=request.reference,
-            layers=image.layers,
+            blobs,
+            choose=lambda: machinery.extraction.choose(request.snapshotter, request.lease_labels),
             progress=progress,
-            keep_partial=request.keep_lease_on_failure,
+            keep_spooled=request.keep_blobs != "never",
         ).run()
+        if request.keep_blobs == "before":
+            await keep_now(containerd, blobs)
         progress.enter("Finishing")
         # Again: whatever wrote them meanwhile may have left our labels out.
         await self._put_documents(containerd, image)

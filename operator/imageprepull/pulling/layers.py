@@ -1,24 +1,40 @@
-"""All layers of one image: missing blobs come concurrently, the chain is applied in order while others still come."""
+"""All layers of one image: each a task that downloads and unpacks at once, committed in order as they are ready.
+
+Two ways lead to a committed layer: staging.py's, and containerd's own (chain.py), which also gets what ours cannot
+do. The choice is per layer; a refusal by a limit or of an attack is final on either.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
-from imageprepull.oci.reference import Reference
-from imageprepull.pulling.blobs import Wanted, held_content, hold_blob
+import structlog
+
 from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.extraction import ExtractionPath, required
+from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.plan import missing_blobs
-from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.staging import CannotStageError, Staged, Staging
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
+from imageprepull.unpacking.jobs import Refused
+from imageprepull.unpacking.workers import WorkerDied
+
+log = structlog.get_logger(__name__)
 
 
 class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
+    `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are committed, for whoever ingests them then.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -27,24 +43,24 @@ class LayerWork:
         machinery: Machinery,
         containerd: Containerd,
         chain: Chain,
+        blobs: LayerBlobs,
         *,
-        lease: str,
-        reference: Reference,
-        layers: tuple[ChainLayer, ...],
+        choose: Callable[[], Awaitable[ExtractionPath]],
         progress: ImageProgress,
-        keep_partial: bool,
+        keep_spooled: bool,
     ) -> None:
         """Nothing is asked or fetched yet."""
         self._machinery = machinery
         self._containerd = containerd
         self._chain = chain
-        self._lease = lease
-        self._reference = reference
-        self._layers = layers
+        self._blobs = blobs
+        self._layers: tuple[ChainLayer, ...] = blobs.layers
         self._progress = progress
-        self._keep_partial = keep_partial
-        self._started = time.monotonic()
-        self._first_apply = 0.0
+        self._keep_spooled = keep_spooled
+        self._started = 0.0
+        self._done = [asyncio.Event() for _ in self._layers]
+        self._choose = choose
+        self._staging: Staging | None = None
 
     async def run(self) -> None:
         """Return when every layer is a committed snapshot.
@@ -56,88 +72,125 @@ class LayerWork:
         existing = await self._chain.count_existing(list(self._layers))
         for number, layer in enumerate(self._progress.layers):
             self._progress.advance(layer, LayerState.EXISTS if number < existing else LayerState.WAITING)
+            if number < existing:
+                self._done[number].set()
         missing = missing_blobs(self._layers, existing)
+        if not missing:
+            return
+        self._staging = self._staging_on(required(await self._choose()))
+        await self._blobs.look(self._containerd, list(missing))
         async with asyncio.TaskGroup() as group:
-            # All looked up before the first is fetched, so that fetches are started lowest layer first.
-            found = [group.create_task(self._found(positions)) for positions in missing.values()]
-            await asyncio.gather(*found)
-            blobs = {
-                digest: group.create_task(self._fetch(positions), name=f"blob {digest}")
-                for (digest, positions), there in zip(missing.items(), found, strict=True)
-                if not there.result()
-            }
-            for number in range(existing, len(self._layers)):
-                if (fetching := blobs.get(self._layers[number].descriptor.digest)) is not None:
-                    await fetching
-                await self._apply(number)
+            for digest, positions in missing.items():
+                group.create_task(self._blob(digest, positions), name=f"blob {digest}")
 
-    async def _found(self, positions: list[int]) -> bool:
-        """Whether the content store has a blob; then our lease holds it from now on."""
-        descriptor = self._layers[positions[0]].descriptor
-        if not await held_content(self._containerd, self._lease, self._reference, descriptor):
+    def _staging_on(self, path: ExtractionPath) -> Staging | None:
+        workers = self._machinery.extraction.workers
+        if path.path != "fast" or workers is None or path.roots is None:
+            return None
+        return Staging(
+            self._chain,
+            workers,
+            self._machinery.slots,
+            path.roots,
+            cleanup_timeout=self._machinery.settings.cleanup_timeout,
+        )
+
+    async def _blob(self, digest: str, positions: list[int]) -> None:
+        """One download, and every layer that it is."""
+        with self._shown_as_failed(positions):
+            if self._staging is not None:
+                await self._blobs.growing(digest)
+            elif not self._blobs.in_content(digest):
+                await self._blobs.ingest(self._containerd, digest)
+        async with asyncio.TaskGroup() as group:
+            for number in positions:
+                group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
+        if not self._keep_spooled or self._blobs.in_content(digest):
+            await self._blobs.release(digest)
+
+    async def _layer(self, number: int) -> None:
+        layer, shown = self._layers[number], self._progress.layers[number]
+        # Another image that is making the same chain makes it for us too. A layer waits only for lower ones while it
+        # holds this, so that two images never wait for each other.
+        async with self._machinery.chains.hold(layer.chain_id):
+            with self._shown_as_failed([number]):
+                if not await self._chain.holds(layer) and not await self._fast(number):
+                    await self._portable(number)
+        # From the first byte unpacked to the last commit, waiting for bytes in between included.
+        if self._started:
+            self._progress.seconds["extract"] = time.monotonic() - self._started
+        self._progress.advance(shown, LayerState.APPLIED)
+        self._done[number].set()
+
+    async def _fast(self, number: int) -> bool:
+        """Whether the layer went the fast path; if not, and without an error, the other may be tried."""
+        if self._staging is None or not self._machinery.extraction.workers_alive:
             return False
-        for position in positions:
-            self._progress.advance(self._progress.layers[position], LayerState.DOWNLOADED, descriptor.size)
+        layer = self._layers[number]
+        try:
+            staged = await self._staging.unpack(
+                layer,
+                number,
+                await self._blobs.growing(layer.descriptor.digest),
+                extracting=lambda: self._extracting(number),
+            )
+            await self._put_in_place(self._staging, layer, number, staged)
+        except (Refused, CannotStageError, WorkerDied) as error:
+            self._judge(layer, error)
+            return False
         return True
 
-    async def _fetch(self, positions: list[int]) -> None:
-        """Bring one blob into the content store; `positions` are the layers that it is."""
-        descriptor = self._layers[positions[0]].descriptor
-        shown = [self._progress.layers[position] for position in positions]
-
-        def advanced(held: int) -> None:
-            for layer in shown:
-                if layer.state in (LayerState.WAITING, LayerState.DOWNLOADING):
-                    self._progress.advance(layer, LayerState.DOWNLOADING, held)
-
-        def received(host: str, count: int) -> None:
-            by_host = self._progress.bytes_by_host
-            by_host[host] = by_host.get(host, 0) + count
-
-        def complete() -> None:
-            for layer in shown:
-                self._progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
-            self._progress.seconds["download"] = time.monotonic() - self._started
-
-        wanted = Wanted(
-            reference=self._reference,
-            descriptor=descriptor,
-            lease=self._lease,
-            # The lowest layer of any image before the second of another: it is what a chain waits for.
-            priority=positions[0],
-            keep_partial=self._keep_partial,
-            advanced=advanced,
-            received=received,
-        )
+    async def _put_in_place(self, staging: Staging, layer: ChainLayer, number: int, staged: Staged) -> None:
+        self._progress.advance(self._progress.layers[number], LayerState.EXTRACTED)
         try:
-            await hold_blob(
-                self._containerd,
-                self._machinery.spool,
-                self._machinery.blobs,
-                wanted,
-                complete=complete,
-                stall=self._machinery.settings.ingest_stall,
-            )
+            await self._parent(number)
+            await staging.commit(layer, staged)
+            # The next layer need not wait until what is left over is gone.
+            self._done[number].set()
+        finally:
+            await finish_anyway(staging.discard(staged), self._machinery.settings.cleanup_timeout)
+
+    def _judge(self, layer: ChainLayer, error: Refused | CannotStageError | WorkerDied) -> None:
+        """Say that containerd gets the layer, or why nobody does.
+
+        Raises:
+            PullError: the layer was refused for good, or the fast path is the only one allowed.
+        """
+        digest = layer.descriptor.digest
+        refusal = error.refusal if isinstance(error, Refused) else None
+        if refusal is not None and (refusal.final or self._machinery.extraction.wish == "fast"):
+            raise PullError(
+                refusal.reason, f"the layer {digest} is refused: {error}", permanent=True
+            ) from error
+        if self._machinery.extraction.wish == "fast":
+            raise PullError("FastPathFailed", f"the layer {digest} was not unpacked: {error}") from error
+        log.warning(
+            "a layer is left to the runtime",
+            layer=digest,
+            reason=refusal.reason if refusal is not None else type(error).__name__,
+            error=str(error),
+        )
+
+    async def _portable(self, number: int) -> None:
+        layer = self._layers[number]
+        await self._blobs.ingest(self._containerd, layer.descriptor.digest)
+        await self._parent(number)
+        async with self._machinery.applies.slot(number):
+            await self._chain.apply(layer, extracting=lambda: self._extracting(number))
+
+    async def _parent(self, number: int) -> None:
+        if number:
+            await self._done[number - 1].wait()
+
+    def _extracting(self, number: int) -> None:
+        self._started = self._started or time.monotonic()
+        self._progress.advance(self._progress.layers[number], LayerState.EXTRACTING)
+
+    @contextmanager
+    def _shown_as_failed(self, positions: list[int]) -> Iterator[None]:
+        try:
+            yield
         except Exception:
-            self._fail(shown)
+            for number in positions:
+                self._progress.advance(self._progress.layers[number], LayerState.FAILED)
             raise
-
-    async def _apply(self, number: int) -> None:
-        layer, shown = self._layers[number], self._progress.layers[number]
-        # The chain first: whoever waits for a chain that another image applies must not hold an apply slot.
-        async with self._machinery.chains.hold(layer.chain_id), self._machinery.applies.slot(number):
-            self._first_apply = self._first_apply or time.monotonic()
-            try:
-                await self._chain.apply(
-                    layer, extracting=lambda: self._progress.advance(shown, LayerState.EXTRACTING)
-                )
-            except Exception:
-                self._fail([shown])
-                raise
-        # From the first apply to the last commit, waiting for blobs in between included.
-        self._progress.seconds["extract"] = time.monotonic() - self._first_apply
-        self._progress.advance(shown, LayerState.APPLIED)
-
-    def _fail(self, shown: list[LayerProgress]) -> None:
-        for layer in shown:
-            self._progress.advance(layer, LayerState.FAILED)

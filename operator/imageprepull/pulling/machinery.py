@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imageprepull.pulling.blobs import Spool
+from imageprepull.pulling.extraction import Extraction
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.slots import Slots
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 
@@ -23,6 +25,8 @@ class Machinery:
     containerd: Containerd
     registry: RegistryClient
     spool: Spool
+    extraction: Extraction
+    slots: Slots
     applies: Limiter
     settings: PullSettings
     boot_id: str

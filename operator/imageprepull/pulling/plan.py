@@ -1,10 +1,19 @@
-"""What is left to do for a chain of which the lower part exists. Pure."""
+"""What is left to do for a chain of which the lower part exists, and in which order. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from imageprepull.pulling.documents import ChainLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A layer to be unpacked: its place in the chain, and its compressed bytes."""
+
+    position: int
+    size: int
 
 
 def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list[int]]:
@@ -17,3 +26,15 @@ def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list
     for position in range(existing, len(layers)):
         blobs.setdefault(layers[position].descriptor.digest, []).append(position)
     return blobs
+
+
+def next_to_unpack(waiting: Sequence[Work], slots: int) -> int:
+    """Which of the waiting layers comes next, by its index.
+
+    The lowest: what is committed in order must not wait for what comes later. But one so long that all the others,
+    shared by the slots, are done no later than it: it would be at work alone in the end, with cores idle.
+    """
+    longest = max(range(len(waiting)), key=lambda index: waiting[index].size)
+    if waiting[longest].size * slots > sum(work.size for work in waiting):
+        return longest
+    return min(range(len(waiting)), key=lambda index: waiting[index].position)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ import structlog
 from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.durability import read_boot_id
 from imageprepull.pulling.errors import as_pull_error
+from imageprepull.pulling.extraction import Extraction, PathWish
 from imageprepull.pulling.image import ImagePull, request_lease_id
 from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.limiter import Limiter
@@ -23,11 +25,16 @@ from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.request import PullOutcome, PullRequest, Until
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
+from imageprepull.unpacking.workers import Workers
 
 log = structlog.get_logger(__name__)
+_MOST_WORKERS = 6
+"""More would not fit into the memory that an agent may use, each with its buffers and a zstd window."""
+_SPARE_WORKERS = 2
 
 
 class Puller:
@@ -41,6 +48,9 @@ class Puller:
         spool_dir: where blobs are collected, on the file system of the runtime's data; created when needed.
         snapshotter_root: the snapshotter's folder as this process sees it, for syncfs.
         parallel_downloads: connections at once over all images; may be changed at any time.
+        workers: who unpacks on the fast path, the caller's to close; None leaves only the portable one.
+        path: which path layers may take.
+        parallel_unpacks: workers at work at once over all images; by default as many as there are cores for us.
         boot_id: the kernel's, unless given.
         settings: delays and bounds.
     """
@@ -53,6 +63,9 @@ class Puller:
         *,
         snapshotter_root: Path,
         parallel_downloads: int = 8,
+        workers: Workers | None = None,
+        path: PathWish = "auto",
+        parallel_unpacks: int | None = None,
         boot_id: str | None = None,
         settings: PullSettings | None = None,
     ) -> None:
@@ -63,6 +76,8 @@ class Puller:
             containerd=containerd,
             registry=registry,
             spool=Spool(registry, spool_dir, self._downloads, settings, boot_id),
+            extraction=Extraction(containerd, snapshotter_root, workers, path),
+            slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
             applies=Limiter(settings.parallel_applies),
             settings=settings,
             boot_id=boot_id,
@@ -84,6 +99,11 @@ class Puller:
         await self.finish()
 
     @property
+    def extraction(self) -> Extraction:
+        """Which path layers take, and why."""
+        return self._machinery.extraction
+
+    @property
     def parallel_downloads(self) -> int:
         """How many blobs are downloaded at once over all images."""
         return self._downloads.limit
@@ -97,7 +117,7 @@ class Puller:
     ) -> PullOutcome:
         """Bring one image onto the node. May run for several images at once.
 
-        With `until="ready"` it returns when the image is visible and leaves the rest (syncing) to the background:
+        With `until="ready"` it returns when the image is visible and leaves the rest (blobs, syncing) to the background:
         `progress.phase` becomes Done when that is finished. With "done" it waits for that too.
 
         Raises:
@@ -142,8 +162,12 @@ class Puller:
             failure = as_pull_error(error)
             # The image is there and usable. The labels stay, and the next start of an agent tries again.
             log.warning(
-                "an image is ready but not synced to disk",
+                "an image is ready, but not all of it is kept or synced to disk",
                 image=progress.reference,
                 reason=failure.reason,
                 error=failure.message,
             )
+
+
+def _cores() -> int:
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))

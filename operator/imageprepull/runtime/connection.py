@@ -9,6 +9,7 @@ import asyncio
 import re
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ from imageprepull.runtime.snapshots import Snapshots
 
 # How grpc says that the other side speaks something else.
 _OTHER_PROTOCOL = re.compile(r"HTTP/2|http1\.x")
+
+# pid, uid, gid: unix(7), SO_PEERCRED.
+_UCRED = struct.Struct("iII")
 
 DEFAULT_ADDRESS = "unix:///run/containerd/containerd.sock"
 
@@ -69,6 +73,16 @@ class Containerd:
     def with_lease(self, lease_id: str) -> Containerd:
         """The same connection, with what is written or prepared held by a lease."""
         return Containerd(self._rpc.with_lease(lease_id), self.version)
+
+    async def peer_uid(self, *, patience: float = 10.0) -> int:
+        """The user ID of the daemon as the kernel knows it, mapped into our user namespace.
+
+        Raises:
+            RuntimeFault: nobody listens.
+        """
+        path = Path(self._rpc.channels.target.removeprefix("unix:"))
+        credentials = await _probe(path, patience)
+        return int(_UCRED.unpack(credentials)[1])
 
     async def ask_version(self, *, deadline: float = 10.0) -> str:
         """Ask the runtime for its version anew: a daemon may have been replaced behind the socket."""
@@ -108,8 +122,11 @@ def _is_socket(path: Path) -> bool:
     return stat.S_ISSOCK(path.stat().st_mode)
 
 
-async def _probe(path: Path, patience: float) -> None:
-    """Open and close a connection: the errors of the socket itself tell more than what grpc makes of them."""
+async def _probe(path: Path, patience: float) -> bytes:
+    """Open and close a connection: the errors of the socket itself tell more than what grpc makes of them.
+
+    Returns the peer's credentials, a `struct ucred`.
+    """
     operation = f"connect to {path}"
     try:
         is_socket = _is_socket(path)
@@ -124,6 +141,7 @@ async def _probe(path: Path, patience: float) -> None:
         try:
             async with asyncio.timeout(patience):
                 await asyncio.get_running_loop().sock_connect(probe, str(path))
+            return probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         except ConnectionRefusedError:
             raise Unavailable(operation, "nobody listens on this socket: containerd is not running") from None
         except TimeoutError:

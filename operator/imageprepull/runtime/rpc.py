@@ -45,7 +45,7 @@ class Channels:
 
     def __init__(self, target: str) -> None:
         self.control = grpc.aio.insecure_channel(target, options=OPTIONS)
-        self._target = target
+        self.target = target
         self._bulk: grpc.Channel | None = None
         self.threads = ThreadPoolExecutor(BULK_THREADS, thread_name_prefix="containerd-bulk")
 
@@ -55,7 +55,7 @@ class Channels:
         if self._bulk is None:
             # A pool of its own: with the global one, grpc shares a connection between equal channels.
             options = (*OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-            self._bulk = grpc.insecure_channel(self._target, options=options)
+            self._bulk = grpc.insecure_channel(self.target, options=options)
         return self._bulk
 
     async def close(self) -> None:

@@ -1,0 +1,60 @@
+"""Keeping the compressed layers: from the spool into the content store, before or after the image is ready.
+
+The largest cost that a pull can put off: nobody who uses the image needs them. The manifest's labels name them from
+the start, so that the runtime keeps them as soon as they are there, and misses nothing while they are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.labels import LEASE_IMAGE
+from imageprepull.pulling.layer_blobs import LayerBlobs
+from imageprepull.pulling.leases import discard_lease
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.runtime.connection import Containerd
+
+_AT_ONCE = 2
+"""Ingests at once: one keeps a core of the daemon busy with hashing and another of ours with sending."""
+
+
+async def keep_now(containerd: Containerd, blobs: LayerBlobs, lease: str = "") -> None:
+    """Ingest what the spool has and the content store lacks; `containerd` is bound to the pull's lease or `lease`.
+
+    Raises:
+        BaseExceptionGroup: with the first failure; what was ingested before stays.
+    """
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def keep(digest: str) -> None:
+        async with slots:
+            await blobs.ingest(containerd, digest, lease)
+            await blobs.label(containerd, digest)
+            await blobs.release(digest)
+
+    async with asyncio.TaskGroup() as group:
+        for digest in blobs.spooled():
+            group.create_task(keep(digest), name=f"keep {digest}")
+
+
+async def keep_later(machinery: Machinery, blobs: LayerBlobs, labels: Mapping[str, str]) -> None:
+    """The same when the image is ready and the pull's lease is gone: under one of its own, until they are there.
+
+    It names no image: a next life of the agent discards it, with what is half ingested.
+
+    Raises:
+        BaseExceptionGroup: as `keep_now`.
+        RuntimeFault: the runtime does not answer.
+    """
+    if not blobs.spooled():
+        return
+    lease = f"imageprepull-blobs-{secrets.token_hex(12)}"
+    own = {key: value for key, value in labels.items() if key != LEASE_IMAGE}
+    await machinery.containerd.leases.create(lease, own, machinery.settings.lease_seconds)
+    try:
+        await keep_now(machinery.containerd.with_lease(lease), blobs, lease)
+    finally:
+        await finish_anyway(discard_lease(machinery.containerd, lease), machinery.settings.cleanup_timeout)

@@ -1,0 +1,182 @@
+"""The blobs of one image's missing layers: downloaded once each, held for as long as a step still needs them.
+
+Above it layers.py and keeping.py, below it `blobs.Spool`. A blob stays in the spool until its layers are committed,
+and where it is to be kept until the content store has it. Progress of downloads is recorded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.blobs import Wanted, held_content, hold_blob
+from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.growing import Growing
+from imageprepull.pulling.keyed_lock import KeyedLock
+from imageprepull.pulling.labels import UNCOMPRESSED
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.resources.nodeprepull import LayerState
+from imageprepull.runtime.connection import Containerd
+
+
+@dataclass(slots=True)
+class _Held:
+    growing: Growing
+    stack: AsyncExitStack
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerBlobs:
+    """Lives as long as the attempt, also when its chain is asked for again, and until the blobs are kept.
+
+    `lease` holds what reaches the content store. `keep_partial`: a failed attempt leaves its bytes for the next.
+    """
+
+    machinery: Machinery
+    lease: str
+    reference: Reference
+    layers: tuple[ChainLayer, ...]
+    progress: ImageProgress
+    keep_partial: bool
+    _held: dict[str, _Held] = field(default_factory=dict)
+    _in_content: set[str] = field(default_factory=set)
+    _opening: KeyedLock = field(default_factory=KeyedLock)
+    _ingesting: KeyedLock = field(default_factory=KeyedLock)
+    _started: float = field(default_factory=time.monotonic)
+
+    async def look(self, containerd: Containerd, digests: Sequence[str]) -> None:
+        """Find out which blobs the content store has; the lease of `containerd` holds those from now on.
+
+        All before the first download, so that downloads start lowest layer first.
+        """
+        self._in_content.clear()
+        async with asyncio.TaskGroup() as group:
+            for digest in digests:
+                group.create_task(self._look(containerd, digest))
+
+    def in_content(self, digest: str) -> bool:
+        """Whether the content store has a blob, as far as known."""
+        return digest in self._in_content
+
+    async def growing(self, digest: str) -> Growing:
+        """The blob as it comes, until `release`. One that the content store has comes from there.
+
+        Raises:
+            PullError: the download failed before there was a file.
+        """
+        async with self._opening.hold(digest):
+            held = self._held.get(digest)
+            if held is None:
+                stack = AsyncExitStack()
+                growing = await stack.enter_async_context(self.machinery.spool.growing(self._wanted(digest)))
+                held = self._held[digest] = _Held(growing, stack)
+        return held.growing
+
+    async def ingest(self, containerd: Containerd, digest: str, lease: str = "") -> None:
+        """See to it that the content store has a blob, and the lease of `containerd` (`lease`) holds it.
+
+        Raises:
+            PullError: the download failed, or RuntimeStalled.
+            RuntimeFault: the runtime does not take it.
+        """
+        async with self._ingesting.hold(digest):
+            if not lease and digest in self._in_content:
+                return
+            await hold_blob(
+                containerd,
+                self.machinery.spool,
+                self.machinery.blobs,
+                self._wanted(digest, lease),
+                complete=lambda: self._complete(digest),
+                stall=self.machinery.settings.ingest_stall,
+            )
+            self._in_content.add(digest)
+
+    async def label(self, containerd: Containerd, digest: str) -> None:
+        """Say on a blob of the content store what it unpacks to."""
+        diff_id = self.layers[self.positions(digest)[0]].diff_id
+        await containerd.content.update_labels(digest, {UNCOMPRESSED: diff_id})
+
+    def spooled(self) -> list[str]:
+        """Digests that are held here and that the content store lacks, lowest layer first."""
+        held = [digest for digest in self._held if digest not in self._in_content]
+        return sorted(held, key=lambda digest: self.positions(digest)[0])
+
+    async def release(self, digest: str) -> None:
+        """Nobody needs the spool's copy of a blob any more."""
+        held = self._held.pop(digest, None)
+        if held is not None:
+            await held.stack.aclose()
+
+    async def close(self, error: BaseException | None) -> None:
+        """Release all. After an `error` the bytes stay where a next attempt is to find them."""
+        for digest in list(self._held):
+            held = self._held.pop(digest)
+            kind = None if error is None else type(error)
+            await held.stack.__aexit__(kind, error, None)
+
+    def positions(self, digest: str) -> list[int]:
+        """The layers that a blob is."""
+        return [number for number, layer in enumerate(self.layers) if layer.descriptor.digest == digest]
+
+    async def _look(self, containerd: Containerd, digest: str) -> None:
+        descriptor = self._descriptor(digest)
+        if await held_content(containerd, self.lease, self.reference, descriptor):
+            self._in_content.add(digest)
+            for layer in self._shown(digest):
+                self.progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
+
+    def _wanted(self, digest: str, lease: str = "") -> Wanted:
+        descriptor = self._descriptor(digest)
+        content = self.machinery.containerd.content
+
+        def from_content(offset: int) -> AsyncIterator[bytes]:
+            return content.stream(digest, offset=offset)
+
+        return Wanted(
+            reference=self.reference,
+            descriptor=descriptor,
+            lease=lease or self.lease,
+            # The lowest layer of any image before the second of another: it is what a chain waits for.
+            priority=self.positions(digest)[0],
+            keep_partial=self.keep_partial,
+            advanced=lambda held: self._advanced(digest, held),
+            received=self._received,
+            source=from_content if digest in self._in_content else None,
+        )
+
+    def _descriptor(self, digest: str) -> Descriptor:
+        return self.layers[self.positions(digest)[0]].descriptor
+
+    def _shown(self, digest: str) -> list[LayerProgress]:
+        return [self.progress.layers[number] for number in self.positions(digest)]
+
+    def _advanced(self, digest: str, held: int) -> None:
+        if digest in self._in_content:
+            return
+        if held == self._descriptor(digest).size:
+            self._complete(digest)
+            return
+        for layer in self._shown(digest):
+            if layer.state in (LayerState.WAITING, LayerState.DOWNLOADING, LayerState.DOWNLOADED):
+                self.progress.advance(layer, LayerState.DOWNLOADING, held)
+            elif layer.state is LayerState.EXTRACTING and layer.done != held:
+                # It is unpacked while it comes; what a reader wants to know of it is how far that is.
+                self.progress.advance(layer, None, held)
+
+    def _complete(self, digest: str) -> None:
+        size = self._descriptor(digest).size
+        for layer in self._shown(digest):
+            waits = layer.state in (LayerState.WAITING, LayerState.DOWNLOADING)
+            self.progress.advance(layer, LayerState.DOWNLOADED if waits else None, size)
+        self.progress.seconds["download"] = time.monotonic() - self._started
+
+    def _received(self, host: str, count: int) -> None:
+        by_host = self.progress.bytes_by_host
+        by_host[host] = by_host.get(host, 0) + count

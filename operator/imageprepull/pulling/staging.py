@@ -1,0 +1,200 @@
+"""The fast path of one layer: unpacked by a worker while it downloads, apart from its chain, then put in its place.
+
+Between layers.py, which says when, and chain.py, which makes the snapshots. Order and rules are those that were
+tried on the daemons: nothing is visible to anyone before both digests match, and nothing is committed that the
+runtime may have deleted a part of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from imageprepull.oci.descriptor import OCI_FOREIGN_LAYER, OCI_LAYER, Descriptor
+from imageprepull.pulling.chain import Chain, check_diff_id
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.exchange import exchange
+from imageprepull.pulling.growing import Growing, SpoolRestarted
+from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
+from imageprepull.pulling.plan import Work
+from imageprepull.pulling.slots import Slots
+from imageprepull.pulling.threads import in_thread
+from imageprepull.unpacking.frontier import Frontier
+from imageprepull.unpacking.jobs import Extracted, ExtractJob, ImplicitDirectory, InheritJob, Refused
+from imageprepull.unpacking.workers import Workers
+
+log = structlog.get_logger(__name__)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class CannotStageError(Exception):
+    """The layer's folders are not to be handled from here: the portable path can do it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A layer unpacked and verified; `folder` is its tree, `key` the active snapshot that has it."""
+
+    key: str
+    folder: Path
+    implicit: tuple[ImplicitDirectory, ...]
+
+
+def extract_job(descriptor: Descriptor, position: int) -> ExtractJob:
+    """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
+    return ExtractJob(
+        size=descriptor.size,
+        detect=descriptor.media_type not in (OCI_LAYER, OCI_FOREIGN_LAYER),
+        bottom=position == 0,
+    )
+
+
+class Staging:
+    """The fast path for the layers of one image, under its lease."""
+
+    def __init__(
+        self, chain: Chain, workers: Workers, slots: Slots, roots: Roots, *, cleanup_timeout: float
+    ) -> None:
+        self._chain = chain
+        self._workers = workers
+        self._slots = slots
+        self._roots = roots
+        self._cleanup_timeout = cleanup_timeout
+
+    async def unpack(
+        self, layer: ChainLayer, position: int, growing: Growing, *, extracting: Callable[[], None]
+    ) -> Staged:
+        """Unpack a layer as its bytes come; returns when tree and blob are verified and the worker was reaped.
+
+        Raises:
+            PullError: the download failed, or DiffIDMismatch.
+            Refused: the layer, whose bytes are verified, cannot or may not be unpacked here.
+            CannotStageError, WorkerDied: not the layer's fault; the portable path may do.
+            ChainLostError: lease or staging snapshot vanished.
+            OSError: the disk.
+        """
+        while True:
+            try:
+                return await self._attempt(layer, position, growing, extracting)
+            except SpoolRestarted:
+                log.info("unpacking a layer again, its bytes were not the blob's", layer=layer.chain_id)
+                await growing.again()
+
+    async def commit(self, layer: ChainLayer, staged: Staged) -> None:
+        """Make the staged tree the layer's snapshot. Its parent must be committed; `discard` is due afterwards.
+
+        Raises:
+            Refused: only unpacking onto the parent can get it right, or containerd would refuse it.
+            CannotStageError, WorkerDied, ChainLostError: as `unpack`.
+        """
+        async with self._chain.building(layer) as mounts:
+            if mounts is None:
+                return  # somebody else was faster
+            try:
+                folders = layer_folders(mounts, self._roots)
+                if staged.implicit and folders.lowers:
+                    await self._inherit(staged, folders.lowers)
+                await in_thread(lambda: exchange(staged.folder, folders.upper))
+            except (UnknownMounts, OSError) as error:
+                await self._chain.check_alive(staged.key)
+                raise CannotStageError(str(error)) from error
+            # The last moment to learn that a collection has been at the tree: the worker was told of no error.
+            await self._chain.check_alive(staged.key)
+
+    async def discard(self, staged: Staged) -> None:
+        """Remove the staging snapshot: an empty one after `commit`."""
+        await self._chain.remove(staged.key)
+
+    async def _attempt(
+        self, layer: ChainLayer, position: int, growing: Growing, extracting: Callable[[], None]
+    ) -> Staged:
+        # Both at once: a restart changes both.
+        frontier, blob = growing.frontier, growing.fd
+        # No turn and no worker before there is anything to unpack.
+        await frontier.beyond(0)
+        async with self._slots.turn(Work(position, layer.descriptor.size)) as turn:
+            extracting()
+            key, mounts = await self._chain.prepare_apart(layer)
+            try:
+                try:
+                    folder = layer_folders(mounts, self._roots).upper
+                    job = extract_job(layer.descriptor, position)
+                    result = await self._extract(job, folder, blob, turn.follow(frontier))
+                except UnknownMounts as error:
+                    raise CannotStageError(str(error)) from error
+                except OSError:
+                    if growing.frontier is not frontier:
+                        raise SpoolRestarted from None
+                    raise
+            except BaseException:
+                await finish_anyway(self._chain.remove(key), self._cleanup_timeout)
+                raise
+        try:
+            # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
+            extracted = await self._verified(layer, key, growing, frontier, result)
+        except BaseException:
+            await finish_anyway(self._chain.remove(key), self._cleanup_timeout)
+            raise
+        return Staged(key, folder, extracted.implicit)
+
+    async def _verified(
+        self,
+        layer: ChainLayer,
+        key: str,
+        growing: Growing,
+        frontier: Frontier,
+        result: Extracted | Refused,
+    ) -> Extracted:
+        await growing.verified()
+        if growing.frontier is not frontier:
+            raise SpoolRestarted
+        if isinstance(result, Refused):
+            # What fails in a folder that a collection takes away looks like an odd layer.
+            await self._chain.check_alive(key)
+            raise result
+        check_diff_id(layer, result.diff_id)
+        return result
+
+    async def _extract(
+        self, job: ExtractJob, folder: Path, blob: int, frontier: Frontier
+    ) -> Extracted | Refused:
+        with _opened([folder]) as (root,):
+            try:
+                return await self._workers.extract(
+                    job, root=root, blob=blob, frontier=frontier, progress=_ignore
+                )
+            except Refused as refused:
+                return refused
+
+    async def _inherit(self, staged: Staged, lowers: Sequence[Path]) -> None:
+        job = InheritJob(implicit=staged.implicit, lowers=len(lowers))
+        with _opened([staged.folder, *lowers]) as (root, *below):
+            await self._workers.inherit(job, root=root, lowers=below)
+
+
+@contextmanager
+def _opened(folders: Sequence[Path]) -> Iterator[list[int]]:
+    """Descriptors of folders, for the time of the block.
+
+    Raises:
+        CannotStageError: one cannot be opened from here.
+    """
+    with ExitStack() as stack:
+        descriptors = []
+        for folder in folders:
+            try:
+                descriptors.append(os.open(folder, _FOLDER))
+            except OSError as error:
+                raise CannotStageError(f"{folder} cannot be opened: {error.strerror}") from error
+            stack.callback(os.close, descriptors[-1])
+        yield descriptors
+
+
+def _ignore(_unpacked: int) -> None:
+    """Nobody asks for unpacked bytes yet."""

@@ -111,15 +111,23 @@ class PullBench:
 
 @asynccontextmanager
 async def pull_bench(
-    containerd: Containerd, daemon: ContainerdDaemon, *, settings: PullSettings = FAST, stall: float = 10
+    containerd: Containerd,
+    daemon: ContainerdDaemon,
+    *,
+    settings: PullSettings = FAST,
+    stall: float = 10,
+    **options: Any,
 ) -> AsyncIterator[PullBench]:
+    """`options` are more of `Puller`'s: its workers, its path. Without workers the path is the portable one."""
     spool = daemon.folder / "spool"
     root = daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
     async with (
         RegistryClient(
             HostsConfig([daemon.certs_d]), stall_timeout=stall, attempts=2, backoff=0.01
         ) as client,
-        Puller(containerd, client, spool, snapshotter_root=root, boot_id=BOOT, settings=settings) as puller,
+        Puller(
+            containerd, client, spool, snapshotter_root=root, boot_id=BOOT, settings=settings, **options
+        ) as puller,
     ):
         yield PullBench(containerd, client, puller, spool, daemon)
 

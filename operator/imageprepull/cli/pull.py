@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imageprepull.cli.pull_display import Display, Outcome
     from imageprepull.pulling.puller import Puller
     from imageprepull.runtime.connection import Containerd
+    from imageprepull.unpacking.workers import Workers
 
 DEFAULT_ADDRESS = "unix:///run/containerd/containerd.sock"
 OWNER = "cli"
@@ -69,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("ready", "done"),
         default="done",
         help="return when the image is visible, or when it is on disk too (default: %(default)s)",
+    )
+    add(
+        "--path",
+        choices=("auto", "fast", "portable"),
+        default="auto",
+        help="unpack here while layers download, or let containerd do it; fast never falls back (default: %(default)s)",
     )
     add("--output", choices=("text", "json"), default="text", help="(default: %(default)s)")
     add("--parallel-downloads", type=positive, default=8, metavar="N", help="(default: %(default)s)")
@@ -118,12 +125,24 @@ def run(args: argparse.Namespace) -> int:
     except (InvalidReference, InvalidPlatform) as error:
         print(f"imageprepull pull: {error}", file=sys.stderr)
         return USAGE
+    # Before there are threads; it costs this process a fork.
+    workers = start_workers() if args.path != "portable" else None
     try:
-        results = asyncio.run(_interruptible(Session(args, references, platform).run()))
+        results = asyncio.run(_interruptible(Session(args, references, platform, workers).run()))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("imageprepull pull: interrupted; nothing unfinished was left behind", file=sys.stderr)
         return FAILED
     return report(args, results)
+
+
+def start_workers() -> Workers | None:
+    """Who unpacks layers; None in a process that has threads already: there the portable path is left."""
+    from imageprepull.unpacking.workers import Workers  # noqa: PLC0415
+
+    try:
+        return Workers.start()
+    except (RuntimeError, OSError):
+        return None
 
 
 def report(args: argparse.Namespace, results: list[Outcome | Failure]) -> int:
@@ -151,14 +170,23 @@ class Target:
     snapshotter: str
     root: Path
     hosts_dirs: list[str]
+    discards: bool
+    """The runtime drops the blobs of unpacked layers: keeping them would work against its owner."""
 
 
 class Session:
     """One call of the command, once its arguments are understood."""
 
-    def __init__(self, args: argparse.Namespace, references: list[Reference], platform: Platform) -> None:
-        """Nothing is asked yet."""
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        references: list[Reference],
+        platform: Platform,
+        workers: Workers | None,
+    ) -> None:
+        """Nothing is asked yet. The session closes the workers."""
         self._args = args
+        self._workers = workers
         self._references = references
         self._platform = platform
         self._results: dict[int, Outcome | Failure] = {}
@@ -174,6 +202,9 @@ class Session:
         except RuntimeFault as fault:
             for number in range(len(self._references)):
                 self._results.setdefault(number, Failure(fault.reason, str(fault)))
+        finally:
+            if self._workers is not None:
+                await self._workers.close()
         return [self._results[number] for number in range(len(self._references))]
 
     async def _run(self, containerd: Containerd) -> None:
@@ -185,7 +216,8 @@ class Session:
         digests = await self._look(containerd, snapshotter)
         missing = [number for number in range(len(self._references)) if number not in self._results]
         if missing:
-            target = Target(snapshotter, await _root(containerd, snapshotter), hosts.split(":"))
+            root = await _root(containerd, snapshotter)
+            target = Target(snapshotter, root, hosts.split(":"), bool(runtime.discard_unpacked_layers))
             await self._fetch(containerd, target, missing, digests)
 
     async def _look(self, containerd: Containerd, snapshotter: str) -> dict[int, str]:
@@ -262,19 +294,19 @@ class Session:
                         spool,
                         snapshotter_root=target.root,
                         parallel_downloads=args.parallel_downloads,
+                        workers=self._workers,
+                        path=args.path,
                     ) as puller,
                     asyncio.TaskGroup() as group,
                 ):
                     for number in missing:
-                        group.create_task(
-                            self._pull(puller, display, number, target.snapshotter, digests.get(number))
-                        )
+                        group.create_task(self._pull(puller, display, number, target, digests.get(number)))
         except (OSError, ValueError) as error:  # the files that the command was told to use.
             for number in missing:
                 self._results.setdefault(number, Failure("LocalFileError", str(error)))
 
     async def _pull(
-        self, puller: Puller, display: Display, number: int, snapshotter: str, digest: str | None
+        self, puller: Puller, display: Display, number: int, target: Target, digest: str | None
     ) -> None:
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.errors import PullError  # noqa: PLC0415
@@ -287,10 +319,10 @@ class Session:
         request = PullRequest(
             reference=self._references[number],
             platform=self._platform,
-            snapshotter=snapshotter,
+            snapshotter=target.snapshotter,
             digest=digest,
             pin=args.pin,
-            keep_blobs=args.keep_blobs,
+            keep_blobs="never" if target.discards else args.keep_blobs,
             sync=args.sync,
             lease_labels={LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
             always=args.always,

@@ -53,17 +53,13 @@ async def other_content_types(world: QuirkyRegistry, request: web.Request) -> we
     found = document(world, request)
     if found is None:
         return None
-    response = web.Response(body=found[1], headers={"Docker-Content-Digest": sha256_digest(found[1])})
-    if world.variant:
-        response.headers["Content-Type"] = world.variant
-    else:
-        del response.headers["Content-Type"]
-    return response
+    headers = {"Docker-Content-Digest": sha256_digest(found[1]), "Content-Type": world.variant}
+    return web.Response(body=found[1], headers=headers)
 
 
 @row(39)
 async def a_page_for_everything(world: QuirkyRegistry, request: web.Request) -> web.StreamResponse | None:
-    if world.variant == "chunked":
+    if world.variant == "chunked" and request.method == "GET":
         response = await start_body(
             request, PAGE.encode(), headers={"Content-Type": "text/html", "Transfer-Encoding": "chunked"}
         )

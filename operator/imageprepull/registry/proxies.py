@@ -19,6 +19,9 @@ from imageprepull.registry.errors import RegistryError
 
 _SCHEMES = ("http", "https")
 
+_MAPPED = 96
+"""Bits before the IPv4 address in ::ffff:10.0.0.1."""
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -62,7 +65,11 @@ class NoProxy:
     def _add(self, entry: str) -> None:
         if "/" in entry:
             with suppress(ValueError):  # Go then takes it for a name, which no host has.
-                self._networks.append(ipaddress.ip_network(entry, strict=False))
+                network = ipaddress.ip_network(entry, strict=False)
+                mapped = getattr(network.network_address, "ipv4_mapped", None)
+                if mapped is not None and network.prefixlen >= _MAPPED:
+                    network = ipaddress.ip_network((mapped, network.prefixlen - _MAPPED))
+                self._networks.append(network)
             return
         host, port = _split(entry)
         if address := _address(host):
@@ -140,7 +147,8 @@ def _split(entry: str) -> tuple[str, str]:
     """Host and port of an entry; an IPv6 address has its port behind brackets."""
     if entry.startswith("["):
         host, _, rest = entry[1:].partition("]")
-        return host, rest.removeprefix(":")
+        # Go takes brackets without a port for a name, which no host has.
+        return (host, rest[1:]) if rest.startswith(":") else (entry, "")
     host, _, port = entry.partition(":")
     return (entry, "") if ":" in port else (host, port)
 

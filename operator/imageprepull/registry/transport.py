@@ -128,7 +128,11 @@ class Transport:
                     proxy_headers=proxy.headers if proxy else None,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise fault(error, name, request, before_answer=True) from error
+            found = fault(error, name, request, before_answer=True)
+            if found.reason == "ConnectionLost" and url.scheme == "https" and not host.client:
+                # The alert that would say so is often lost with the connection.
+                found.explain("if it wants a client certificate, name one by 'client' in hosts.toml")
+            raise found from error
         self.limits.note(name, response.status, response.headers)
         return response
 

@@ -116,6 +116,6 @@ def test_status_is_a_subresource_and_columns_tell_the_story(crd: Schema) -> None
     columns = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
     expected = {
         "ImagePrepull": ["Ready", "Nodes", "Progress", "Failed", "Reason", "Age"],
-        "NodePrepull": ["Ready", "Pulling", "Waiting", "Failed", "Agent", "Heartbeat", "Age"],
+        "NodePrepull": ["Ready", "Pulling", "Waiting", "Failed", "Agent", "Extraction", "Heartbeat", "Age"],
     }
     assert columns == expected[crd["spec"]["names"]["kind"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
 from imageprepull.runtime.errors import SocketMissing, TimedOut
+from imageprepull.runtime.events import Event
 
 LEASE_LABEL = "imageprepull.io/lease"
 UNAVAILABLE = ("RuntimeUnavailable", SocketMissing.reason, TimedOut.reason)
@@ -54,6 +55,23 @@ class ContainerdNode:
     settings: AgentSettings
     platform: Platform
     boot_id: str = ""
+
+    async def examine(self) -> None:
+        """Find out which path layers take, unless that is known.
+
+        Raises:
+            RuntimeFault: the runtime does not answer.
+        """
+        await self.puller.extraction.choose(self.runtime.snapshotter, {LEASE_LABEL: self.settings.node_name})
+
+    async def subscribe(self, topics: Sequence[str]) -> AsyncIterator[Event]:
+        """The runtime's events. When they end the daemon may be another one, and the path is found out anew."""
+        await self.examine()
+        try:
+            async for event in self.containerd.events.subscribe(topics):
+                yield event
+        finally:
+            self.puller.extraction.forget()
 
     async def held(self, image: DesiredImage) -> Held:
         """As `Node.held`."""
@@ -95,13 +113,14 @@ class ContainerdNode:
         self.registry.stall_timeout = stall_timeout
 
     def about(self) -> Agent:
-        """As `Node.about`. The portable path is the only one there is so far."""
+        """As `Node.about`."""
+        found = self.puller.extraction.shown(self.runtime.snapshotter)
         return Agent(
             version=__version__,
             runtime=f"containerd {self.runtime.version.removeprefix('v')}",
             snapshotter=self.runtime.snapshotter,
-            extraction="portable",
-            extraction_reason="this version applies layers through containerd's Diff service only",
+            extraction=found.path if found else "",
+            extraction_reason=found.reason if found else "",
             capabilities=sorted(self.runtime.capabilities),
         )
 

@@ -20,6 +20,7 @@ from imageprepull.agent.spool_lock import locked
 from imageprepull.kube.client import ApiClient
 from imageprepull.telemetry.health import Health
 from imageprepull.telemetry.metrics import AgentMetrics
+from imageprepull.unpacking.workers import Workers
 
 logger = structlog.get_logger(__name__)
 
@@ -44,8 +45,8 @@ class Waits:
         self.runtime = why
 
 
-async def run(settings: AgentSettings) -> None:
-    """Serve one node until SIGTERM or SIGINT.
+async def run(settings: AgentSettings, workers: Workers | None = None) -> None:
+    """Serve one node until SIGTERM or SIGINT. `workers` unpack layers; they are closed in the end.
 
     Raises:
         BaseExceptionGroup: a loop failed; the process should end with an error.
@@ -55,7 +56,7 @@ async def run(settings: AgentSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     logger.info("agent starts", version=__version__, node=settings.node_name, address=settings.address)
-    life = asyncio.create_task(live(settings))
+    life = asyncio.create_task(live(settings, workers))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([life, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -68,12 +69,14 @@ async def run(settings: AgentSettings) -> None:
         life.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        if workers is not None:
+            await workers.close()
     if life.done() and not life.cancelled():
         life.result()
     logger.info("agent stopped")
 
 
-async def live(settings: AgentSettings) -> None:
+async def live(settings: AgentSettings, workers: Workers | None = None) -> None:
     """From the health port to the loops; ends by cancellation or failure."""
     metrics = AgentMetrics()
     health = Health(metrics.registry)
@@ -83,7 +86,7 @@ async def live(settings: AgentSettings) -> None:
     async with (
         health.serve(settings.health_port, settings.health_host),
         locked(settings.spool_dir, retry=settings.reconnect, on_wait=waits.note_lock),
-        opened_runtime(settings, waits.note_runtime) as node,
+        opened_runtime(settings, workers, waits.note_runtime) as node,
         ApiClient(settings.access, user_agent=f"imageprepull-agent/{__version__}") as api,
     ):
         await serve_node(
@@ -94,7 +97,7 @@ async def live(settings: AgentSettings) -> None:
             metrics=metrics,
             sweep=lambda wanted: swept(node, wanted, waits.note_runtime),
             follow=lambda on_loss: follow_losses(
-                node.containerd.events.subscribe,
+                node.subscribe,
                 on_loss,
                 namespace=node.containerd.namespace,
                 settle=settings.event_settle,

@@ -22,15 +22,16 @@ from imageprepull.registry.hosts import DEFAULT_DIRS, HostsConfig
 from imageprepull.runtime.connection import connect
 from imageprepull.runtime.discovery import RuntimeInfo, discover
 from imageprepull.runtime.errors import RuntimeFault
+from imageprepull.unpacking.workers import Workers
 
 logger = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def opened_runtime(
-    settings: AgentSettings, on_wait: Callable[[str], None]
+    settings: AgentSettings, workers: Workers | None, on_wait: Callable[[str], None]
 ) -> AsyncIterator[ContainerdNode]:
-    """The node's runtime, however long it takes to answer; not yet swept."""
+    """The node's runtime, however long it takes to answer, and the path that layers take; not yet swept."""
     async with AsyncExitStack() as stack:
         while True:
             try:
@@ -53,10 +54,26 @@ async def opened_runtime(
                 registry,
                 settings.spool_dir,
                 snapshotter_root=snapshotter_root(info),
+                workers=workers,
+                path=settings.extraction,
                 boot_id=boot_id or None,
             )
         )
-        yield ContainerdNode(containerd, puller, registry, info, settings, Platform.host(), boot_id)
+        node = ContainerdNode(containerd, puller, registry, info, settings, Platform.host(), boot_id)
+        await _examined(node, on_wait)
+        yield node
+
+
+async def _examined(node: ContainerdNode, on_wait: Callable[[str], None]) -> None:
+    while True:
+        try:
+            await node.examine()
+        except RuntimeFault as fault:
+            on_wait(f"cannot find out how to unpack layers: {fault}")
+            await asyncio.sleep(node.settings.reconnect)
+        else:
+            on_wait("")
+            return
 
 
 async def swept(

@@ -28,6 +28,7 @@ class AgentSettings:
     health_port: int = 9745
     keep_blobs: Literal["after", "before", "never"] = "after"
     sync: Literal["background", "before"] = "background"
+    extraction: Literal["auto", "fast", "portable"] = "auto"
     pace: Pace = field(default_factory=Pace)
     delays: Delays = field(default_factory=Delays)
     watch: Timings = field(default_factory=Timings)

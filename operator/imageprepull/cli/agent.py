@@ -1,4 +1,7 @@
-"""`imageprepull agent`: reads flags and environment, then runs agent/main.py. The chart passes everything here."""
+"""`imageprepull agent`: reads flags and environment, then runs agent/main.py. The chart passes everything here.
+
+What unpacks layers is forked first, from a small process without threads: so nothing else is imported before `run`.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,18 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from imageprepull.agent.pace import Pace
-from imageprepull.agent.reconciler import Delays
-from imageprepull.agent.settings import AgentSettings
-from imageprepull.kube.access import AccessError, ClusterAccess
-from imageprepull.telemetry.logs import configure
+if TYPE_CHECKING:
+    from imageprepull.agent.settings import AgentSettings
+    from imageprepull.unpacking.workers import Workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags; every delay is in seconds."""
+    """The flags; every delay is in seconds. One that is not given leaves the default of the settings."""
     parser.add_argument("--node-name", default=os.environ.get("NODE_NAME", ""), help="env NODE_NAME")
     parser.add_argument("--namespace", default=os.environ.get("POD_NAMESPACE", ""), help="env POD_NAMESPACE")
-    parser.add_argument("--address", default=AgentSettings.address, help="containerd's socket")
+    parser.add_argument("--address", default=None, help="containerd's socket")
     parser.add_argument(
         "--hosts-dir",
         default="",
@@ -28,19 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spool-dir",
         type=Path,
-        default=AgentSettings.spool_dir,
+        default=None,
         help="where blobs wait; on the runtime's file system",
     )
-    parser.add_argument("--boot-id-file", type=Path, default=AgentSettings.boot_id_file)
+    parser.add_argument("--boot-id-file", type=Path, default=None)
     parser.add_argument("--health-host", default=None, help="default: all addresses")
-    parser.add_argument("--health-port", type=int, default=AgentSettings.health_port)
+    parser.add_argument("--health-port", type=int, default=None)
     parser.add_argument("--keep-blobs", choices=("after", "before", "never"), default="after")
     parser.add_argument("--sync", choices=("background", "before"), default="background")
-    parser.add_argument("--report-interval", type=seconds, default=Pace().report_interval)
-    parser.add_argument("--heartbeat", type=seconds, default=Pace().heartbeat)
-    parser.add_argument("--resync", type=seconds, default=Delays().resync)
-    parser.add_argument("--failed-retry-interval", type=seconds, default=Delays().retry_slow)
-    parser.add_argument("--backoff-base", type=seconds, default=Delays().retry_base)
+    parser.add_argument(
+        "--extraction",
+        choices=("auto", "fast", "portable"),
+        default="auto",
+        help="unpack here while layers download, or let containerd do it; fast never falls back",
+    )
+    parser.add_argument("--report-interval", type=seconds, default=None)
+    parser.add_argument("--heartbeat", type=seconds, default=None)
+    parser.add_argument("--resync", type=seconds, default=None)
+    parser.add_argument("--failed-retry-interval", type=seconds, default=None)
+    parser.add_argument("--backoff-base", type=seconds, default=None)
     parser.add_argument("--log-format", choices=("auto", "json", "console"), default="auto")
     outside = parser.add_argument_group("outside a pod")
     outside.add_argument("--server", default="", help="URL of the API server; default: the pod's own cluster")
@@ -63,6 +71,11 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         AccessError: there is no way to the API server.
         ValueError: a required flag is missing; the message names it.
     """
+    from imageprepull.agent.pace import Pace  # noqa: PLC0415 - see above, here and below.
+    from imageprepull.agent.reconciler import Delays  # noqa: PLC0415
+    from imageprepull.agent.settings import AgentSettings  # noqa: PLC0415
+    from imageprepull.kube.access import ClusterAccess  # noqa: PLC0415
+
     for flag, value in (("--node-name", args.node_name), ("--namespace", args.namespace)):
         if not value:
             raise ValueError(f"{flag} is not set, and neither is its environment variable")
@@ -75,31 +88,55 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         access=access,
         node_name=args.node_name,
         namespace=args.namespace,
-        address=args.address,
         hosts_dirs=tuple(Path(part) for part in args.hosts_dir.split(":") if part),
-        spool_dir=args.spool_dir,
-        boot_id_file=args.boot_id_file,
         health_host=args.health_host,
-        health_port=args.health_port,
         keep_blobs=args.keep_blobs,
         sync=args.sync,
-        pace=Pace(report_interval=args.report_interval, heartbeat=args.heartbeat),
+        extraction=args.extraction,
+        pace=Pace(**given(report_interval=args.report_interval, heartbeat=args.heartbeat)),
         delays=Delays(
-            resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval
+            **given(resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval)
+        ),
+        **given(
+            address=args.address,
+            spool_dir=args.spool_dir,
+            boot_id_file=args.boot_id_file,
+            health_port=args.health_port,
         ),
     )
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """The arguments that have a value."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def start_workers() -> tuple[Workers | None, str]:
+    """Who unpacks layers, or why nobody does: then the portable path is left."""
+    from imageprepull.unpacking.workers import Workers  # noqa: PLC0415
+
+    try:
+        return Workers.start(), ""
+    except (RuntimeError, OSError) as error:
+        return None, str(error)
+
+
 def run(args: argparse.Namespace) -> int:
     """0 after an orderly end, 1 when a loop failed, 2 for unusable flags."""
+    workers, why_not = start_workers() if args.extraction != "portable" else (None, "")
+    # Here: unusable flags should say so before grpc is loaded.
+    from imageprepull.kube.access import AccessError  # noqa: PLC0415
+    from imageprepull.telemetry.logs import configure  # noqa: PLC0415
+
     configure({"auto": None, "json": False, "console": True}[args.log_format])
     try:
         settings = settings_of(args)
     except (AccessError, ValueError) as error:
         print(f"imageprepull agent: {error}", file=sys.stderr)
         return 2
-    # Here: it loads grpc, and unusable flags should say so at once.
+    if why_not:
+        print(f"imageprepull agent: no workers: {why_not}", file=sys.stderr)
     from imageprepull.agent.main import run as run_agent  # noqa: PLC0415
 
-    asyncio.run(run_agent(settings))
+    asyncio.run(run_agent(settings, workers))
     return 0

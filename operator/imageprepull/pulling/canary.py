@@ -6,6 +6,7 @@ name or mount type tells it: what is proxied, remapped, elsewhere or forbidden s
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -110,6 +111,7 @@ class _Canary:
         if await self._inodes(staging) != empty + 1:
             raise NotHere(f"the runtime does not see what is written to {staged}: it is not the same folder")
         await in_thread(lambda: _try_privileges(staged))
+        await in_thread(lambda: _compare_labels(staged))
         full = await self._inodes(staging)
         layer, prepared = await self._prepare(parent)
         if await in_thread(lambda: staged.stat().st_dev != prepared.stat().st_dev):
@@ -148,3 +150,26 @@ def _try_privileges(folder: Path) -> None:
     file.touch()
     os.chown(file, 1, 1)
     os.setxattr(file, "security.capability", _CAPABILITY)
+
+
+def _compare_labels(folder: Path) -> None:
+    """SELinux gives what we make our own level; pods that have another could not read the layer.
+
+    Raises:
+        NotHere: the label differs from that of what the runtime makes.
+    """
+    theirs, ours = _selinux(folder), _selinux(folder / "canary")
+    if theirs != ours:
+        raise NotHere(
+            f"SELinux labels what is written from here {ours!r}, and the runtime's folders {theirs!r}: "
+            "run the agent with seLinuxOptions {type: spc_t, level: s0}"
+        )
+
+
+def _selinux(path: Path) -> str:
+    try:
+        return os.getxattr(path, "security.selinux").rstrip(b"\0").decode(errors="replace")
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return ""
+        raise

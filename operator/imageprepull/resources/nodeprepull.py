@@ -110,7 +110,7 @@ class NodePrepullSpec(Model, frozen=True, kw_only=True):
 
 
 class Agent(Model, frozen=True, kw_only=True):
-    """Who reports. `extraction` is the path taken (`portable`, later `fast`), `extraction_reason` why."""
+    """Who reports. `extraction` is the path that layers take (fast, portable or none), `extraction_reason` why."""
 
     version: str = ""
     runtime: str = ""

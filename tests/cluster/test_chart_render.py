@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from imageprepull.unpacking.capabilities import NEEDED
 from tests.cluster.chart_render import CHART, NAMESPACE, Manifest, helm, one, render, template
 
 RELEASE = "imageprepull"
@@ -39,6 +40,7 @@ VARIANTS: dict[str, Manifest] = {
         "agent": {
             "keepBlobs": "never",
             "sync": "before",
+            "extraction": "portable",
             "seLinuxOptions": {"type": "spc_t", "level": "s0"},
             "podAnnotations": {"a": "b"},
             "podLabels": {"c": "d"},
@@ -110,6 +112,7 @@ def test_every_object_has_its_labels_and_namespaced_ones_the_release_namespace(v
         {"agent": {"healthPort": 65536}},
         {"agent": {"keepBlobs": "sometimes"}},
         {"agent": {"sync": "never"}},
+        {"agent": {"extraction": "quick"}},
         {"crds": {"keep": "yes"}},
     ],
     ids=json.dumps,
@@ -130,16 +133,15 @@ def test_a_kubernetes_that_is_too_old_is_refused_and_a_pre_release_is_taken() ->
 
 
 @pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
-def test_nothing_is_privileged_and_no_capability_is_added(values: Manifest) -> None:
+def test_nothing_is_privileged(values: Manifest) -> None:
     documents = render(values)
     for kind in ("Deployment", "DaemonSet"):
         pod = pod_of(documents, kind)
         assert "hostPID" not in pod
         assert "hostIPC" not in pod
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         (container,) = pod["containers"]
         context = container["securityContext"]
-        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["capabilities"]["drop"] == ["ALL"]
         assert context["readOnlyRootFilesystem"] is True
         assert context["allowPrivilegeEscalation"] is False
         assert "privileged" not in context
@@ -147,6 +149,22 @@ def test_nothing_is_privileged_and_no_capability_is_added(values: Manifest) -> N
     assert operator["securityContext"]["runAsNonRoot"] is True
     assert "hostNetwork" not in operator
     assert not [one for one in operator["volumes"] if "hostPath" in one]
+
+
+def test_only_an_agent_that_unpacks_has_capabilities() -> None:
+    operator = pod_of(render(), "Deployment")
+    portable = pod_of(render({"agent": {"extraction": "portable"}}), "DaemonSet")
+    for pod in (operator, portable):
+        assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "appArmorProfile" not in pod["securityContext"]
+    for path in ("auto", "fast"):
+        agent = pod_of(render({"agent": {"extraction": path}}), "DaemonSet")
+        (container,) = agent["containers"]
+        assert f"--extraction={path}" in container["args"]
+        added = {f"CAP_{name}" for name in container["securityContext"]["capabilities"]["add"]}
+        # SETPCAP takes SYS_CHROOT, and whatever else there may be, from the workers.
+        assert added == {*NEEDED, "CAP_SYS_CHROOT", "CAP_SETPCAP"}
 
 
 def test_the_agent_sees_the_network_as_the_node_and_runs_everywhere() -> None:

@@ -36,6 +36,7 @@ def test_every_value_whose_name_does_not_explain_it_is_explained() -> None:
         "plainHTTP:",
         "keepBlobs:",
         "sync:",
+        "extraction:",
         "aggregate:",
     ):
         (at,) = [place for place, line in enumerate(lines) if line.strip().startswith(name)]

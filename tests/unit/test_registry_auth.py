@@ -7,6 +7,7 @@ import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -454,3 +455,35 @@ async def test_what_is_known_of_repositories_is_bounded() -> None:
             await registry._authorizer.authorization(host, "r0")
         assert len(registry._authorizer._grants) == GRANTS
         assert (host.url, "r0") in registry._authorizer._grants, "what is used stays"
+
+
+async def test_a_token_service_that_fails_fails_all_who_wait_at_once_and_as_what_it_is() -> None:
+    asked = waiting = 0
+    all_wait = asyncio.Event()
+
+    async def respond(request: web.Request) -> web.Response:
+        nonlocal asked
+        if request.path == "/token":
+            asked += 1
+            await all_wait.wait()
+            return web.Response(status=503)
+        realm = f"http://{request.host}/token"
+        return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
+
+    async with serve(respond) as server, client(server) as registry:
+        rejected = registry._authorizer.rejected
+
+        async def counted(*arguments: Any) -> bool:
+            nonlocal waiting
+            waiting += 1
+            if waiting == 5:
+                all_wait.set()
+            return await rejected(*arguments)
+
+        registry._authorizer.rejected = counted  # type: ignore[method-assign,assignment]
+        errors = await asyncio.gather(*(failure(registry) for _ in range(5)))
+        assert {error.kind for error in errors} == {ErrorKind.TEMPORARY}
+        assert len({id(error) for error in errors}) == 5
+        assert asked == 1
+        assert (await failure(registry)).kind is ErrorKind.TEMPORARY
+        assert asked == 2, "later comers ask for themselves"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.credentials import Credential
 from imageprepull.registry.errors import ErrorKind, RegistryError
 from imageprepull.registry.redirects import next_target
-from tests.testbed.faulty_registry_quirks import QuirkyRegistry
+from tests.testbed.faulty_registry_quirks import AT_STORE, QuirkyRegistry
 from tests.testbed.faulty_registry_redirects import a_bucket_denies
 
 ALICE = Credential("alice", "secret")
@@ -172,3 +174,19 @@ async def test_row_33_a_target_that_no_registry_may_name_is_refused(location: st
     async with QuirkyRegistry(33, location) as world, world.client() as client:
         error = await failure(client, world)
         assert (error.reason, error.kind) == ("RedirectRefused", ErrorKind.PERMANENT)
+
+
+async def test_row_29_while_the_registry_fails_nobody_waits_twice() -> None:
+    async with QuirkyRegistry(29, 403) as world, world.client(stall_timeout=0.3) as client:
+        await read(client, world, 0, STEP)
+
+        async def silent(registry: QuirkyRegistry, request: web.Request) -> web.StreamResponse:
+            if not request[AT_STORE]:
+                await asyncio.Event().wait()
+            return web.Response(status=403)
+
+        world.switch = silent
+        started = time.monotonic()
+        errors = await asyncio.gather(*(failure(client, world) for _ in range(6)))
+        assert {error.reason for error in errors} == {"Stalled"}
+        assert time.monotonic() - started < 1.5, "six in turn would take 1.8 s"

@@ -117,10 +117,16 @@ class Asker:
                 return answer
             answer.response.close()
             place.spoil(target)
+        turn = place.turn
         async with place.lock:
             fresh = place.current()
-            if fresh is None or fresh == target:
-                return await from_registry()
+            if place.turn == turn and (fresh is None or fresh == target):
+                try:
+                    return await from_registry()
+                finally:
+                    place.turn += 1
+        if fresh is None or fresh == target:
+            return await from_registry()
         return await self._there(host, fresh, path, headers, deadline)
 
     def spoil(self, host: RegistryHost, path: str, target: URL) -> None:

@@ -25,7 +25,11 @@ GRANTS = 1000
 
 @dataclass(slots=True)
 class _Grant:
-    """What is known for one (origin, repository). `proven`: an answer has accepted the header since it was made."""
+    """What is known for one (origin, repository). `proven`: an answer has accepted the header since it was made.
+
+    `turn` counts the attempts to make a header, and `failure` is how the last one ended: who waited for it is told so
+    and does not try the same again, one after the other.
+    """
 
     candidates: list[Credential | None]
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -33,6 +37,13 @@ class _Grant:
     header: str | None = None
     until: float = 0.0
     proven: bool = False
+    turn: int = 0
+    failure: RegistryError | None = None
+
+    def waited(self, turn: int) -> None:
+        """Raise what another's attempt since `turn` ended with."""
+        if self.turn != turn and self.failure is not None:
+            raise self.failure.again()
 
 
 class Authorizer:
@@ -48,7 +59,9 @@ class Authorizer:
         grant = self._grant(host, repository)
         if grant.challenge is None or (grant.header and time.monotonic() < grant.until):
             return grant.header
+        turn = grant.turn
         async with grant.lock:
+            grant.waited(turn)
             if grant.header is None or time.monotonic() >= grant.until:
                 await self._renew(grant, host, repository)
         return grant.header
@@ -74,7 +87,9 @@ class Authorizer:
         spent: False.
         """
         grant = self._grant(host, repository)
+        turn = grant.turn
         async with grant.lock:
+            grant.waited(turn)
             if grant.header != sent:
                 return grant.header is not None  # Another request has renewed it meanwhile.
             if sent is None and not challenges:
@@ -107,7 +122,18 @@ class Authorizer:
         return f"Bearer {(await self._tokens.fetch(challenge, None, host, repository))[0]}"
 
     async def _renew(self, grant: _Grant, host: RegistryHost, repository: str) -> None:
-        """Make a header from the first credential that the token service accepts."""
+        """Make a header, and note how that ended."""
+        grant.failure = None
+        try:
+            await self._make(grant, host, repository)
+        except RegistryError as error:
+            grant.failure = error
+            raise
+        finally:
+            grant.turn += 1
+
+    async def _make(self, grant: _Grant, host: RegistryHost, repository: str) -> None:
+        """From the first credential that the token service accepts."""
         challenge = grant.challenge
         assert challenge is not None  # noqa: S101 - callers check
         refused: RegistryError | None = None

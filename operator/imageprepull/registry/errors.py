@@ -69,6 +69,22 @@ class RegistryError(Exception):
         """Whether the same request can succeed later without anybody changing anything."""
         return self.kind in (ErrorKind.TEMPORARY, ErrorKind.THROTTLED)
 
+    def again(self) -> RegistryError:
+        """The same error once more, for another who waited for what failed: an exception is raised by one task only."""
+        found = type(self)(
+            self.message,
+            reason=self.reason,
+            kind=self.kind,
+            host=self.host,
+            request=self.request,
+            status=self.status,
+            code=self.code,
+            retry_after=self.retry_after,
+            others=self.others,
+        )
+        found.unanswered = self.unanswered
+        return found
+
     def explain(self, more: str) -> None:
         """Add to the message what was learnt after the error."""
         self.message = clean(f"{self.message}; {more}")

@@ -68,10 +68,10 @@ class Blobs:
         self, reference: Reference, descriptor: Descriptor, offset: int, length: int | None
     ) -> AsyncIterator[BlobStream]:
         """A blob from `offset` on, `length` bytes or all. Raises RegistryError, and ValueError past the blob's end."""
-        if offset < 0 or offset > max(descriptor.size - 1, 0):
-            # A server would answer 416, and some a whole body.
-            raise ValueError(f"{descriptor.digest} has {descriptor.size} bytes, and none at {offset}")
         end = descriptor.size if length is None else min(descriptor.size, offset + length)
+        if offset < 0 or (offset >= end and descriptor.size):
+            # A server would answer 416, and some a whole body.
+            raise ValueError(f"{descriptor.digest} has {descriptor.size} bytes: none from {offset} to {end}")
         span = _Span(descriptor, offset, end)
         hosts = self._walk.hosts(reference, by_tag=False)
         path = f"/{reference.path}/blobs/{descriptor.digest}"

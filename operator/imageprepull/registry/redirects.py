@@ -27,9 +27,13 @@ LIFE = 60.0
 
 @dataclass(slots=True)
 class Place:
-    """Where one host keeps one blob. `lock`: one asks the registry anew, the others wait for what it learns."""
+    """Where one host keeps one blob. `lock`: one asks the registry anew, the others wait for what it learns.
+
+    `turn` counts how often that was done: who waited and finds nothing learnt waits for no second one.
+    """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: int = 0
     target: URL | None = None
     until: float = 0.0
 

@@ -42,7 +42,7 @@ class TokenService:
         self._transport = transport
         # Some identity tokens are good for one use and answered with the next; a second use revokes them all.
         self._rotated: Bounded[tuple[str, str], str] = Bounded(ROTATED)
-        self._lock = asyncio.Lock()
+        self._locks: Bounded[tuple[str, str], asyncio.Lock] = Bounded(ROTATED)
 
     async def fetch(
         self, challenge: Challenge, credential: Credential | None, host: RegistryHost, repository: str
@@ -82,7 +82,10 @@ class TokenService:
         self, realm: URL, query: dict[str, str], identity_token: str, host: RegistryHost
     ) -> tuple[str, float]:
         key = (str(realm.origin()), identity_token)
-        async with self._lock:  # one at a time: two uses of one token are what revokes it.
+        lock = self._locks.touch(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        async with lock:  # one at a time: two uses of one token are what revokes it.
             form = {
                 **query,
                 "client_id": "imageprepull",

@@ -49,10 +49,14 @@ def known(*, sync: bool = False) -> dict[str, Contender]:
     ctr += ["images", "pull", "--hosts-dir", "{certs}", "{image}"]
     pull = [str(imageprepull()), "pull", "{image}", "--address", "unix://{socket}", "--output", "json"]
     pull += ["--sync", "before"] if sync else []
+    # "fast" rather than "auto": a figure of the fallback must not pass for one of the fast path.
+    fast = (*pull, "--path", "fast")
     tuned = Setup("2.4", tuned=True, sync=sync)
     found = [
-        Contender(OURS, Setup("2.4"), tuple(pull)),
-        Contender("ours-polite", Setup("2.4"), (*NICE, *pull)),
+        Contender(OURS, Setup("2.4"), fast),
+        Contender("ours-polite", Setup("2.4"), (*NICE, *fast)),
+        Contender("ours-portable", Setup("2.4"), (*pull, "--path", "portable")),
+        Contender("ours-1.6", Setup("1.6"), fast),
         # The transfer service serves both ways to pull; its CRI way cannot sync in parallel (see Setup).
         Contender("tuned-2.4", tuned, tuple(cri if sync else ctr)),
         Contender("tuned-cri-2.4", tuned, tuple(cri)),

@@ -114,7 +114,7 @@ class Blobs:
     ) -> Answer:
         """The part from one host, or the whole blob where the host does no ranges."""
         answer, refused = None, False
-        if not span.whole and self.ranges.known(host.name) is not False:
+        if not span.whole and self.ranges.known(host.url) is not False:
             answer, refused = await self._part(host, reference, path, span, deadline)
         if answer is not None:
             return answer
@@ -127,14 +127,14 @@ class Blobs:
             answer.response.close()
             raise problem
         if refused:
-            self.ranges.learn(host.name, does=False)
+            self.ranges.learn(host.url, does=False)
         return answer
 
     async def _part(
         self, host: RegistryHost, reference: Reference, path: str, span: _Span, deadline: float | None
     ) -> tuple[Answer | None, bool]:
         """The answer to a range, or None when the blob must be asked for without one; and if that is the host's way."""
-        proven = bool(self.ranges.known(host.name))
+        proven = bool(self.ranges.known(host.url))
         patience = deadline if proven else deadline or self._first_byte
         try:
             answer = await self._asker.ask_blob(
@@ -146,7 +146,7 @@ class Blobs:
                 raise
             return None, True
         if answer.status == PARTIAL:
-            self.ranges.learn(host.name, does=True)
+            self.ranges.learn(host.url, does=True)
         if answer.status in (OK, PARTIAL) and await _unfit(answer, span) is None:
             return answer, False
         if answer.status not in (OK, PARTIAL, *RANGE_REFUSED):

@@ -35,7 +35,7 @@ class _Circuit:
 
 
 class Breakers:
-    """Which mirrors are passed over: those that did not answer `threshold` times in a row, for `pause` seconds.
+    """Which mirrors (by URL) are passed over: those that did not answer `threshold` times in a row, for `pause` seconds.
 
     Then one request goes through as a probe; only when it is answered the others follow. The pause begins anew with
     the probe, so that one that is never heard of again costs another pause and no more.

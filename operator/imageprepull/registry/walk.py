@@ -51,7 +51,7 @@ class Walk:
         errors: dict[RegistryHost, RegistryError] = {}
         passed_over: list[RegistryHost] = []
         for host in order:
-            if host is not upstream and not self._breakers.allows(host.name):
+            if host is not upstream and not self._breakers.allows(host.url):
                 passed_over.append(host)
                 continue
             try:
@@ -77,11 +77,11 @@ class Walk:
             found = await ask(host, deadline)
         except RegistryError as error:
             if not error.unanswered:
-                self._breakers.answered(host.name)
+                self._breakers.answered(host.url)
             elif mirror:
-                self._breakers.unanswered(host.name)
+                self._breakers.unanswered(host.url)
             if digest is not None:
                 self.memory.refused(host.name, digest, error)
             raise
-        self._breakers.answered(host.name)
+        self._breakers.answered(host.url)
         return found

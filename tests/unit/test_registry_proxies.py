@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from yarl import URL
@@ -15,6 +16,7 @@ from imageprepull.registry.errors import ErrorKind, RegistryError
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.proxies import NoProxy, Proxies
 from tests.testbed.faulty_registry_quirks import QuirkyRegistry
+from tests.testbed.faulty_registry_tls import Certificates, tls
 from tests.testbed.registry_server import FixedHosts
 
 # What golang.org/x/net/http/httpproxy v0.61.0 answers to each of these was compared once.
@@ -220,3 +222,22 @@ async def test_a_proxy_that_is_not_there_is_named_as_such() -> None:
         with pytest.raises(RegistryError) as caught:
             await client.fetch_document(world.reference, world.manifest)
         assert (caught.value.reason, caught.value.kind) == ("ProxyUnreachable", ErrorKind.TEMPORARY)
+
+
+async def test_https_through_a_proxy_is_a_tunnel_that_the_proxy_cannot_look_into(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    root = certificates.authority("root")
+    leaf = certificates.leaf("leaf", "root", san="DNS:registry.example")
+    async with (
+        QuirkyRegistry() as world,
+        tls(world, leaf, certificates.key("leaf")) as address,
+        proxy(address) as gate,
+    ):
+        host = RegistryHost("https://registry.example/v2", ca=(root,))
+        proxies = Proxies(https=gate.address)
+        async with RegistryClient(FixedHosts(host), proxies=proxies, attempts=1, stall_timeout=5) as client:
+            for _ in range(3):
+                assert await client.fetch_document(world.reference, world.manifest) == world.body
+        (head,) = gate.heads
+        assert head.startswith("CONNECT registry.example:443"), "one tunnel, kept"
+        assert "/v2/" not in head

@@ -1,6 +1,6 @@
 """One question to one host: who we are, where the host sends us, and once more where that helps.
 
-Above `transport` (HTTP) and `authorization` (tokens), below `client` and `fetching`, which know what the answers
+Above `transport` (HTTP) and `authorization` (tokens), below `resolving` and `fetching`, which know what the answers
 are for.
 """
 

@@ -1,6 +1,6 @@
 """Indexes, manifests and configs as they come from a registry: bounded, and checked against what was promised.
 
-`client.py` asks for them and `oci.manifest` reads them.
+`resolving.py` asks for them and `oci.manifest` reads them.
 """
 
 from __future__ import annotations

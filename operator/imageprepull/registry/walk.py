@@ -1,7 +1,7 @@
 """Through the hosts of a registry in their order, per request, until one answers: the fallback of containerd.
 
 Mirrors that do not answer are passed over for a while and must begin to answer soon; the upstream comes last, is
-always asked, and its answer is the one that counts. Between `client` and `fetching`, which say what to ask, and
+always asked, and its answer is the one that counts. Below `resolving` and `fetching`, which say what to ask; above
 `hosts`, which says whom.
 """
 

@@ -6,11 +6,14 @@ import asyncio
 import io
 import tarfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imageprepull.pulling import staging
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.exchange import exchange
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
@@ -171,6 +174,33 @@ async def test_a_lease_that_vanishes_while_a_layer_is_unpacked_costs_the_layer_a
     trees = await layer_trees(bench.containerd, image.chain_ids[-1])
     assert [sum("content" in entry for entry in found.values()) for found in trees] == [1, 1]
     assert len(fake.gets(held)) == 1, "the bytes were there"
+
+
+async def test_a_tree_that_lost_files_before_the_exchange_is_never_committed(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection takes the record first, then the files; nobody who writes or renames there gets an error."""
+    image = build_image([layer("gap-0"), layer("gap-1")])
+    runtime, loop = bench.containerd, asyncio.get_running_loop()
+    gaps: list[Path] = []
+
+    def lose(staged: Path, prepared: Path) -> None:
+        if not gaps and prepared.parent.parent == staged.parent.parent and (staged / "layers/gap-1").exists():
+            gaps.append(staged)
+            asyncio.run_coroutine_threadsafe(remove(), loop).result(20)
+            (staged / "layers/gap-1").unlink()
+        exchange(staged, prepared)
+
+    async def remove() -> None:
+        for found in await runtime.snapshots.list(SNAPSHOTTER, ["kind==active"]):
+            if "staging" in found.name and image.chain_ids[1] in found.name:
+                await runtime.snapshots.remove(SNAPSHOTTER, found.name)
+
+    monkeypatch.setattr(staging, "exchange", lose)
+    await bench.pull(serve(registry, image, "fast/gap"))
+    assert len(gaps) == 1
+    trees = await layer_trees(runtime, image.chain_ids[-1])
+    assert "layers/gap-1" in trees[1]
 
 
 async def test_a_chain_that_somebody_else_commits_first_is_taken(

@@ -18,7 +18,7 @@ from benchmarks.accounting import group
 from benchmarks.contenders import DEFAULT, Contender, chosen, known
 from benchmarks.daemon import containerds
 from benchmarks.disk import fresh_disk
-from benchmarks.images import NAMES, Image, Store, cache
+from benchmarks.images import NAMES, Image, Store, alone, cache
 from benchmarks.link import slow_link
 from benchmarks.machine import Unfit, check, environment
 from benchmarks.plan import Outcome, run, turns
@@ -142,7 +142,9 @@ def main() -> int:
         if arguments.list:
             sys.stdout.write(listing())
             return 0
-        return measure(arguments, chosen(arguments.contender, arguments.command, sync=arguments.sync))
+        contenders = chosen(arguments.contender, arguments.command, sync=arguments.sync)
+        with alone(cache() / "lock", "measuring"):
+            return measure(arguments, contenders)
     except (Unfit, ValueError, ClusterError, DaemonFailedError) as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return 2

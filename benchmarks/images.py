@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,6 +57,19 @@ def cache() -> Path:
     return cache_root() / "bench"
 
 
+@contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; waits, and says so, while another process does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"waiting for another process that is {what}\n")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
 class Store:
     """The cache's images. `folder` has `blobs/` and `<name>.json`."""
 
@@ -93,6 +108,11 @@ class Store:
         Raises OSError where there is no room, or when a file changes while it is read.
         """
         self.blobs.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder / "lock", "making images"):
+            if set(self.images()) < {*NAMES, WARM_UP}:
+                self._make()
+
+    def _make(self) -> None:
         if shutil.disk_usage(self.folder).free < FREE_BYTES:
             raise OSError(f"less than {FREE_BYTES >> 30} GiB free in {self.folder}")
         for leftover in self.blobs.glob(".*"):
@@ -111,6 +131,9 @@ class Store:
         built, _ = write_layers(small, self.blobs, (Compression.GZIP,), single=False)
         self._keep("small", built[Compression.GZIP], [one for layer in small for one in layer])
         self._keep(WARM_UP, [build_layer(LayerSpec({"warm": b"up"}), self.blobs)], [])
+        wanted = {self.blob(digest) for image in self.images().values() for digest in image.digests}
+        for blob in set(self.blobs.iterdir()) - wanted:
+            blob.unlink()
 
     def _keep(self, name: str, layers: Sequence[BuiltLayer], files: Sequence[Found]) -> None:
         image = build_image(layers, unique="")

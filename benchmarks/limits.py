@@ -23,7 +23,7 @@ import zstandard
 from isal import isal_zlib
 
 from benchmarks.disk import fresh_disk
-from benchmarks.images import NAMES, Image, Store
+from benchmarks.images import NAMES, Image, Store, alone, cache
 from benchmarks.machine import Unfit, check, cores
 
 READ = 256 << 10
@@ -197,7 +197,8 @@ def main() -> int:
         sys.stderr.write(f"benchmarks.limits: {error}\n")
         return 2
     store = Store()
-    one, all_cores = measure(store, 1), measure(store, cores())
+    with alone(cache() / "lock", "measuring"):
+        one, all_cores = measure(store, 1), measure(store, cores())
     sys.stdout.write(text(one, all_cores, [store.image(name) for name in NAMES]))
     for problem in problems:
         sys.stdout.write(f"measured in spite of: {problem}\n")

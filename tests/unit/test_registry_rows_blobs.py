@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
+import aiohttp
 import pytest
 
 import tests.testbed.faulty_registry_blobs  # noqa: F401 - registers the switches
@@ -297,6 +299,35 @@ async def test_row_68_a_cut_body_is_temporary_and_no_byte_of_it_is_lost(variant:
         with pytest.raises(RegistryError) as caught:
             await first()
         assert caught.value.kind is ErrorKind.TEMPORARY
+        assert held == world.layer[:100_000]
+
+
+async def test_row_68_bytes_that_nobody_had_read_yet_when_the_connection_broke_are_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = asyncio.Event()
+    set_exception = aiohttp.StreamReader.set_exception
+
+    def noted(reader: aiohttp.StreamReader, *arguments: Any) -> None:
+        set_exception(reader, *arguments)
+        broken.set()
+
+    async with (
+        QuirkyRegistry(68, "length") as world,
+        world.client() as client,
+        client.open_blob(world.reference, world.blob) as stream,
+    ):
+        monkeypatch.setattr(aiohttp.StreamReader, "set_exception", noted)
+        if stream._answer.response.content.exception() is None:
+            await broken.wait()
+        held = bytearray()
+
+        async def rest() -> None:
+            async for part in stream:
+                held.extend(part)
+
+        with pytest.raises(RegistryError):
+            await rest()
         assert held == world.layer[:100_000]
 
 

@@ -190,3 +190,18 @@ async def test_row_29_while_the_registry_fails_nobody_waits_twice() -> None:
         errors = await asyncio.gather(*(failure(client, world) for _ in range(6)))
         assert {error.reason for error in errors} == {"Stalled"}
         assert time.monotonic() - started < 1.5, "six in turn would take 1.8 s"
+
+
+async def test_row_29_a_registry_that_serves_the_blob_itself_again_has_no_place_for_it() -> None:
+    async with QuirkyRegistry(29, 403) as world, world.client() as client:
+        await read(client, world, 0, STEP)
+
+        async def store_is_gone(registry: QuirkyRegistry, request: web.Request) -> web.StreamResponse | None:
+            return web.Response(status=404) if request[AT_STORE] else None
+
+        world.switch = store_is_gone
+        for offset in (STEP, 2 * STEP):
+            assert await read(client, world, offset, STEP) == world.layer[offset : offset + STEP]
+        assert len(world.store.requests) == 2, "the store is asked once more and then left alone"
+        (place,) = client._blobs._asker.locations.values()
+        assert place.target is None, "and nobody waits for another to find out where the blob is"

@@ -33,7 +33,7 @@ class ImplicitDirectories:
     def made(self, path: bytes) -> None:
         """A directory was made that no entry listed so far."""
         parent = self._records.get(parent_of(path))
-        self._records[path] = _Record(below=parent is not None)
+        self._records[path] = _Record(below=parent is not None and not parent.listed)
 
     def listed(self, path: bytes) -> None:
         """An entry gave the directory its own owner, mode and times."""

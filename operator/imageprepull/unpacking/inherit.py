@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
+from imageprepull.unpacking.faults import as_fault
 from imageprepull.unpacking.jobs import ImplicitDirectory, InheritJob, Refused
 from imageprepull.unpacking.paths import parent_of, root_path
 
@@ -28,20 +29,28 @@ def inherit(job: InheritJob, root: int, lowers: Sequence[int]) -> None:
     os.fchdir(root)
     setgid: dict[bytes, int] = {}
     for directory in job.implicit:
-        lower = _find(directory.path, lowers)
-        if lower is None:
-            # Made in a directory that hands its group on; a later entry has set its own.
-            group = setgid.get(parent_of(directory.path)) if directory.below else None
-            if group is not None and not directory.listed:
-                os.chown(directory.path, -1, group, follow_symlinks=False)
-            continue
-        descriptor, found = lower
         try:
-            _copy(directory, descriptor, found)
-        finally:
-            os.close(descriptor)
-        if found.st_mode & stat.S_ISGID:
-            setgid[directory.path] = found.st_gid
+            _inherit(directory, lowers, setgid)
+        except OSError as error:
+            raise as_fault(error, directory.path) from error
+
+
+def _inherit(directory: ImplicitDirectory, lowers: Sequence[int], setgid: dict[bytes, int]) -> None:
+    """Mend one directory. `setgid`: the groups that directories mended before hand on."""
+    lower = _find(directory.path, lowers)
+    if lower is None:
+        # Made in a directory that hands its group on; a later entry has set its own.
+        group = setgid.get(parent_of(directory.path)) if directory.below else None
+        if group is not None and not directory.listed:
+            os.chown(directory.path, -1, group, follow_symlinks=False)
+        return
+    descriptor, found = lower
+    try:
+        _copy(directory, descriptor, found)
+    finally:
+        os.close(descriptor)
+    if found.st_mode & stat.S_ISGID:
+        setgid[directory.path] = found.st_gid
 
 
 def _find(path: bytes, lowers: Sequence[int]) -> tuple[int, os.stat_result] | None:

@@ -41,7 +41,8 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
 class ImplicitDirectory(msgspec.Struct, frozen=True, array_like=True):
     """A directory that was made for an entry below it, in order of creation.
 
-    `listed`: an entry of the tar described it later. `below`: its parent directory is implicit too. `used`:
+    `listed`: an entry of the tar described it later. `below`: its parent directory was one
+    such, and not listed yet when this was made. `used`:
     something was created in it (else it only holds an opaque marker).
     """
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 
 from imageprepull.unpacking.archive import Archive
+from imageprepull.unpacking.faults import as_fault
 from imageprepull.unpacking.handoff import Handoff
 from imageprepull.unpacking.inflate import open_inflater
 from imageprepull.unpacking.jobs import Extracted, ExtractJob, Limits, Refused
@@ -26,19 +27,6 @@ READ = 256 * 1024
 CHUNKS_AHEAD = 8
 _RATIO_FROM = 64 << 20
 _SWITCH_INTERVAL = 0.0002
-_OF_THE_NODE = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.ENOMEM,
-        errno.EROFS,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ESTALE,
-    }
-)
-"""Errors that say nothing about the layer."""
 
 
 def extract_layer(
@@ -144,12 +132,8 @@ def _unpack(archive: Archive, job: ExtractJob) -> Tree:
             tree.add(header)
         archive.drain()
         tree.finish()
-    except OSError as error:
-        if error.errno in _OF_THE_NODE:
-            raise
-        raise Refused("InvalidLayer", f"an entry cannot be made: {error.strerror}", entry=name) from error
-    except ValueError as error:
-        raise Refused("InvalidLayer", f"an entry cannot be made: {error}", entry=name) from error
+    except (OSError, ValueError) as error:
+        raise as_fault(error, name) from error
     return tree
 
 

@@ -18,7 +18,8 @@ class Stream:
     """Reads what `chunk` gives until it gives b""; `wrote`, if any, is told of bytes that went into files."""
 
     def __init__(self, chunk: Callable[[], bytes], wrote: Callable[[int], None] | None = None) -> None:
-        self._chunk = chunk
+        self._source = chunk
+        self._ended = False
         self._wrote = wrote
         self._held = b""
         self._position = 0
@@ -71,6 +72,12 @@ class Stream:
         self._position = 0
         while self._chunk():
             pass
+
+    def _chunk(self) -> bytes:
+        """The next chunk; the source is not asked again after its end."""
+        chunk = b"" if self._ended else self._source()
+        self._ended = not chunk
+        return chunk
 
     def _piece(self, most: int) -> memoryview:
         """At least one byte of what comes next. Raises Refused at the end."""

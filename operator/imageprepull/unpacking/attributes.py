@@ -41,9 +41,9 @@ def set_all(path: bytes, header: Header) -> None:
     os.utime(path, ns=times(header), follow_symlinks=False)
 
 
-def set_xattrs(path: bytes | int, header: Header) -> bool:
-    """Set the extended attributes of an entry; says whether children will inherit from it. Raises Refused."""
-    inherited = False
+def set_xattrs(path: bytes | int, header: Header) -> list[bytes]:
+    """Set the extended attributes of an entry; the names of those that were set. Raises Refused."""
+    done = []
     for name, value in xattrs(header.pax or {}):
         if name.startswith(b"trusted."):
             continue
@@ -62,5 +62,5 @@ def set_xattrs(path: bytes | int, header: Header) -> bool:
                 f"the extended attribute {name!r} cannot be set: {error.strerror}",
                 entry=header.name,
             ) from error
-        inherited = inherited or name == ACL_DEFAULT
-    return inherited
+        done.append(name)
+    return done

@@ -12,7 +12,7 @@ import os
 import stat
 
 from imageprepull.unpacking.archive import Archive
-from imageprepull.unpacking.attributes import owner, set_all, set_xattrs, times
+from imageprepull.unpacking.attributes import ACL_DEFAULT, owner, set_all, set_xattrs, times
 from imageprepull.unpacking.headers import (
     BLOCK_DEVICE,
     CHAR,
@@ -145,9 +145,8 @@ class Tree:
             plain = not (header.uid or header.gid or self._inheriting)
             if not plain:
                 os.fchown(descriptor, *self._owner(header, parent))
-            if header.pax:
-                set_xattrs(descriptor, header)
-            if not plain or header.pax or mode & 0o6000:
+            changed = header.pax and set_xattrs(descriptor, header)
+            if not plain or changed or mode & 0o6000:
                 # Writing and a new owner take setuid away, an access list changes the mode.
                 os.fchmod(descriptor, mode)
             os.utime(descriptor, ns=times(header))
@@ -169,9 +168,10 @@ class Tree:
                 os.mkdir(path, mode)
         if not fresh or header.uid or header.gid or self._inheriting:
             os.chown(path, *self._owner(header, parent), follow_symlinks=False)
-        if header.pax and set_xattrs(path, header):
+        changed = set_xattrs(path, header) if header.pax else []
+        if ACL_DEFAULT in changed:
             self._inheriting = True
-        if not fresh or header.pax or mode & 0o6000 or self._inheriting:
+        if not fresh or changed or mode & 0o6000 or self._inheriting:
             os.chmod(path, mode)
         if mode & stat.S_ISGID:
             self._inheriting = True

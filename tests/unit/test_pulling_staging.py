@@ -32,7 +32,7 @@ def overlay(*options: str) -> list[Mount]:
 
 def test_a_snapshot_without_a_parent_is_a_bind_mount() -> None:
     mounts = [Mount("bind", f"{SNAPSHOTS}/7/fs", ("rw", "rbind"))]
-    assert layer_folders(mounts, ROOTS) == LayerFolders(Path("/host/overlay/snapshots/7/fs"))
+    assert layer_folders(mounts, ROOTS) == LayerFolders(Path("/host/overlay/snapshots/7/fs"), ROOTS)
 
 
 def test_one_with_parents_is_an_overlay_with_the_nearest_first() -> None:
@@ -42,10 +42,11 @@ def test_one_with_parents_is_an_overlay_with_the_nearest_first() -> None:
         f"upperdir={SNAPSHOTS}/9/fs",
         f"lowerdir={SNAPSHOTS}/8/fs:{SNAPSHOTS}/7/fs",
     )
-    assert layer_folders(mounts, ROOTS) == LayerFolders(
-        Path("/host/overlay/snapshots/9/fs"),
-        (Path("/host/overlay/snapshots/8/fs"), Path("/host/overlay/snapshots/7/fs")),
-    )
+    found = layer_folders(mounts, ROOTS)
+    assert found.upper == Path("/host/overlay/snapshots/9/fs")
+    assert found.lowers() == [Path("/host/overlay/snapshots/8/fs"), Path("/host/overlay/snapshots/7/fs")]
+    with pytest.raises(UnknownMounts):
+        layer_folders(overlay(UPPER, "lowerdir=/elsewhere/fs"), ROOTS).lowers()
 
 
 UPPER, LOWER = f"upperdir={SNAPSHOTS}/9/fs", f"lowerdir={SNAPSHOTS}/8/fs"

@@ -12,12 +12,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.errors import PullError, first_error
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_AT_ONCE = 8
+"""Labels cleared at once: the daemon writes one after the other, but need not wait for us in between."""
 
 
 def read_boot_id(path: Path = BOOT_ID) -> str:
@@ -32,12 +34,10 @@ async def make_durable(
 
     Raises:
         PullError: CannotSync, when the folder is not to be seen from here.
+        RuntimeFault: the runtime does not do as asked.
     """
-    unsynced = []
-    for chain_id in chain_ids:
-        found = await containerd.snapshots.stat(snapshotter, chain_id)
-        if found is not None and found.labels.get(UNSYNCED) == boot_id:
-            unsynced.append(chain_id)
+    labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"=="{boot_id}"'])
+    unsynced = {found.name for found in labelled} & set(chain_ids)
     if not unsynced:
         return
     try:
@@ -46,11 +46,21 @@ async def make_durable(
         raise PullError(
             "CannotSync", f"cannot sync the file system of the snapshots, {root}: {error.strerror}"
         ) from error
-    for chain_id in unsynced:
-        try:
-            await containerd.snapshots.update_labels(snapshotter, chain_id, {UNSYNCED: ""})
-        except NotFound:  # the image was removed meanwhile.
-            continue
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def clear(chain_id: str) -> None:
+        async with at_once:
+            try:
+                await containerd.snapshots.update_labels(snapshotter, chain_id, {UNSYNCED: ""})
+            except NotFound:  # the image was removed meanwhile.
+                return
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for chain_id in unsynced:
+                group.create_task(clear(chain_id))
+    except BaseExceptionGroup as failures:
+        raise first_error(failures) from failures
 
 
 def sync_file_system(folder: Path) -> None:

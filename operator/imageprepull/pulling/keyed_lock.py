@@ -19,6 +19,10 @@ class KeyedLock:
         """How many keys are in use."""
         return len(self._locks)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether somebody holds the lock of `key` or waits for it."""
+        return key in self._locks
+
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
         """Hold the lock of `key` for the time of the block."""

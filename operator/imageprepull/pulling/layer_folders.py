@@ -34,10 +34,19 @@ class Roots:
 
 @dataclass(frozen=True, slots=True)
 class LayerFolders:
-    """`upper` is the snapshot's own directory; `lowers` are those of its parents, top first."""
+    """`upper` is the snapshot's own directory; `below` are those of its parents as the daemon names them, top first."""
 
     upper: Path
-    lowers: tuple[Path, ...] = ()
+    roots: Roots
+    below: tuple[str, ...] = ()
+
+    def lowers(self) -> list[Path]:
+        """The parents' directories. Few layers need them: hundreds of paths are not made for each in vain.
+
+        Raises:
+            UnknownMounts: one is not below the snapshotter's folder.
+        """
+        return [self.roots.local(folder) for folder in self.below]
 
 
 def layer_folders(mounts: Sequence[Mount], roots: Roots) -> LayerFolders:
@@ -55,7 +64,7 @@ def layer_folders(mounts: Sequence[Mount], roots: Roots) -> LayerFolders:
     if mount.type == "bind":
         if "rw" not in mount.options:
             raise UnknownMounts("a bind mount that may not be written to")
-        return LayerFolders(roots.local(mount.source))
+        return LayerFolders(roots.local(mount.source), roots)
     if mount.type != "overlay":
         raise UnknownMounts(f"a mount of type {mount.type}")
     upper, lower = _option(mount, "upperdir"), _option(mount, "lowerdir")
@@ -65,7 +74,7 @@ def layer_folders(mounts: Sequence[Mount], roots: Roots) -> LayerFolders:
     ]
     if odd:
         raise UnknownMounts(f"an overlay with the option {odd[0]}")
-    return LayerFolders(roots.local(upper), tuple(roots.local(folder) for folder in lower.split(":")))
+    return LayerFolders(roots.local(upper), roots, tuple(lower.split(":")))
 
 
 def _option(mount: Mount, name: str) -> str:

@@ -112,9 +112,12 @@ class LayerWork:
         layer, shown = self._layers[number], self._progress.layers[number]
         # Another image that is making the same chain makes it for us too. A layer waits only for lower ones while it
         # holds this, so that two images never wait for each other.
-        async with self._machinery.chains.hold(layer.chain_id):
+        chains = self._machinery.chains
+        contended = layer.chain_id in chains
+        async with chains.hold(layer.chain_id):
             with self._shown_as_failed([number]):
-                if not await self._chain.holds(layer) and not await self._fast(number):
+                made = contended and await self._chain.holds(layer)
+                if not made and not await self._fast(number):
                     await self._portable(number)
         # From the first byte unpacked to the last commit, waiting for bytes in between included.
         if self._started:

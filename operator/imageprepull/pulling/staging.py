@@ -98,8 +98,8 @@ class Staging:
                 return  # somebody else was faster
             try:
                 folders = layer_folders(mounts, self._roots)
-                if staged.implicit and folders.lowers:
-                    await self._inherit(staged, folders.lowers)
+                if staged.implicit and folders.below:
+                    await self._inherit(staged, folders.lowers())
                 await in_thread(lambda: exchange(staged.folder, folders.upper))
             except (UnknownMounts, OSError) as error:
                 await self._chain.check_alive(staged.key)

@@ -190,7 +190,9 @@ async def test_an_agents_failed_pull_keeps_its_lease_and_bytes_until_it_is_aband
         await bench.pull(reference, **changes)
     left = await leftovers(bench.containerd)
     assert len(left.leases) == 1
-    assert (left.ingests, left.active_snapshots) == ([], [])
+    # The failure may come while the other layer is being ingested: its lease holds that for the next attempt.
+    assert set(left.ingests) <= {f"layer-{image.layers[0].blob.digest}"}
+    assert left.active_snapshots == []
     assert spool_names(cut) <= set(bench.spooled())
     fake.faults.clear()
     first = sum(len(span) > 0 for span in fake.gets(cut.digest))

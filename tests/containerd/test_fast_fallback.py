@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -292,3 +293,22 @@ def replace_layer(image: Any, number: int, packed: bytes) -> Any:
     return replace(
         image, layers=layers, manifest=Blob(image.manifest.media_type, sha256(text), len(text), text)
     )
+
+
+async def test_the_capabilities_that_the_chart_adds_are_enough(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry
+) -> None:
+    """As in a pod: root with these and no others, and no way to more. See charts/, test_chart_render."""
+    names = [*capabilities.NEEDED, "CAP_SYS_CHROOT", "CAP_SETPCAP"]
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names)
+    reference = serve(registry, build_image([layer("capable")]), "fast/capable")
+    daemon.trust(registry.host)
+    command = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{kept}", "--inh-caps=-all", "--"]
+    command += [sys.executable, "-c", "from imageprepull.cli.main import main; main()"]
+    command += ["pull", "--address", daemon.address, "--path", "fast", reference]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, errors.decode()
+    assert await leftovers(containerd) == Leftovers()

@@ -15,7 +15,8 @@ from imageprepull.runtime.errors import RuntimeFault
 
 logger = structlog.get_logger(__name__)
 
-LOSSES = ('topic=="/images/delete"', 'topic=="/snapshot/remove"')
+# Committed layers only: each layer that is unpacked leaves an active snapshot to be removed.
+LOSSES = ('topic=="/images/delete"', 'topic=="/snapshot/remove",event.key~="^sha256:"')
 
 
 async def follow_losses(

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imageprepull.cli.start import raise_file_limit, start_workers
+
 if TYPE_CHECKING:
     from imageprepull.agent.settings import AgentSettings
-    from imageprepull.unpacking.workers import Workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,19 +112,10 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def start_workers() -> tuple[Workers | None, str]:
-    """Who unpacks layers, or why nobody does: then the portable path is left."""
-    from imageprepull.unpacking.workers import Workers  # noqa: PLC0415
-
-    try:
-        return Workers.start(), ""
-    except (RuntimeError, OSError) as error:
-        return None, str(error)
-
-
 def run(args: argparse.Namespace) -> int:
     """0 after an orderly end, 1 when a loop failed, 2 for unusable flags."""
     workers, why_not = start_workers() if args.extraction != "portable" else (None, "")
+    raise_file_limit()
     # Here: unusable flags should say so before grpc is loaded.
     from imageprepull.kube.access import AccessError  # noqa: PLC0415
     from imageprepull.telemetry.logs import configure  # noqa: PLC0415

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imageprepull.cli.start import raise_file_limit, start_workers
 from imageprepull.oci.platform import InvalidPlatform, Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 
@@ -125,24 +126,14 @@ def run(args: argparse.Namespace) -> int:
     except (InvalidReference, InvalidPlatform) as error:
         print(f"imageprepull pull: {error}", file=sys.stderr)
         return USAGE
-    # Before there are threads; it costs this process a fork.
-    workers = start_workers() if args.path != "portable" else None
+    workers, _ = start_workers() if args.path != "portable" else (None, "")
+    raise_file_limit()
     try:
         results = asyncio.run(_interruptible(Session(args, references, platform, workers).run()))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("imageprepull pull: interrupted; nothing unfinished was left behind", file=sys.stderr)
         return FAILED
     return report(args, results)
-
-
-def start_workers() -> Workers | None:
-    """Who unpacks layers; None in a process that has threads already: there the portable path is left."""
-    from imageprepull.unpacking.workers import Workers  # noqa: PLC0415
-
-    try:
-        return Workers.start()
-    except (RuntimeError, OSError):
-        return None
 
 
 def report(args: argparse.Namespace, results: list[Outcome | Failure]) -> int:

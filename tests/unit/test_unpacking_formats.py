@@ -254,7 +254,7 @@ def test_a_blob_of_the_plain_type_is_never_decompressed() -> None:
 
 
 def test_a_polite_worker_waits_for_the_disk_now_and_then() -> None:
-    synced = []
+    synced: list[int] = []
     pace = Pace(7, 100, synced.append)
     for _ in range(25):
         pace.wrote(10)

@@ -10,12 +10,12 @@ from imageprepull.unpacking.paths import parent_of
 
 
 class _Record:
-    __slots__ = ("below", "listed", "used")
+    __slots__ = ("below", "keeps_group", "keeps_user", "listed", "timed", "used")
 
     def __init__(self, *, below: bool) -> None:
-        self.listed = False
+        self.listed = self.keeps_user = self.keeps_group = False
         self.below = below
-        self.used = False
+        self.used = self.timed = False
 
 
 class ImplicitDirectories:
@@ -35,10 +35,18 @@ class ImplicitDirectories:
         parent = self._records.get(parent_of(path))
         self._records[path] = _Record(below=parent is not None and not parent.listed)
 
-    def listed(self, path: bytes) -> None:
-        """An entry gave the directory its own owner, mode and times."""
+    def listed(self, path: bytes, owner: tuple[int, int] = (0, 0)) -> None:
+        """An entry gave the directory its own mode and times, and its owner as far as that is not -1."""
         if (record := self._records.get(path)) is not None:
+            user, group = owner
+            record.keeps_user = user == -1 and (record.keeps_user or not record.listed)
+            record.keeps_group = group == -1 and (record.keeps_group or not record.listed)
             record.listed = True
+
+    def timed(self, path: bytes) -> None:
+        """The times of another entry were set on the directory, last of all."""
+        if (record := self._records.get(path)) is not None:
+            record.timed = True
 
     def is_unlisted(self, path: bytes) -> bool:
         """Whether no entry stands for the directory."""
@@ -59,6 +67,14 @@ class ImplicitDirectories:
     def freeze(self) -> tuple[ImplicitDirectory, ...]:
         """In order of creation."""
         return tuple(
-            ImplicitDirectory(path, record.listed, record.below, record.used)
+            ImplicitDirectory(
+                path,
+                record.listed,
+                record.below,
+                record.used,
+                record.keeps_user,
+                record.keeps_group,
+                record.timed,
+            )
             for path, record in self._records.items()
         )

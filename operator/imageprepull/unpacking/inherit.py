@@ -41,7 +41,7 @@ def _inherit(directory: ImplicitDirectory, lowers: Sequence[int], setgid: dict[b
     if lower is None:
         # Made in a directory that hands its group on; a later entry has set its own.
         group = setgid.get(parent_of(directory.path)) if directory.below else None
-        if group is not None and not directory.listed:
+        if group is not None and (directory.keeps_group or not directory.listed):
             os.chown(directory.path, -1, group, follow_symlinks=False)
         return
     descriptor, found = lower
@@ -71,7 +71,11 @@ def _find(path: bytes, lowers: Sequence[int]) -> tuple[int, os.stat_result] | No
 def _copy(directory: ImplicitDirectory, lower: int, found: os.stat_result) -> None:
     path = directory.path
     mode = stat.S_IMODE(os.lstat(path).st_mode)
-    if not directory.listed:
+    if directory.listed:
+        user = found.st_uid if directory.keeps_user else -1
+        group = found.st_gid if directory.keeps_group else -1
+        os.chown(path, user, group, follow_symlinks=False)
+    else:
         mode = stat.S_IMODE(found.st_mode)
         os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
         os.chmod(path, mode)
@@ -85,6 +89,8 @@ def _copy(directory: ImplicitDirectory, lower: int, found: os.stat_result) -> No
         if _ACCESS in names:
             # The entry's own mode came after the list, and rewrote its mask.
             os.chmod(path, mode)
+        return
+    if directory.timed:
         return
     now = os.lstat(path)
     mtime = now.st_mtime_ns if directory.used else found.st_mtime_ns

@@ -41,15 +41,18 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
 class ImplicitDirectory(msgspec.Struct, frozen=True, array_like=True):
     """A directory that was made for an entry below it, in order of creation.
 
-    `listed`: an entry of the tar described it later. `below`: its parent directory was one
-    such, and not listed yet when this was made. `used`:
-    something was created in it (else it only holds an opaque marker).
+    `below`: its parent directory was one such, and not listed yet when this was made. `used`: something was created
+    in it (else it only holds an opaque marker). `listed`: an entry of the tar described it later; `keeps_user` and
+    `keeps_group`: but left that part of its owner as it was. `timed`: an entry set its times through a link.
     """
 
     path: bytes
     listed: bool
     below: bool
     used: bool
+    keeps_user: bool = False
+    keeps_group: bool = False
+    timed: bool = False
 
 
 class Extracted(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ def extract_layer(
     feeder.start()
     try:
         pace = Pace(root, job.dirty_bytes) if job.dirty_bytes else None
-        tree = _unpack(Archive(Stream(handoff.take, pace and pace.wrote)), job)
+        tree = _unpack(Archive(Stream(handoff.take, None if pace is None else pace.wrote)), job)
     finally:
         handoff.abandon()
     return Extracted(

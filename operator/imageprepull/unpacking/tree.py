@@ -104,6 +104,7 @@ class Tree:
         for name, path, stamps in self._directories:
             if self._rerouted or name != path:
                 path = root_path(name) or b"."  # noqa: PLW2901 - where the name leads now.
+                self.implicit.timed(path)
             os.utime(path, ns=stamps, follow_symlinks=False)
 
     def _parent(self, head: bytes) -> bytes:
@@ -185,7 +186,7 @@ class Tree:
         if self.implicit:
             if fresh:
                 self.implicit.used(parent)
-            self.implicit.listed(path)
+            self.implicit.listed(path, owner(header))
 
     def _other(self, header: Header, parent: bytes, path: bytes) -> None:
         """Links, devices, pipes; rare enough to look first, as containerd does."""

@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace, contenders: Sequence[Contender]) -> i
             outcomes.append(outcome)
             # After each: an interrupted run has told what it knew.
             report.keep(path, report.document(settings, surroundings, outcomes))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     results = [outcome.result for outcome in outcomes if outcome.result]
     report.show(console, {image.name: describe(image) for image in images}, results)
     for line in (circumstances(arguments), *problems, str(path)):

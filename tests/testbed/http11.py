@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-CHUNK = 64 << 10
+CHUNK = 256 << 10
 IDLE = 300.0
 """Seconds a peer may send nothing before the connection is given up."""
 BODYLESS = frozenset({204, 304})
@@ -60,7 +60,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
 
 
 async def read_body(reader: asyncio.StreamReader, head: Head, *, until_close: bool) -> AsyncIterator[bytes]:
-    """The body in pieces of at most 64 KiB, chunks undone; nothing when there is none."""
+    """The body in pieces of at most 256 KiB, chunks undone; nothing when there is none."""
     if "chunked" in head.get("transfer-encoding").lower():
         async for piece in _chunks(reader):
             yield piece

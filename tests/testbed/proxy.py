@@ -13,14 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbed.http11 import BODYLESS, BadHead, Head, read_body, read_head
+from tests.testbed.http11 import BODYLESS, CHUNK, BadHead, Head, read_body, read_head
 from tests.testbed.proxy_state import BLOB, Hold, Request, State
 
 CONNECT_TIMEOUT = 10.0
 PEER_CHECK = 0.2
 """Seconds until it is noticed that a node has gone whose bytes are held."""
-PIECE = 16 << 10
-"""Bytes that are paced at once: fine enough for a rate of some 100 KB/s."""
 DONE = (ConnectionError, asyncio.IncompleteReadError, TimeoutError, BadHead)
 """What ends a connection and nothing else."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -105,7 +103,7 @@ class Proxy:
         for pace in self.state.pace(node):
             await asyncio.sleep(pace.delay)
         up_reader, up_writer = await asyncio.wait_for(
-            asyncio.open_connection(*self.upstream), CONNECT_TIMEOUT
+            asyncio.open_connection(*self.upstream, limit=CHUNK), CONNECT_TIMEOUT
         )
         try:
             if head.get("expect"):
@@ -142,8 +140,9 @@ class Proxy:
             self.state.delivery(exchange.node, exchange.blob).requests += 1
         if not exchange.bodyless:
             async for piece in read_body(reader, exchange.answer, until_close=True):
-                for start in range(0, len(piece), PIECE):
-                    await self._send(exchange, piece[start : start + PIECE], writer)
+                step = self.state.step(exchange.node)
+                for start in range(0, len(piece), step):
+                    await self._send(exchange, piece[start : start + step], writer)
         await writer.drain()
 
     async def _send(self, exchange: Exchange, data: bytes, writer: asyncio.StreamWriter) -> None:

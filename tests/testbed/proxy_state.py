@@ -13,6 +13,10 @@ MANIFEST = re.compile(r"^/v2/(?P<repository>.+)/manifests/(?P<reference>[^/]+)$"
 EACH = "*"
 BURST = 0.1
 """Seconds of its rate that a node may get at once."""
+STEPS = (16 << 10, 256 << 10)
+"""Bytes that are paced at once, at least and at most: small ones cost CPU, large ones are coarse at a low rate."""
+STEP = 0.005
+"""Seconds of its rate that a node gets at once, within these bounds."""
 
 
 @dataclass(slots=True)
@@ -98,6 +102,11 @@ class State:
         each = self.paces[EACH]
         share = self._shares.setdefault(node, Pace(each.rate, each.delay))
         return [self.paces[""], share, *([self.paces[node]] if node in self.paces else [])]
+
+    def step(self, node: str) -> int:
+        """Bytes to send at once."""
+        rate = min((pace.rate for pace in self.pace(node) if pace.rate > 0), default=float("inf"))
+        return int(max(STEPS[0], min(STEPS[1], rate * STEP)))
 
     def set_pace(self, node: str, rate: float | None, delay: float | None) -> None:
         """Change what is given."""

@@ -68,6 +68,17 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
     assert product.cluster.proxy.fetched_twice() == {}
 
 
+def test_every_node_unpacks_layers_itself_and_says_so(product: Product) -> None:
+    product.apply("path", product.push(runnable(layer(1)), "tests/path"))
+    product.until_ready("path")
+    for found in product.cluster.get("nodeprepulls")["items"]:
+        agent = found["status"]["agent"]
+        assert (agent["extraction"], agent["extractionReason"]) == ("fast", "a canary went through")
+    header, *rows = product.cluster.kubectl("get", "nodeprepulls").splitlines()
+    column = header.split().index("EXTRACTION")
+    assert [row.split()[column] for row in rows] == ["fast"] * len(NODES)
+
+
 def test_the_columns_tell_the_story(product: Product) -> None:
     image = product.push(runnable(layer(1)), "tests/columns")
     product.apply("columns", image)
@@ -78,7 +89,7 @@ def test_the_columns_tell_the_story(product: Product) -> None:
 
 
 def test_layers_download_concurrently_and_apply_in_order_while_others_download(product: Product) -> None:
-    """Seen through the object alone: layer 2 gets no byte until layer 1 is Applied and layer 4 Downloaded.
+    """Seen through the object alone: layer 2 gets no byte until layer 1 is Applied and layer 4 there and unpacked.
 
     A puller that downloads one layer after the other, or applies only when all are there, never gets here.
     """
@@ -94,11 +105,11 @@ def test_layers_download_concurrently_and_apply_in_order_while_others_download(p
             len(shown) == 4
             and shown[0] == "Applied"
             and shown[1] == "Downloading"
-            and shown[3] == "Downloaded"
+            and shown[3] == "Extracted"
             for shown in states.values()
         )
 
-    product.until("layer 1 Applied and layer 4 Downloaded on all nodes while layer 2 is withheld", proven)
+    product.until("layer 1 Applied and layer 4 Extracted on all nodes while layer 2 is withheld", proven)
     assert product.condition("order", "Ready")["status"] == "False"
     assert product.cluster.proxy.release(held) == 1
     product.until_ready("order")

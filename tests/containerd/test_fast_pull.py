@@ -17,7 +17,7 @@ from imageprepull.pulling.exchange import exchange
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
-from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, wipe
+from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, leftovers, wipe
 from tests.containerd.layer_trees import layer_trees
 from tests.containerd.pull_bench import PullBench, Watched, fake_serve, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
@@ -275,3 +275,43 @@ async def test_bytes_that_are_not_the_blobs_are_fetched_and_unpacked_again(
     reference = fake_serve(fake, image)
     await bench.pull(reference)
     assert (await bench.presence(reference)).present
+
+
+async def test_blobs_that_the_runtime_has_are_unpacked_from_there(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("there-0", 300_000), layer("there-1", 300_000)])
+    reference, runtime = fake_serve(fake, image), bench.containerd
+    await bench.pull(reference, keep_blobs="before")
+    await runtime.leases.create("somebody", {}, 600)
+    for built in image.layers:
+        await runtime.leases.add_resource("somebody", "content", built.blob.digest)
+    for record in await runtime.images.list():
+        await runtime.images.delete(record.name)
+    await collect_garbage(runtime)
+    assert await runtime.snapshots.list(SNAPSHOTTER) == []
+    progress = Watched("x")
+    outcome = await bench.pull(reference, progress)
+    assert outcome.bytes_downloaded == 0
+    assert progress.states() == ["Applied"] * 2
+    assert (1, "Extracted") in [(number, str(state)) for number, state in progress.history]
+    await runtime.leases.delete("somebody")
+    assert (await bench.presence(reference)).present
+
+
+async def test_an_agents_attempt_that_fails_keeps_what_it_downloaded_and_the_next_goes_on(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("resume-0", 300_000), layer("resume-1", 300_000), layer("resume-2", 300_000)])
+    reference, cut = fake_serve(fake, image), image.layers[0].blob
+    fake.faults[cut.digest] = [Fault(cut_after=cut.size // 2), *[Fault(status=503) for _ in range(40)]]
+    changes: dict[str, Any] = {"digest": image.digest, "keep_lease_on_failure": True}
+    with pytest.raises(PullError):
+        await bench.pull(reference, **changes)
+    assert (await leftovers(bench.containerd)).active_snapshots == []
+    fake.faults.clear()
+    outcome = await bench.pull(reference, **changes)
+    assert outcome.bytes_downloaded < sum(built.blob.size for built in image.layers)
+    assert (await bench.presence(reference)).present
+    for built in image.layers:
+        assert await bench.containerd.content.info(built.blob.digest) is not None

@@ -103,6 +103,11 @@ class Archive:
             self._left -= taken
         return header
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the entry's content has holes that the tar leaves out."""
+        return self._sparse is not None
+
     def copy(self, descriptor: int) -> None:
         """Write the content of the entry to a file. Raises Refused, OSError."""
         stored, self._left = self._left, 0

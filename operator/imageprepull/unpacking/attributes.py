@@ -59,7 +59,7 @@ def set_xattrs(path: bytes | int, header: Header) -> list[bytes]:
                 continue
             raise Refused(
                 "InvalidLayer",
-                f"the extended attribute {name!r} cannot be set: {error.strerror}",
+                f"the extended attribute {name[:100]!r} cannot be set: {error.strerror}",
                 entry=header.name,
             ) from error
         done.append(name)

@@ -59,10 +59,8 @@ class ImplicitDirectories:
             record.used = True
 
     def removed(self, path: bytes) -> None:
-        """A tree is gone, with all that was recorded of it."""
-        below = path + b"/"
-        for known in [known for known in self._records if known == path or known.startswith(below)]:
-            del self._records[known]
+        """A directory is gone; one that comes there again is another."""
+        self._records.pop(path, None)
 
     def freeze(self) -> tuple[ImplicitDirectory, ...]:
         """In order of creation."""

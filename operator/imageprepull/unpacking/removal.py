@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 
@@ -16,8 +16,8 @@ class Removed(Enum):
     WAY = 2
 
 
-def remove_tree(path: bytes) -> Removed:
-    """Remove `path` with all below it.
+def remove_tree(path: bytes, gone: Callable[[bytes], None]) -> Removed:
+    """Remove `path` with all below it; `gone` is told of every directory.
 
     Raises:
         OSError: it cannot be looked at or removed.
@@ -30,12 +30,15 @@ def remove_tree(path: bytes) -> Removed:
         os.unlink(path)
         return Removed.WAY if stat.S_ISLNK(mode) else Removed.LEAF
     # Not shutil.rmtree: it recurses, and trees may be deeper than Python's stack.
-    for child, is_directory in list(walk(path)):
-        if not is_directory:
+    directories = [path]
+    for child, is_directory in walk(path):
+        if is_directory:
+            directories.append(child)
+        else:
             os.unlink(child)
-    for directory in [child for child, is_directory in walk(path) if is_directory][::-1]:
+    for directory in reversed(directories):
         os.rmdir(directory)
-    os.rmdir(path)
+        gone(directory)
     return Removed.WAY
 
 

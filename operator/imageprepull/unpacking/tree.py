@@ -54,6 +54,7 @@ class Tree:
         self._inheriting = False
         self.implicit = ImplicitDirectories()
         self.entries = 0
+        self._sparse_bytes = 0
 
     def add(self, header: Header) -> None:
         """Make what an entry asks for. Raises Refused, OSError."""
@@ -142,7 +143,7 @@ class Tree:
             descriptor = os.open(path, _CREATE, mode)
         try:
             if header.size or header.pax:
-                self._archive.copy(descriptor)
+                self._copy(header, descriptor)
             plain = not (header.uid or header.gid or self._inheriting)
             if not plain:
                 os.fchown(descriptor, *self._owner(header, parent))
@@ -155,6 +156,15 @@ class Tree:
             os.close(descriptor)
         if self.implicit:
             self.implicit.used(parent)
+
+    def _copy(self, header: Header, descriptor: int) -> None:
+        if self._archive.is_sparse:
+            # Holes are in no stream that is counted, and cost the runtime's own unpacker all they promise.
+            self._sparse_bytes += header.size
+            if self._sparse_bytes > self._limits.unpacked_bytes:
+                message = f"sparse files of more than {self._limits.unpacked_bytes} bytes"
+                raise Refused("LayerTooLarge", message, entry=header.name, final=True)
+        self._archive.copy(descriptor)
 
     def _directory(self, header: Header, name: bytes, parent: bytes, path: bytes) -> None:
         mode = header.mode & 0o7777
@@ -242,11 +252,10 @@ class Tree:
         """Take away what an entry replaces."""
         if self._bottom:
             self._remember(path)
-        removed = remove_tree(path)
+        removed = remove_tree(path, self.implicit.removed)
         if removed is Removed.WAY:
             self._resolved = {b"": b""}
             self._rerouted = True
-            self.implicit.removed(path)
         if removed is not Removed.NOTHING:
             self.implicit.used(parent_of(path))
 

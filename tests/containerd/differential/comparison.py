@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
-from tests.containerd.differential.layers import Outcome
+from tests.containerd.differential.layers import Chain, Outcome
+from tests.containerd.differential.ours import Ours
+from tests.containerd.differential.reference import Reference
 from tests.containerd.differential.trees import differences
+
+_beside = ThreadPoolExecutor(1, thread_name_prefix="ours")
+
+
+def unpack(chain: Chain, mine: Ours, theirs: Reference) -> tuple[list[Outcome], dict[str, list[Outcome]]]:
+    """A chain by us and by both versions, at the same time: nothing here is measured."""
+    ours = _beside.submit(mine.apply, chain)
+    try:
+        reference = theirs.apply(chain)
+    finally:
+        wait([ours])
+    return ours.result(), reference
 
 
 def compare(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[str]:

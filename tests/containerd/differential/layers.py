@@ -48,6 +48,7 @@ class Outcome:
     refusal: str = ""
     reason: str = ""
     final: bool = False
+    entry: bytes = b""
 
     @property
     def accepted(self) -> bool:

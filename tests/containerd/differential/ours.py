@@ -18,7 +18,7 @@ from tests.containerd.differential.layers import Chain, Outcome
 from tests.containerd.differential.trees import scan
 from tests.containerd.differential.unpacker import Answer, Job
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds for one layer."""
 CHECKOUT = Path(__file__).parents[3]
 
@@ -34,6 +34,8 @@ class Ours:
         self.folder = folder
         self.folder.mkdir()
         self._decoder = msgspec.msgpack.Decoder(Answer)
+        self.cpu = 0.0
+        """Seconds that the last layer took, of processors, not of the clock."""
         self._start()
 
     def close(self) -> None:
@@ -54,6 +56,17 @@ class Ours:
 
     def apply(self, chain: Chain, *, damage: Damage | None = None, limits: Limits = USUAL) -> list[Outcome]:
         """What became of each layer; ends with the first that was refused. Raises AssertionError on mistakes."""
+        with self.laid_out(chain, damage=damage, limits=limits) as (outcomes, _):
+            return outcomes
+
+    @contextlib.contextmanager
+    def laid_out(
+        self, chain: Chain, *, damage: Damage | None = None, limits: Limits = USUAL, look: bool = True
+    ) -> Iterator[tuple[list[Outcome], list[Path]]]:
+        """The same, with the directories of the layers, from the bottom up, while the context lasts.
+
+        `look`: read the trees for comparison.
+        """
         since = time.time()
         work = self.folder / "work"
         work.mkdir()
@@ -72,19 +85,21 @@ class Ours:
                 target.mkdir(0o755)
                 lowers = tuple(str(lower) for lower in reversed(layers))
                 answer = self._ask(Job(str(blob), layer.detect, str(target), lowers, limits))
+                self.cpu = answer.cpu
                 assert not answer.trouble, answer.trouble
                 assert sorted(child.name for child in work.iterdir()) == _expected(position)
                 assert scan(canary, 0) == alive, "something outside of the layer was touched"
                 if answer.reason:
-                    outcomes.append(Outcome(refusal=answer.refusal, reason=answer.reason, final=answer.final))
+                    outcomes.append(_refused(answer))
                     break
                 if damage is not None and position == len(chain) - 1:
                     damage(target)
-                outcomes.append(Outcome(scan(target, since), answer.diff_id, answer.size))
+                tree = scan(target, since) if look else {}
+                outcomes.append(Outcome(tree, answer.diff_id, answer.size))
                 layers.append(target)
+            yield outcomes, layers
         finally:
             shutil.rmtree(work)
-        return outcomes
 
     def _ask(self, job: Job) -> Answer:
         packed = msgspec.msgpack.encode(job)
@@ -106,6 +121,10 @@ class Ours:
                 raise ConnectionResetError("the unpacker's process died")
             data += piece
         return data
+
+
+def _refused(answer: Answer) -> Outcome:
+    return Outcome(refusal=answer.refusal, reason=answer.reason, final=answer.final, entry=answer.entry)
 
 
 def _expected(position: int) -> list[str]:

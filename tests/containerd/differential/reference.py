@@ -51,8 +51,11 @@ class Runtime:
     lease: str = ""
     chains: int = 0
 
-    async def apply(self, chain: Chain) -> list[Outcome]:
-        """What became of each layer; ends with the first that was refused."""
+    async def apply(self, chain: Chain, directories: list[Path] | None = None) -> list[Outcome]:
+        """What became of each layer; ends with the first that was refused.
+
+        `directories` gets the layers' directories, which last until some chains later.
+        """
         leased = await self._leased()
         since = time.time()
         outcomes: list[Outcome] = []
@@ -63,6 +66,8 @@ class Runtime:
             mounts = await leased.snapshots.prepare(SNAPSHOTTER, key, parent, {})
             outcome = await _apply(leased, descriptor, mounts, since)
             outcomes.append(outcome)
+            if directories is not None:
+                directories.append(directory_of(mounts))
             if not outcome.accepted:
                 break
             if len(outcomes) < len(chain):
@@ -114,6 +119,14 @@ class Reference:
     def apply(self, chain: Chain) -> dict[str, list[Outcome]]:
         """The outcome of each layer, by version."""
         return self._runner.run(self._apply(chain))
+
+    def lay_out(self, chain: Chain) -> dict[str, list[Path]]:
+        """The directories of the layers, from the bottom up, by version; for a chain that nobody refuses."""
+        found: dict[str, list[Path]] = {}
+        for runtime in self.runtimes:
+            outcomes = self._runner.run(runtime.apply(chain, found.setdefault(runtime.version, [])))
+            assert outcomes[-1].accepted, outcomes[-1].refusal
+        return found
 
     async def _apply(self, chain: Chain) -> dict[str, list[Outcome]]:
         outcomes = await asyncio.gather(*(runtime.apply(chain) for runtime in self.runtimes))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.containerd.differential.cases import ALL
 from tests.containerd.differential.cases.table import Case, Expected
-from tests.containerd.differential.comparison import compare
+from tests.containerd.differential.comparison import compare, unpack
 from tests.containerd.differential.layers import Outcome
 from tests.containerd.differential.ours import Ours
 from tests.containerd.differential.reference import Reference
@@ -26,8 +26,7 @@ def test_names_of_cases_are_unique() -> None:
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_layer_becomes_what_containerd_makes_of_it(case: Case, theirs: Reference, mine: Ours) -> None:
-    ours = mine.apply(case.chain)
-    reference = theirs.apply(case.chain)
+    ours, reference = unpack(case.chain, mine, theirs)
     found = []
     for version, outcomes in reference.items():
         expected = case.by(version)

@@ -42,6 +42,8 @@ class Answer(msgspec.Struct, frozen=True):
     final: bool = False
     entry: bytes = b""
     trouble: str = ""
+    cpu: float = 0.0
+    """Seconds of the workers, for the system included."""
 
 
 async def unpack(workers: Workers, job: Job) -> Answer:
@@ -80,6 +82,12 @@ async def unpack(workers: Workers, job: Job) -> Answer:
     return Answer(diff_id=extracted.diff_id, size=extracted.unpacked_bytes)
 
 
+def _children_cpu(workers: Workers) -> float:
+    """What the zygote's reaped children took: fields 16 and 17 of proc(5)'s stat, counted behind the name."""
+    fields = Path(f"/proc/{workers._pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
 def _open(directory: Path, descriptors: list[int]) -> int:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     descriptors.append(descriptor)
@@ -94,7 +102,10 @@ async def serve(workers: Workers, sock: socket.socket) -> None:
         while True:
             head = await reader.readexactly(_LENGTH)
             job = decoder.decode(await reader.readexactly(int.from_bytes(head, "little")))
-            packed = msgspec.msgpack.encode(await unpack(workers, job))
+            before = _children_cpu(workers)
+            answer = await unpack(workers, job)
+            answer = msgspec.structs.replace(answer, cpu=_children_cpu(workers) - before)
+            packed = msgspec.msgpack.encode(answer)
             writer.write(len(packed).to_bytes(_LENGTH, "little") + packed)
             await writer.drain()
     except asyncio.IncompleteReadError:

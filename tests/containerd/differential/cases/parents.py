@@ -1,6 +1,6 @@
 """Directories that no entry lists, and what they take from the layers below."""
 
-from tests.containerd.differential.cases.table import LOWER, NO, OK, both, chain
+from tests.containerd.differential.cases.table import LOWER, NO, OK, Expected, both, chain
 from tests.containerd.differential.tarbytes import (
     directory,
     fifo,
@@ -88,4 +88,24 @@ CASES = [
           tar(directory("real/in", 0o700, uid=3), symlink("way", "/real/../real")), tar(file("way/in/n"))),
     chain("root-attributes-of-lower", tar(directory("./", 0o700, uid=5), file("n")), tar(file("m")), tar(file("k"))),
     chain("three-layers-mixed", LOWER, SECOND, tar(file("d/sub/n"), opaque("s"), whiteout("f"), file("lib/q"))),
+    chain("implicit-then-listed-owner-unchanged", LOWER, tar(file("d/n"), directory("d", uid=-1, gid=-1))),
+    chain("implicit-then-listed-user-unchanged", LOWER, tar(file("d/n"), directory("d", uid=-1, gid=3))),
+    chain("implicit-then-listed-group-unchanged", LOWER, tar(file("d/n"), directory("d", uid=3, gid=-1))),
+    chain("implicit-then-listed-twice-owner-unchanged",
+          LOWER, tar(file("d/n"), directory("d", uid=3, gid=3), directory("d", uid=-1, gid=-1))),
+    chain("implicit-takes-times-of-replaced-directory",
+          LOWER, tar(file("d/n"), directory("q", mtime=1_000_000_000), symlink("q", "d"))),
+    chain("implicit-opaque-takes-times-of-replaced-directory",
+          LOWER, tar(opaque("d"), directory("q", mtime=1_000_000_000), symlink("q", "d"))),
+    chain("implicit-file-removed-again", LOWER, tar(file("d/n"), fifo("d/n"))),
+    chain("implicit-setgid-two-deep", LOWER, tar(file("s/x/y/z/n"), directory("s/x/y", 0o2755, gid=9), file("s/x/y/w/n"))),
+    chain("implicit-setgid-listed-setgid", LOWER, tar(file("s/x/n"), directory("s", 0o2755, gid=9), file("s/y/n"))),
+    chain("implicit-setgid-listed-then-plain-file", LOWER,
+          tar(file("s/x/n"), directory("s", 0o2755, gid=9), file("s/m", gid=-1), file("s/y/n")), expected=Expected.HANDED_ON),
+    chain("implicit-setgid-whiteout-group-unchanged", LOWER, tar(whiteout("s/in", gid=-1)), expected=Expected.HANDED_ON),
+    chain("implicit-removed-and-made-again", LOWER, tar(file("d/sub/n"), file("d"), whiteout("q"), file("x"), directory("d"))),
+    chain("implicit-then-replaced-by-link-to-other", LOWER, tar(file("d/n"), symlink("d", "s"), file("d/m"))),
+    chain("implicit-below-listed-through-link", LOWER, tar(symlink("k", "usr"), file("k/lib/n"), directory("usr", 0o700))),
+    chain("implicit-with-capability-like-xattr",
+          tar(directory("d", xattrs={"security.a": "1", "user.b": ""})), tar(file("d/n"), directory("d", xattrs={"user.b": "2"}))),
 ]  # fmt: skip

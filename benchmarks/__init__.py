@@ -6,9 +6,10 @@ alternate within a round, and the table has the medians over the rounds.
 How to read the table
     ready     seconds from exec of the pull command until the CRI has the image and its topmost snapshot is committed,
               or until the command's own exit if that comes first: from then on a pod starts without a pull
-    done      seconds from exec until the command has ended. Of `imageprepull` this includes that compressed blobs are
-              kept and that the layers were written to disk (syncfs); of containerd it includes the blobs only
-    on disk   done, and a syncfs of the file system after it: what both have when a power cut costs nothing
+    done      seconds from exec until the compressed blobs are kept too: of containerd when the command has ended, of
+              `imageprepull` by its own count, since its command goes on and writes the layers to disk (syncfs)
+    on disk   the command has ended, and a syncfs of the file system after it: what both have when a power cut costs
+              nothing
     CPU       seconds of user and system time of daemon, command and all their children between exec and exit.
               "of daemon" is containerd's part with the decompressors that it starts. The registry, the kernel's write-back and everything else are not in it
     other     CPU seconds that the machine spent on anything else but contender and registry meanwhile, the

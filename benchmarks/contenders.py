@@ -17,7 +17,6 @@ SETUPS = {
     "2.4-tuned": Setup("2.4", tuned=True),
     "1.6": Setup("1.6"),
 }
-NICE = ("nice", "-n", "19")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def known(*, sync: bool = False) -> dict[str, Contender]:
     tuned = Setup("2.4", tuned=True, sync=sync)
     found = [
         Contender(OURS, Setup("2.4"), fast),
-        Contender("ours-polite", Setup("2.4"), (*NICE, *fast)),
+        Contender("ours-polite", Setup("2.4"), (*fast, "--polite")),
         Contender("ours-portable", Setup("2.4"), (*pull, "--path", "portable")),
         Contender("ours-1.6", Setup("1.6"), fast),
         # The transfer service serves both ways to pull; its CRI way cannot sync in parallel (see Setup).

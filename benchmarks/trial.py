@@ -144,12 +144,14 @@ class Bench:
                 f"{self.contender.name} ended well, but the CRI or the snapshot lacks {image.name}"
             )
         done = ended - started
+        ready = min(done, watch.ready - started)
+        inside = _document(said.output)
         asked = registry.stats()
         return Result(
             contender=self.contender.name,
             image=image.name,
-            ready=min(done, watch.ready - started),
-            done=done,
+            ready=ready,
+            done=_kept(ready, inside) or done,
             on_disk=done + self.disk.sync(),
             cpu=cpu,
             command_cpu=said.cpu,
@@ -160,7 +162,7 @@ class Bench:
             anonymous=dict(watch.anonymous),
             at_once=dict(watch.at_once),
             registry=asked,
-            inside=_document(said.output),
+            inside=inside,
             present=self.again(image),
             link=link.use().as_json() if link else None,
         )
@@ -200,6 +202,14 @@ def trial(contender: Contender, image: Image, conditions: Conditions) -> Result:
         made.disk.sync()
         conditions.registry.stats()
         return made.measure(image)
+
+
+def _kept(ready: float, inside: dict[str, Any]) -> float | None:
+    """When the blobs were kept, on the clock that `ready` was taken with; None where the command does not say."""
+    try:
+        return ready + float(inside["secondsKept"]) - float(inside["secondsReady"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _document(said: str) -> dict[str, Any]:

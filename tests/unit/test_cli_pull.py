@@ -38,6 +38,7 @@ def outcome(done: float | None = 3.25) -> PullOutcome:
         config_digest="sha256:" + "c" * 64,
         layers=tuple(layers(LayerState.EXISTS, LayerState.APPLIED)),
         seconds_ready=1.23456,
+        seconds_kept=2.5 if done else None,
         seconds_done=done,
         bytes_downloaded=2_500_000,
         bytes_by_host={},
@@ -100,6 +101,7 @@ def test_the_document_has_every_layer() -> None:
         "image": "nginx",
         "digest": DIGEST,
         "secondsReady": 1.235,
+        "secondsKept": 2.5,
         "secondsDone": 3.25,
         "bytesDownloaded": 2_500_000,
         "layers": [

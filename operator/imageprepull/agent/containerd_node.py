@@ -144,6 +144,8 @@ class ContainerdNode:
             keep_blobs="never" if self.runtime.discard_unpacked_layers else settings.keep_blobs,
             sync=settings.sync,
             keep_lease_on_failure=True,
+            # The node waits for a gated image; beside all others pods are at work.
+            urgent=image.gated,
             lease_labels={LEASE_LABEL: settings.node_name},
         )
 

@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--docker-config", type=Path, metavar="FILE", help="credentials in docker's config.json format")
     add("--always", action="store_true", help="ask the registry what the tag means even if it is present")
+    add("--polite", action="store_true", help="let what else runs on this machine go first")
     add("--pin", action="store_true", help="keep the image from the kubelet's garbage collection")
     add(
         "--keep-blobs",
@@ -114,6 +115,7 @@ class Found:
     digest: str
     layers: tuple[Any, ...]
     seconds_ready: float = 0.0
+    seconds_kept: float | None = 0.0
     seconds_done: float | None = 0.0
     bytes_downloaded: int = 0
 
@@ -316,6 +318,7 @@ class Session:
             keep_blobs="never" if target.discards else args.keep_blobs,
             sync=args.sync,
             lease_labels={LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
+            urgent=not args.polite,
             always=args.always,
         )
         progress = ImageProgress(reference=args.images[number])

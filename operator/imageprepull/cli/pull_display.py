@@ -114,11 +114,12 @@ class Bars:
 
 
 def document(image: str, outcome: Outcome) -> dict[str, Any]:
-    """What `--output json` prints of an image that is there. Sizes are bytes, `secondsDone` may be null."""
+    """What `--output json` prints of an image that is there. Sizes are bytes; the last two seconds may be null."""
     return {
         "image": image,
         "digest": outcome.digest,
         "secondsReady": round(outcome.seconds_ready, 3),
+        "secondsKept": None if outcome.seconds_kept is None else round(outcome.seconds_kept, 3),
         "secondsDone": None if outcome.seconds_done is None else round(outcome.seconds_done, 3),
         "bytesDownloaded": outcome.bytes_downloaded,
         "layers": [
@@ -141,6 +142,8 @@ class Outcome(Protocol):
     def digest(self) -> str: ...  # noqa: D102 - as in PullOutcome.
     @property
     def seconds_ready(self) -> float: ...  # noqa: D102
+    @property
+    def seconds_kept(self) -> float | None: ...  # noqa: D102
     @property
     def seconds_done(self) -> float | None: ...  # noqa: D102
     @property

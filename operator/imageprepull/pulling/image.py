@@ -99,6 +99,7 @@ class ImagePull:
             failure = error
         finally:
             await self._close_blobs(None)
+        self._elapsed("kept")
         await self._make_durable(self._image)
         if failure is not None:
             raise failure
@@ -245,6 +246,7 @@ class ImagePull:
             choose=lambda: machinery.extraction.choose(request.snapshotter, request.lease_labels),
             progress=progress,
             keep_spooled=request.keep_blobs != "never",
+            urgent=request.urgent,
         ).run()
         if request.keep_blobs == "before":
             await keep_now(containerd, blobs)
@@ -265,6 +267,7 @@ class ImagePull:
             config_digest=image.manifest.config.digest,
             layers=tuple(progress.layers),
             seconds_ready=seconds,
+            seconds_kept=None,
             seconds_done=None,
             bytes_downloaded=sum(progress.bytes_by_host.values()),
             bytes_by_host=dict(progress.bytes_by_host),

@@ -34,7 +34,8 @@ log = structlog.get_logger(__name__)
 class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
-    `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are committed, for whoever ingests them then.
+    `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are
+    committed, for whoever ingests them then. `urgent`: as in `PullRequest`.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -48,6 +49,7 @@ class LayerWork:
         choose: Callable[[], Awaitable[ExtractionPath]],
         progress: ImageProgress,
         keep_spooled: bool,
+        urgent: bool,
     ) -> None:
         """Nothing is asked or fetched yet."""
         self._machinery = machinery
@@ -57,6 +59,7 @@ class LayerWork:
         self._layers: tuple[ChainLayer, ...] = blobs.layers
         self._progress = progress
         self._keep_spooled = keep_spooled
+        self._urgent = urgent
         self._started = 0.0
         self._done = [asyncio.Event() for _ in self._layers]
         self._choose = choose
@@ -87,12 +90,15 @@ class LayerWork:
         workers = self._machinery.extraction.workers
         if path.path != "fast" or workers is None or path.roots is None:
             return None
+        settings = self._machinery.settings
         return Staging(
             self._chain,
             workers,
             self._machinery.slots,
             path.roots,
-            cleanup_timeout=self._machinery.settings.cleanup_timeout,
+            nice=0 if self._urgent else settings.polite_nice,
+            dirty_bytes=0 if self._urgent else settings.polite_dirty_bytes,
+            cleanup_timeout=settings.cleanup_timeout,
         )
 
     async def _blob(self, digest: str, positions: list[int]) -> None:

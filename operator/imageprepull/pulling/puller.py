@@ -127,9 +127,10 @@ class Puller:
         outcome = await attempt.run()
         if until == "done":
             try:
-                return dataclasses.replace(outcome, seconds_done=await attempt.settle())
+                done = await attempt.settle()
             except Exception as error:
                 raise as_pull_error(error) from error
+            return dataclasses.replace(outcome, seconds_kept=progress.seconds["kept"], seconds_done=done)
         task = asyncio.create_task(self._settle(attempt, progress), name=f"settle {progress.reference}")
         self._background.add(task)
         task.add_done_callback(self._background.discard)

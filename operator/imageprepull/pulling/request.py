@@ -21,6 +21,8 @@ class PullRequest:
     `digest` is the top-level descriptor's; None means: ask the registry what the reference stands for.
     `keep_lease_on_failure` is the agent's choice: blobs, snapshots and spool survive for its next attempt, until
     `Puller.abandon`. `lease_labels` tell whose lease it is (`imageprepull.io/lease=<node or cli>`).
+    `urgent` takes what the machine has, for a command or a gated node; else workers have a low priority and wait for
+    the disk before they fill the page cache, since pods run beside them.
     `always` is read by callers only: it forbids them to skip the pull because the image is present.
     """
 
@@ -33,6 +35,7 @@ class PullRequest:
     sync: Sync = "background"
     keep_lease_on_failure: bool = False
     lease_labels: dict[str, str] = field(default_factory=dict)
+    urgent: bool = True
     always: bool = False
 
 
@@ -40,13 +43,15 @@ class PullRequest:
 class PullOutcome:
     """An image that the node now holds. Seconds count from the start of the pull.
 
-    `seconds_done` is None while something still runs in the background (`until="ready"`).
+    `seconds_kept` is when the content store had the blobs too, or they were dropped; it and `seconds_done` are None
+    while something still runs in the background (`until="ready"`).
     """
 
     digest: str
     config_digest: str
     layers: tuple[LayerProgress, ...]
     seconds_ready: float
+    seconds_kept: float | None
     seconds_done: float | None
     bytes_downloaded: int
     bytes_by_host: dict[str, int]

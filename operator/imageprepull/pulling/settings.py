@@ -40,6 +40,10 @@ class PullSettings:
     lease_losses: int = 2
     """How often a pull starts its chain again because lease or snapshots vanished under it."""
     prepare_attempts: int = 3
+    polite_nice: int = 10
+    """Added to the priority of workers whose image is not urgent."""
+    polite_dirty_bytes: int = 64 * 1024 * 1024
+    """How much such a worker writes before it waits for the disk."""
     apply_timeout: float = 3600.0
     """Diff.Apply has no progress to watch; this only ends what hangs for good."""
     ingest_stall: float = 600.0

@@ -46,25 +46,39 @@ class Staged:
     implicit: tuple[ImplicitDirectory, ...]
 
 
-def extract_job(descriptor: Descriptor, position: int) -> ExtractJob:
+def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> ExtractJob:
     """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
     return ExtractJob(
         size=descriptor.size,
         detect=descriptor.media_type not in (OCI_LAYER, OCI_FOREIGN_LAYER),
         bottom=position == 0,
+        dirty_bytes=dirty_bytes,
     )
 
 
 class Staging:
-    """The fast path for the layers of one image, under its lease."""
+    """The fast path for the layers of one image, under its lease.
+
+    `nice` is added to the workers' priority; `dirty_bytes` as in `ExtractJob`.
+    """
 
     def __init__(
-        self, chain: Chain, workers: Workers, slots: Slots, roots: Roots, *, cleanup_timeout: float
+        self,
+        chain: Chain,
+        workers: Workers,
+        slots: Slots,
+        roots: Roots,
+        *,
+        nice: int = 0,
+        dirty_bytes: int = 0,
+        cleanup_timeout: float,
     ) -> None:
         self._chain = chain
         self._workers = workers
         self._slots = slots
         self._roots = roots
+        self._nice = nice
+        self._dirty_bytes = dirty_bytes
         self._cleanup_timeout = cleanup_timeout
 
     async def unpack(
@@ -124,7 +138,7 @@ class Staging:
             try:
                 try:
                     folder = layer_folders(mounts, self._roots).upper
-                    job = extract_job(layer.descriptor, position)
+                    job = extract_job(layer.descriptor, position, self._dirty_bytes)
                     result = await self._extract(job, folder, blob, turn.follow(frontier))
                 except UnknownMounts as error:
                     raise CannotStageError(str(error)) from error
@@ -167,7 +181,7 @@ class Staging:
         with _opened([folder]) as (root,):
             try:
                 return await self._workers.extract(
-                    job, root=root, blob=blob, frontier=frontier, progress=_ignore
+                    job, root=root, blob=blob, frontier=frontier, progress=_ignore, nice=self._nice
                 )
             except Refused as refused:
                 return refused

@@ -143,12 +143,23 @@ async def _connected(daemons: list[ContainerdDaemon]) -> AsyncIterator[list[Runt
         ]
 
 
+def remount(folder: Path) -> None:
+    """Make the disk one for this: small trees come and go, reading must not change what is compared, and nothing has
+    to survive a power cut.
+
+    A journal, as ext4 looks at each lately deleted inode before it takes a new one where it has none.
+    """
+    image = folder.with_name("disk")
+    run("umount", str(folder))
+    run("tune2fs", "-O", "has_journal", str(image))
+    run("mount", "-o", "loop,noatime,nobarrier", str(image), str(folder))
+
+
 @contextlib.contextmanager
 def reference() -> Iterator[Reference]:
     """Both daemons on one file system, which other things may be compared on, too."""
     with disk() as folder, contextlib.ExitStack() as stack:
-        # Reading must not change what is compared, and nothing here has to survive a power cut.
-        run("mount", "-o", "remount,noatime,nobarrier", str(folder))
+        remount(folder)
         daemons: list[ContainerdDaemon] = []
         for version in VERSIONS:
             daemon = GoDaemon(version, folder / version, cri=False)

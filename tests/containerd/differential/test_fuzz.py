@@ -160,6 +160,9 @@ def test_workers_are_of_one_mind_with_containerd(theirs: Reference, mine: Ours) 
             continue
         chain = (layer,) if dice.random() < 0.5 else (Layer(dice.choice(tars), DOCKER_TAR), layer)
         ours, reference = unpack(chain, mine, theirs)
+        if ours[-1].final:
+            # Our limits, which containerd has not.
+            continue
         found = {version: compare(ours, outcomes) for version, outcomes in reference.items()}
         # The versions differ between themselves where device numbers are impossible; then we are with one of them.
         if all(found.values()):

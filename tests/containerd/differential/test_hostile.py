@@ -275,7 +275,7 @@ def test_work_grows_with_the_layer_and_not_faster(name: str, above: bool, mine: 
 
 @pytest.mark.parametrize("above", [False, True], ids=["bottom", "upper"])
 def test_deep_trees_are_removed(above: bool, theirs: Reference, mine: Ours) -> None:
-    deep = "/".join("d" * 900)
+    deep = "/".join("d" * 300)
     layer = plain(tar(*(entry for n in range(5) for entry in (file(deep), file("d", b"%d" % n)))))
     ours, reference = unpack((LOWER, layer) if above else (layer,), mine, theirs)
     assert {outcomes[-1].accepted for outcomes in reference.values()} == {ours[-1].accepted}

@@ -185,7 +185,7 @@ async def test_a_tree_that_lost_files_before_the_exchange_is_never_committed(
     gaps: list[Path] = []
 
     def lose(staged: Path, prepared: Path) -> None:
-        if not gaps and prepared.parent.parent == staged.parent.parent and (staged / "layers/gap-1").exists():
+        if not gaps and (staged / "layers/gap-1").exists():
             gaps.append(staged)
             asyncio.run_coroutine_threadsafe(remove(), loop).result(20)
             (staged / "layers/gap-1").unlink()
@@ -193,7 +193,7 @@ async def test_a_tree_that_lost_files_before_the_exchange_is_never_committed(
 
     async def remove() -> None:
         for found in await runtime.snapshots.list(SNAPSHOTTER, ["kind==active"]):
-            if "staging" in found.name and image.chain_ids[1] in found.name:
+            if "staging" in found.name:
                 await runtime.snapshots.remove(SNAPSHOTTER, found.name)
 
     monkeypatch.setattr(staging, "exchange", lose)

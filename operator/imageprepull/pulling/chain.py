@@ -139,15 +139,15 @@ class Chain:
             return False
         return await self._adopt(layer.chain_id)
 
-    async def prepare_apart(self, layer: ChainLayer) -> tuple[str, list[Mount]]:
-        """An active snapshot without a parent, to unpack a layer into before its parent is there; (key, mounts).
+    async def prepare_apart(self) -> tuple[str, list[Mount]]:
+        """An active snapshot without a parent, to unpack layers in before their parents are there; (key, mounts).
 
-        It bears no `snapshot.ref`: it never becomes the layer itself.
+        It bears no `snapshot.ref`: it never becomes a layer itself.
 
         Raises:
             ChainLostError: the lease is gone.
         """
-        key = extract_key(f"staging {layer.chain_id}")
+        key = extract_key(f"staging {self._lease}")
         try:
             mounts = await self._containerd.snapshots.prepare(
                 self._snapshotter, key, "", dict(self._active_labels)

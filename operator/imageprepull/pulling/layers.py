@@ -80,18 +80,23 @@ class LayerWork:
         missing = missing_blobs(self._layers, existing)
         if not missing:
             return
-        self._staging = self._staging_on(required(await self._choose()))
         await self._blobs.look(self._containerd, list(missing))
-        async with asyncio.TaskGroup() as group:
-            for digest, positions in missing.items():
-                group.create_task(self._blob(digest, positions), name=f"blob {digest}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                choosing = group.create_task(self._choose_staging(), name="extraction path")
+                for digest, positions in missing.items():
+                    group.create_task(self._blob(digest, positions, choosing), name=f"blob {digest}")
+        finally:
+            if self._staging is not None:
+                await finish_anyway(self._staging.close(), self._machinery.settings.cleanup_timeout)
 
-    def _staging_on(self, path: ExtractionPath) -> Staging | None:
+    async def _choose_staging(self) -> None:
+        path = required(await self._choose())
         workers = self._machinery.extraction.workers
         if path.path != "fast" or workers is None or path.roots is None:
-            return None
+            return
         settings = self._machinery.settings
-        return Staging(
+        self._staging = Staging(
             self._chain,
             workers,
             self._machinery.slots,
@@ -101,12 +106,14 @@ class LayerWork:
             cleanup_timeout=settings.cleanup_timeout,
         )
 
-    async def _blob(self, digest: str, positions: list[int]) -> None:
+    async def _blob(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:
         """One download, and every layer that it is."""
         with self._shown_as_failed(positions):
-            if self._staging is not None:
+            if not self._blobs.in_content(digest):
+                # On either path; the trial that chooses it goes on meanwhile.
                 await self._blobs.growing(digest)
-            elif not self._blobs.in_content(digest):
+            await choosing
+            if self._staging is None and not self._blobs.in_content(digest):
                 await self._blobs.ingest(self._containerd, digest)
         async with asyncio.TaskGroup() as group:
             for number in positions:
@@ -151,13 +158,9 @@ class LayerWork:
 
     async def _put_in_place(self, staging: Staging, layer: ChainLayer, number: int, staged: Staged) -> None:
         self._progress.advance(self._progress.layers[number], LayerState.EXTRACTED)
-        try:
-            await self._parent(number)
-            await staging.commit(layer, staged)
-            # The next layer need not wait until what is left over is gone.
-            self._done[number].set()
-        finally:
-            await finish_anyway(staging.discard(staged), self._machinery.settings.cleanup_timeout)
+        await self._parent(number)
+        await staging.commit(layer, staged)
+        self._done[number].set()
 
     def _judge(self, layer: ChainLayer, error: Refused | CannotStageError | WorkerDied) -> None:
         """Say that containerd gets the layer, or why nobody does.

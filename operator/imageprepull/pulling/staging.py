@@ -7,6 +7,8 @@ runtime may have deleted a part of.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,11 +41,19 @@ class CannotStageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A layer unpacked and verified; `folder` is its tree, `key` the active snapshot that has it."""
+    """A layer unpacked and verified; `folder` is its tree, in the active snapshot `key`."""
 
     key: str
     folder: Path
     implicit: tuple[ImplicitDirectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """The staging snapshot: its key, and its folder as this process sees it."""
+
+    key: str
+    folder: Path
 
 
 def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> ExtractJob:
@@ -57,7 +67,7 @@ def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> 
 
 
 class Staging:
-    """The fast path for the layers of one image, under its lease.
+    """The fast path for the layers of one image, under its lease. `close` when all is over.
 
     `nice` is added to the workers' priority; `dirty_bytes` as in `ExtractJob`.
     """
@@ -80,6 +90,9 @@ class Staging:
         self._nice = nice
         self._dirty_bytes = dirty_bytes
         self._cleanup_timeout = cleanup_timeout
+        self._apart: _Apart | None = None
+        self._opening = asyncio.Lock()
+        self._rooms = itertools.count()
 
     async def unpack(
         self, layer: ChainLayer, position: int, growing: Growing, *, extracting: Callable[[], None]
@@ -101,7 +114,7 @@ class Staging:
                 await growing.again()
 
     async def commit(self, layer: ChainLayer, staged: Staged) -> None:
-        """Make the staged tree the layer's snapshot. Its parent must be committed; `discard` is due afterwards.
+        """Make the staged tree the layer's snapshot. Its parent must be committed.
 
         Raises:
             Refused: only unpacking onto the parent can get it right, or containerd would refuse it.
@@ -121,9 +134,12 @@ class Staging:
             # The last moment to learn that a collection has been at the tree: the worker was told of no error.
             await self._chain.check_alive(staged.key)
 
-    async def discard(self, staged: Staged) -> None:
-        """Remove the staging snapshot: an empty one after `commit`."""
-        await self._chain.remove(staged.key)
+    async def close(self) -> None:
+        """Remove the staging snapshot, with whatever never came into its place."""
+        async with self._opening:
+            apart, self._apart = self._apart, None
+            if apart is not None:
+                await self._chain.remove(apart.key)
 
     async def _attempt(
         self, layer: ChainLayer, position: int, growing: Growing, extracting: Callable[[], None]
@@ -134,28 +150,43 @@ class Staging:
         await frontier.beyond(0)
         async with self._slots.turn(Work(position, layer.descriptor.size)) as turn:
             extracting()
-            key, mounts = await self._chain.prepare_apart(layer)
+            key, folder = await self._room(position)
             try:
-                try:
-                    folder = layer_folders(mounts, self._roots).upper
-                    job = extract_job(layer.descriptor, position, self._dirty_bytes)
-                    result = await self._extract(job, folder, blob, turn.follow(frontier))
-                except UnknownMounts as error:
-                    raise CannotStageError(str(error)) from error
-                except OSError:
-                    if growing.frontier is not frontier:
-                        raise SpoolRestarted from None
-                    raise
-            except BaseException:
-                await finish_anyway(self._chain.remove(key), self._cleanup_timeout)
+                job = extract_job(layer.descriptor, position, self._dirty_bytes)
+                result = await self._extract(job, folder, blob, turn.follow(frontier))
+            except OSError:
+                if growing.frontier is not frontier:
+                    raise SpoolRestarted from None
                 raise
-        try:
-            # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
-            extracted = await self._verified(layer, key, growing, frontier, result)
-        except BaseException:
-            await finish_anyway(self._chain.remove(key), self._cleanup_timeout)
-            raise
+        # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
+        extracted = await self._verified(layer, key, growing, frontier, result)
         return Staged(key, folder, extracted.implicit)
+
+    async def _room(self, position: int) -> tuple[str, Path]:
+        """A new folder for one layer, in the one staging snapshot that all layers of the image share.
+
+        One, since each active snapshot costs the runtime four writes to disk, of which an image of many small layers
+        would mostly consist.
+        """
+        async with self._opening:
+            if self._apart is None:
+                self._apart = await self._open()
+            apart = self._apart
+        room = apart.folder / f"{position}-{next(self._rooms)}"
+        try:
+            await in_thread(room.mkdir)
+        except OSError as error:
+            await self._chain.check_alive(apart.key)
+            raise CannotStageError(f"{room} cannot be made: {error.strerror}") from error
+        return apart.key, room
+
+    async def _open(self) -> _Apart:
+        key, mounts = await self._chain.prepare_apart()
+        try:
+            return _Apart(key, layer_folders(mounts, self._roots).upper)
+        except UnknownMounts as error:
+            await finish_anyway(self._chain.remove(key), self._cleanup_timeout)
+            raise CannotStageError(str(error)) from error
 
     async def _verified(
         self,

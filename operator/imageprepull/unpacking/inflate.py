@@ -16,8 +16,8 @@ from imageprepull.unpacking.jobs import Limits, Refused
 
 GZIP = b"\x1f\x8b\x08"
 ZSTD = b"\x28\xb5\x2f\xfd"
-CHUNK = 256 * 1024
-"""Bytes per chunk: large enough to let go of the interpreter's lock, small enough to stay in the cache."""
+CHUNK = 1024 * 1024
+"""Bytes per chunk: each one costs a change of threads, and memory for as many as the worker is ahead."""
 
 _Damaged = cast(type[Exception], igzip_lib.IsalError)
 Source = Callable[[], bytes]

@@ -24,7 +24,7 @@ from imageprepull.unpacking.stream import Stream
 from imageprepull.unpacking.tree import Tree
 
 READ = 256 * 1024
-CHUNKS_AHEAD = 8
+CHUNKS_AHEAD = 4
 _RATIO_FROM = 64 << 20
 _SWITCH_INTERVAL = 0.0002
 

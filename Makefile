@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export IMAGEPREPULL_CACHE ?= $(HOME)/.cache/imageprepull
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-unit test-containerd test-cluster demo demo-down bench protos crds constraints clean
+.PHONY: help setup lint format test test-unit test-containerd test-cluster test-nightly demo demo-down bench protos crds constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -47,6 +47,12 @@ test-cluster: setup  ## the product on a real three-node cluster
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster
+
+test-nightly: setup  ## the generated layers and the fuzzer at full length; goes on where the last run ended
+	$(BIN)/python -m tests.testbed packages
+	$(BIN)/python -m tests.testbed build
+	$(BIN)/python -m tests.nightly differential --examples 20000
+	$(BIN)/python -m tests.nightly fuzz --seconds 3600
 
 demo: setup  ## the main job, shown on a throw-away cluster on this machine
 	$(BIN)/python -m tests.testbed packages

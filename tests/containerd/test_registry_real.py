@@ -237,6 +237,10 @@ async def test_a_mirror_is_used_and_not_needed(
         manifest = parse_manifest(await asked.fetch_document(reference, await asked.resolve(reference)))
         async with asked.open_blob(reference, manifest.layers[0]) as stream:
             assert (stream.host, stream.origin) == (mirror, mirror)
+        # By now the mirror at which nobody answers is left alone for a while.
         error = await failure(asked, registry.host, "missing")
         assert error.host == registry.host
+        assert f"before that {mirror} NotFound" in str(error)
+    async with client(hosts) as asked:
+        error = await failure(asked, registry.host, "missing")
         assert f"{gone} RegistryUnreachable, {mirror} NotFound" in str(error)

@@ -34,6 +34,8 @@ OPAQUE = b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {BLOCK_DEVICE: stat.S_IFBLK, CHAR: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _UINT32 = (1 << 32) - 1
+_SURELY_SHORT = 3584
+"""Bytes. The runtime puts its own folder before each name, and the kernel takes 4095 in all."""
 
 
 class Tree:
@@ -86,6 +88,8 @@ class Tree:
             raise Refused(
                 "NameTooLong", f"a name of more than {self._limits.path_bytes} bytes", entry=name, final=True
             )
+        if len(name) > _SURELY_SHORT:
+            raise Refused("Unsupported", "a name that may be too long where the runtime keeps it", entry=name)
         # The usual spelling needs no cleaning.
         name = name.removeprefix(b"./").removesuffix(b"/")
         if name.startswith((b".", b"/")) or b"//" in name or b"/." in name or not name or name[-1:] == b"/":

@@ -108,4 +108,8 @@ CASES = [
     chain("implicit-below-listed-through-link", LOWER, tar(symlink("k", "usr"), file("k/lib/n"), directory("usr", 0o700))),
     chain("implicit-with-capability-like-xattr",
           tar(directory("d", xattrs={"security.a": "1", "user.b": ""})), tar(file("d/n"), directory("d", xattrs={"user.b": "2"}))),
+    # Names that fit below our working directory, and not, or perhaps not, below containerd's.
+    *both("name-of-4090-bytes", tar(file("/".join(["n" * 200] * 20 + ["n" * 70]))), Expected.HANDED_ON_REFUSED),
+    *both("name-of-3700-bytes", tar(file("/".join(["n" * 200] * 18 + ["n" * 82]))), Expected.HANDED_ON),
+    *both("name-of-3500-bytes", tar(file("/".join(["n" * 200] * 17 + ["n" * 83])))),
 ]  # fmt: skip

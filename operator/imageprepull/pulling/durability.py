@@ -7,7 +7,6 @@ empty files. A layer still labelled with another boot is therefore never believe
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from imageprepull.pulling.errors import PullError, first_error
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
+from imageprepull.unpacking import kernel
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _AT_ONCE = 8
@@ -64,12 +64,9 @@ async def make_durable(
 
 
 def sync_file_system(folder: Path) -> None:
-    """syncfs(2), which the os module lacks."""
+    """syncfs(2) of the file system that a folder is on."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
+        kernel.syncfs(fd)
     finally:
         os.close(fd)

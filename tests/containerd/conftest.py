@@ -16,6 +16,7 @@ import pytest
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_daemon, docker_registry
+from tests.testbed.faulty_registry import FaultyRegistry
 
 VERSIONS = ("1.6", "2.4")
 SNAPSHOTTER = "overlayfs"
@@ -119,3 +120,9 @@ def registry() -> Iterator[DockerRegistry]:
         pytest.fail("docker-registry is not installed: python -m tests.testbed packages")
     with docker_registry() as running:
         yield running
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FaultyRegistry]:
+    async with FaultyRegistry() as registry:
+        yield registry

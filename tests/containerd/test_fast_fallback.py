@@ -57,12 +57,6 @@ async def bench(
         await bench.assert_clean()
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FaultyRegistry]:
-    async with FaultyRegistry() as registry:
-        yield registry
-
-
 def shown(bench: PullBench) -> tuple[str, str]:
     found = bench.puller.extraction.shown(SNAPSHOTTER)
     assert found is not None

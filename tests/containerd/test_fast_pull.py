@@ -41,12 +41,6 @@ async def bench(
         await bench.assert_clean()
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FaultyRegistry]:
-    async with FaultyRegistry() as registry:
-        yield registry
-
-
 def archive(*members: tuple[str, dict[str, Any], bytes]) -> LayerSpec:
     """A layer of just these entries, parents not listed."""
     buffer = io.BytesIO()

@@ -50,12 +50,6 @@ async def run(address: str, *arguments: str, **options: Any) -> Ran:
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[FaultyRegistry]:
-    async with FaultyRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
 async def no_spool(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[None]:
     """The command leaves no spool folder behind; the containerd fixture sees to leases and snapshots."""
     yield

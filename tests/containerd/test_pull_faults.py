@@ -41,12 +41,6 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
         await bench.assert_clean()
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FaultyRegistry]:
-    async with FaultyRegistry() as registry:
-        yield registry
-
-
 async def refused(bench: PullBench, reference: str, **changes: Any) -> PullError:
     with pytest.raises(PullError) as caught:
         await bench.pull(reference, **changes)

@@ -23,12 +23,6 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
         await bench.assert_clean()
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FaultyRegistry]:
-    async with FaultyRegistry() as registry:
-        yield registry
-
-
 async def test_layers_are_applied_while_others_still_download(bench: PullBench, fake: FaultyRegistry) -> None:
     """Layer 2 comes only after layer 1 was applied and layer 4 downloaded."""
     image = build_image([layer(f"order-{n}", 60_000) for n in range(1, 5)])

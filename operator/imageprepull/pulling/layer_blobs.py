@@ -20,6 +20,7 @@ from imageprepull.pulling.growing import Growing
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import UNCOMPRESSED
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
@@ -44,11 +45,15 @@ class LayerBlobs:
     layers: tuple[ChainLayer, ...]
     progress: ImageProgress
     keep_partial: bool
+    _positions: dict[str, list[int]] = field(init=False)
     _held: dict[str, _Held] = field(default_factory=dict)
     _in_content: set[str] = field(default_factory=set)
     _opening: KeyedLock = field(default_factory=KeyedLock)
     _ingesting: KeyedLock = field(default_factory=KeyedLock)
     _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._positions = missing_blobs(self.layers, 0)
 
     async def look(self, containerd: Containerd, digests: Sequence[str]) -> None:
         """Find out which blobs the content store has; the lease of `containerd` holds those from now on.
@@ -100,13 +105,13 @@ class LayerBlobs:
 
     async def label(self, containerd: Containerd, digest: str) -> None:
         """Say on a blob of the content store what it unpacks to."""
-        diff_id = self.layers[self.positions(digest)[0]].diff_id
+        diff_id = self.layers[self._positions[digest][0]].diff_id
         await containerd.content.update_labels(digest, {UNCOMPRESSED: diff_id})
 
     def spooled(self) -> list[str]:
         """Digests that are held here and that the content store lacks, lowest layer first."""
         held = [digest for digest in self._held if digest not in self._in_content]
-        return sorted(held, key=lambda digest: self.positions(digest)[0])
+        return sorted(held, key=lambda digest: self._positions[digest][0])
 
     async def release(self, digest: str) -> None:
         """Nobody needs the spool's copy of a blob any more."""
@@ -120,10 +125,6 @@ class LayerBlobs:
             held = self._held.pop(digest)
             kind = None if error is None else type(error)
             await held.stack.__aexit__(kind, error, None)
-
-    def positions(self, digest: str) -> list[int]:
-        """The layers that a blob is."""
-        return [number for number, layer in enumerate(self.layers) if layer.descriptor.digest == digest]
 
     async def _look(self, containerd: Containerd, digest: str) -> None:
         descriptor = self._descriptor(digest)
@@ -144,7 +145,7 @@ class LayerBlobs:
             descriptor=descriptor,
             lease=lease or self.lease,
             # The lowest layer of any image before the second of another: it is what a chain waits for.
-            priority=self.positions(digest)[0],
+            priority=self._positions[digest][0],
             keep_partial=self.keep_partial,
             advanced=lambda held: self._advanced(digest, held),
             received=self._received,
@@ -152,10 +153,10 @@ class LayerBlobs:
         )
 
     def _descriptor(self, digest: str) -> Descriptor:
-        return self.layers[self.positions(digest)[0]].descriptor
+        return self.layers[self._positions[digest][0]].descriptor
 
     def _shown(self, digest: str) -> list[LayerProgress]:
-        return [self.progress.layers[number] for number in self.positions(digest)]
+        return [self.progress.layers[number] for number in self._positions[digest]]
 
     def _advanced(self, digest: str, held: int) -> None:
         if digest in self._in_content:

@@ -105,7 +105,7 @@ class Puller:
 
     @property
     def parallel_downloads(self) -> int:
-        """How many blobs are downloaded at once over all images."""
+        """How many connections there may be at once over all images."""
         return self._downloads.limit
 
     @parallel_downloads.setter

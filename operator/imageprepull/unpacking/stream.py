@@ -9,9 +9,8 @@ from imageprepull.unpacking.headers import BLOCK
 from imageprepull.unpacking.jobs import Refused
 
 
-def truncated(entry: bytes = b"") -> Refused:
-    """The error for a tar that ends where it may not."""
-    return Refused("InvalidLayer", "the tar ends in the middle", entry=entry)
+def _truncated() -> Refused:
+    return Refused("InvalidLayer", "the tar ends in the middle")
 
 
 class Stream:
@@ -33,14 +32,14 @@ class Stream:
             return self._held[start:end]
         found = self._gather(BLOCK)
         if len(found) % BLOCK:
-            raise truncated()
+            raise _truncated()
         return found
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes. Raises Refused."""
         found = self._gather(count)
         if len(found) < count:
-            raise truncated()
+            raise _truncated()
         return found
 
     def copy(self, count: int, descriptor: int) -> None:
@@ -85,7 +84,7 @@ class Stream:
             self._held = self._chunk()
             self._position = 0
             if not self._held:
-                raise truncated()
+                raise _truncated()
         start = self._position
         self._position = min(start + most, len(self._held))
         return memoryview(self._held)[start : self._position]

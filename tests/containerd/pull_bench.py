@@ -126,7 +126,14 @@ async def pull_bench(
             HostsConfig([daemon.certs_d]), stall_timeout=stall, attempts=2, backoff=0.01
         ) as client,
         Puller(
-            containerd, client, spool, snapshotter_root=root, boot_id=BOOT, settings=settings, **options
+            containerd,
+            client,
+            spool,
+            snapshotter_root=root,
+            content_root=daemon.root / "io.containerd.content.v1.content",
+            boot_id=BOOT,
+            settings=settings,
+            **options,
         ) as puller,
     ):
         yield PullBench(containerd, client, puller, spool, daemon)

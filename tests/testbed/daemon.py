@@ -71,6 +71,7 @@ class ContainerdDaemon:
     snapshotter: str = "overlayfs"
     cri: bool = True
     discard_unpacked_layers: bool = False
+    share_content: bool = True
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -206,6 +207,8 @@ version = {2 if old else 3}
 disabled_plugins = {disabled!r}
 [plugins."io.containerd.internal.v1.opt"]
   path = "{self.folder}/opt"
+[plugins."io.containerd.metadata.v1.bolt"]
+  content_sharing_policy = "{"shared" if self.share_content else "isolated"}"
 [{runtime}]
   disable_apparmor = true
   restrict_oom_score_adj = true

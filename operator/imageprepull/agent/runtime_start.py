@@ -54,6 +54,7 @@ async def opened_runtime(
                 registry,
                 settings.spool_dir,
                 snapshotter_root=snapshotter_root(info),
+                content_root=Path(info.content_root) if info.content_root else None,
                 workers=workers,
                 path=settings.extraction,
                 boot_id=boot_id or None,

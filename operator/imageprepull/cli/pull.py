@@ -162,6 +162,7 @@ class Target:
 
     snapshotter: str
     root: Path
+    content_root: Path | None
     hosts_dirs: list[str]
     discards: bool
     """The runtime drops the blobs of unpacked layers: keeping them would work against its owner."""
@@ -210,7 +211,13 @@ class Session:
         missing = [number for number in range(len(self._references)) if number not in self._results]
         if missing:
             root = await _root(containerd, snapshotter)
-            target = Target(snapshotter, root, hosts.split(":"), bool(runtime.discard_unpacked_layers))
+            target = Target(
+                snapshotter,
+                root,
+                Path(runtime.content_root) if runtime.content_root else None,
+                hosts.split(":"),
+                bool(runtime.discard_unpacked_layers),
+            )
             await self._fetch(containerd, target, missing, digests)
 
     async def _look(self, containerd: Containerd, snapshotter: str) -> dict[int, str]:
@@ -286,6 +293,7 @@ class Session:
                         registry,
                         spool,
                         snapshotter_root=target.root,
+                        content_root=target.content_root,
                         parallel_downloads=args.parallel_downloads,
                         workers=self._workers,
                         path=args.path,

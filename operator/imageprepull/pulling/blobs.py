@@ -22,6 +22,7 @@ from imageprepull.pulling.growing import Advanced, Growing, SharedBlob, SpoolRes
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import ref_key, source_label
 from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.spool import SpoolFile
@@ -182,6 +183,7 @@ async def _verified(growing: Growing) -> Path:
 async def hold_blob(
     containerd: Containerd,
     spool: Spool,
+    placing: Placing,
     locks: KeyedLock,
     wanted: Wanted,
     *,
@@ -201,6 +203,8 @@ async def hold_blob(
             if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
                 return
             labels = source_label(wanted.reference.domain, wanted.reference.path, {})
+            if await placing.place(containerd, descriptor, path, labels):
+                return
             await _ingest(containerd, descriptor, path, labels, stall)
 
 

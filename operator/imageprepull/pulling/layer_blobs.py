@@ -96,6 +96,7 @@ class LayerBlobs:
             await hold_blob(
                 containerd,
                 self.machinery.spool,
+                self.machinery.placing,
                 self.machinery.blobs,
                 self._wanted(digest, lease),
                 complete=lambda: self._complete(digest),

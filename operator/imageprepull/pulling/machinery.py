@@ -9,6 +9,7 @@ from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.extraction import Extraction
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.limiter import Limiter
+from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.registry.client import RegistryClient
@@ -25,6 +26,7 @@ class Machinery:
     containerd: Containerd
     registry: RegistryClient
     spool: Spool
+    placing: Placing
     extraction: Extraction
     slots: Slots
     applies: Limiter

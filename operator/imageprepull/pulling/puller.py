@@ -22,6 +22,7 @@ from imageprepull.pulling.image import ImagePull, request_lease_id
 from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.request import PullOutcome, PullRequest, Until
 from imageprepull.pulling.settings import PullSettings
@@ -47,6 +48,7 @@ class Puller:
         registry: an entered client.
         spool_dir: where blobs are collected, on the file system of the runtime's data; created when needed.
         snapshotter_root: the snapshotter's folder as this process sees it, for syncfs.
+        content_root: that of the content store, where blobs need not be sent if it is on the mount of `spool_dir`.
         parallel_downloads: connections at once over all images; may be changed at any time.
         workers: who unpacks on the fast path, the caller's to close; None leaves only the portable one.
         path: which path layers may take.
@@ -62,6 +64,7 @@ class Puller:
         spool_dir: Path,
         *,
         snapshotter_root: Path,
+        content_root: Path | None = None,
         parallel_downloads: int = 8,
         workers: Workers | None = None,
         path: PathWish = "auto",
@@ -76,6 +79,7 @@ class Puller:
             containerd=containerd,
             registry=registry,
             spool=Spool(registry, spool_dir, self._downloads, settings, boot_id),
+            placing=Placing(content_root, spool_dir),
             extraction=Extraction(containerd, snapshotter_root, workers, path),
             slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
             applies=Limiter(settings.parallel_applies),

@@ -24,6 +24,7 @@ from imageprepull.runtime.errors import (
     InvalidRequest,
     Locked,
     NotFound,
+    PreconditionFailed,
     RuntimeFault,
     TimedOut,
     Unavailable,
@@ -64,6 +65,11 @@ def _info(message: pb.Info) -> ContentInfo:
 
 def _status(message: pb.Status) -> IngestStatus:
     return IngestStatus(message.ref, message.offset, message.total, message.expected)
+
+
+def private_ref(digest: str) -> str:
+    """The name of an ingest that only we know."""
+    return f"imageprepull-{digest}"
 
 
 def ignore_bytes(_offset: int) -> None:
@@ -215,6 +221,19 @@ class Content:
         """
         return await self._ensure(ref, Blob(descriptor, path, labels), on_bytes, None)
 
+    async def record(self, descriptor: Descriptor, labels: Mapping[str, str]) -> bool:
+        """Commit a blob whose file the store has already, in another namespace or placed there, without its bytes.
+
+        Under a ref of our own: a kubelet that writes the same blob at this moment is not disturbed. False: the store
+        has no such file of that size, or does not share files between namespaces.
+        """
+        nothing = Blob(descriptor, b"", labels)
+        try:
+            await self._ensure(private_ref(descriptor.digest), nothing, ignore_bytes, DEADLINE)
+        except PreconditionFailed:
+            return False
+        return True
+
     async def _ensure(
         self, ref: str, blob: Blob, on_bytes: Callable[[int], None], deadline: float | None
     ) -> ContentInfo:
@@ -232,7 +251,7 @@ class Content:
                 return await self._adopt(digest, blob.labels)
             except Locked:
                 if not await self._wait_for_writer(watch, ref, digest):
-                    ref = f"imageprepull-{digest}"
+                    ref = private_ref(digest)
             else:
                 return ContentInfo(digest, blob.descriptor.size, dict(blob.labels))
 

@@ -1,0 +1,130 @@
+"""Blobs into the content store without sending them: the spool's file gets a second name there, and is recorded.
+
+containerd shares files between its namespaces: a write that expects a digest whose file the store has is complete at
+once (core/metadata/content.go, the sharing policy `shared`, which is the default from 1.6 to 2.4). So a verified blob
+costs two short transactions instead of being copied, hashed and written to disk a second time by the daemon.
+
+A file that nothing records is removed by the runtime's own garbage collection: whoever dies in between leaves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.threads import in_thread
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound
+
+log = structlog.get_logger(__name__)
+
+
+class Placing:
+    """Whether and how files are placed, for one runtime.
+
+    That the folder is the runtime's, on the spool's mount, and that it believes what lies there, is tried with a few
+    bytes that nobody else has, before the first blob and again after a blob was not believed.
+
+    Args:
+        content_root: the folder of the runtime's content store as this process sees it; None where it is not known.
+        spool_dir: where the files are now.
+    """
+
+    def __init__(self, content_root: Path | None, spool_dir: Path) -> None:
+        self._folder = None if content_root is None else content_root / "blobs" / "sha256"
+        self._spool_dir = spool_dir
+        self._tried = False
+        self._turn = asyncio.Lock()
+
+    async def place(
+        self, containerd: Containerd, blob: Descriptor, path: Path, labels: Mapping[str, str]
+    ) -> bool:
+        """Bring a blob into the content store and the lease of `containerd`; False: it has to be sent.
+
+        `path` must hold the blob, verified, and not be written to any more.
+
+        Raises:
+            RuntimeFault: the runtime does not answer.
+        """
+        folder = self._folder
+        if folder is None or not blob.digest.startswith("sha256:"):
+            return False
+        try:
+            async with self._turn:
+                if not self._tried:
+                    self._tried = await self._try(containerd, folder)
+                if not self._tried:
+                    self._folder = None
+                    return False
+            await in_thread(lambda: give_name(path, folder / blob.digest.removeprefix("sha256:")))
+        except FileNotFoundError:
+            return False  # the store has never had a blob, and makes the folder itself.
+        except OSError as error:
+            log.info("blobs cannot be placed, they are sent", error=str(error))
+            self._folder = None
+            return False
+        # Only trying again tells why: a collection in between, or a daemon that was started with other rules.
+        self._tried = await containerd.content.record(blob, labels)
+        return self._tried
+
+    async def _try(self, containerd: Containerd, folder: Path) -> bool:
+        data = secrets.token_bytes(64)
+        blob = Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+        target = folder / blob.digest.removeprefix("sha256:")
+
+        def write() -> None:
+            draft = self._spool_dir / f"sha256-{target.name}"
+            draft.write_bytes(data)
+            try:
+                give_name(draft, target)
+            finally:
+                draft.unlink()
+
+        await in_thread(write)
+        try:
+            believed = await containerd.content.record(blob, {})
+            if believed:
+                with contextlib.suppress(NotFound):
+                    await containerd.content.delete(blob.digest)
+        finally:
+            await in_thread(lambda: target.unlink(missing_ok=True))
+        if not believed:
+            log.info("the runtime does not share files of its content store, blobs are sent", folder=folder)
+        return believed
+
+
+def give_name(path: Path, target: Path) -> None:
+    """Write the file at `path` to disk and give it the name `target` too, in place of what has that name.
+
+    In one step: who reads the old file goes on reading it. Blocks until the file is on disk.
+
+    Raises:
+        OSError: it cannot be done, as over the border of a mount.
+    """
+    draft = path.with_name(f"{path.name}.placed")
+    draft.unlink(missing_ok=True)
+    os.link(path, draft)
+    try:
+        fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fchmod(fd, 0o444)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        draft.rename(target)
+    finally:
+        # Where the target was this file already, renaming has left both names.
+        draft.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -146,7 +146,8 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[ContainerdDaemon]:
 @pytest.fixture
 async def alone(isolated: ContainerdDaemon) -> AsyncIterator[Containerd]:
     async with connect(isolated.address) as connection:
-        yield connection
+        await connection.leases.create("test", {}, 600)
+        yield connection.with_lease("test")
 
 
 async def test_a_runtime_that_isolates_namespaces_is_sent_its_blobs(
@@ -160,5 +161,5 @@ async def test_a_runtime_that_isolates_namespaces_is_sent_its_blobs(
     assert not blob_path(isolated, blob).exists()
     anything = blob_path(isolated, describe(b"anything"))
     assert files_in(anything.parent) == [anything]
-    await alone.content.delete(describe(b"anything").digest)
+    await alone.leases.delete("test")
     assert await leftovers(alone) == Leftovers()

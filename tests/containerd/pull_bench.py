@@ -97,7 +97,14 @@ class PullBench:
 
     async def presence(self, reference: str, digest: str | None = None, *, pin: bool = False) -> Presence:
         return await presence(
-            self.containerd, Reference.parse(reference), digest, AMD64, SNAPSHOTTER, pin, boot_id=BOOT
+            self.containerd,
+            Reference.parse(reference),
+            digest,
+            AMD64,
+            SNAPSHOTTER,
+            pin,
+            boot_id=BOOT,
+            folders=self.puller.folders,
         )
 
     def spooled(self) -> list[str]:

@@ -85,6 +85,8 @@ class ContainerdNode:
                 self.runtime.snapshotter,
                 image.pin,
                 boot_id=self.boot_id,
+                folders=self.puller.folders,
+                lease_labels={LEASE_LABEL: self.settings.node_name},
             ),
         )
         return Held(found.present, found.missing, found.pinned, len(found.layers), found.our_pin)

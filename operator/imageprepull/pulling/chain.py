@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
+from imageprepull.pulling.chain_folders import ChainFolders
+from imageprepull.pulling.chain_removal import remove_chains
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
@@ -52,6 +55,7 @@ class Chain:
         lease: str,
         lease_labels: dict[str, str],
         snapshotter: str,
+        folders: ChainFolders,
         boot_id: str,
         settings: PullSettings,
     ) -> None:
@@ -60,6 +64,7 @@ class Chain:
         self._lease = lease
         self._active_labels = lease_labels
         self._snapshotter = snapshotter
+        self._folders = folders
         self._boot_id = boot_id
         self._settings = settings
 
@@ -67,8 +72,17 @@ class Chain:
         """How many layers, from the bottom, are there and under our lease. The rest must be made.
 
         Raises:
-            ChainLostError: the lease is gone.
+            ChainLostError: the lease is gone, or a layer that was not to be believed was removed.
+            PullError: BrokenChain or UnsyncedInUse, where such a layer is in use and stays.
         """
+        number = await self._count(layers)
+        chain = [layer.chain_id for layer in layers[:number]]
+        broken = await self._folders.broken(self._containerd, self._snapshotter, chain, self._active_labels)
+        if broken:
+            await self._discard(broken[0], "BrokenChain", "its directory is gone")
+        return number
+
+    async def _count(self, layers: list[ChainLayer]) -> int:
         for number, layer in enumerate(layers):
             prepared = await self._prepare(layer)
             if prepared is not None:
@@ -236,9 +250,21 @@ class Chain:
             return False
         unsynced = found.labels.get(UNSYNCED, self._boot_id)
         if unsynced != self._boot_id:
-            raise PullError(
-                "UnsyncedLayer",
-                f"the snapshot {chain_id} was committed before the machine restarted and may be incomplete; "
-                "it is removed when the agent or another imageprepull pull starts, unless something uses it",
+            await self._discard(
+                chain_id,
+                "UnsyncedInUse",
+                "it was committed before the machine restarted and perhaps never written to disk",
             )
         return True
+
+    async def _discard(self, chain_id: str, reason: str, why: str) -> NoReturn:
+        """Remove a layer that is not to be believed, and what stands on it, so that it is made anew."""
+        removed = await remove_chains(self._containerd, self._snapshotter, [chain_id], why)
+        user = removed.in_use.get(chain_id)
+        if user is not None:
+            raise PullError(
+                reason,
+                f"the layer {chain_id} is not to be believed ({why}), and cannot be replaced while {user} uses it; "
+                "delete the pods that run on this image, and the container with them",
+            )
+        raise ChainLostError(f"the layer {chain_id} was removed: {why}")

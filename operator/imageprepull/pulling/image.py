@@ -233,6 +233,7 @@ class ImagePull:
             lease=lease,
             lease_labels=request.lease_labels,
             snapshotter=request.snapshotter,
+            folders=machinery.folders,
             boot_id=machinery.boot_id,
             settings=machinery.settings,
         )

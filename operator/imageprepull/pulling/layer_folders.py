@@ -77,6 +77,22 @@ def layer_folders(mounts: Sequence[Mount], roots: Roots) -> LayerFolders:
     return LayerFolders(roots.local(upper), roots, tuple(lower.split(":")))
 
 
+def view_folders(mounts: Sequence[Mount], roots: Roots) -> list[Path]:
+    """The directories of the chain that a view shows, top first.
+
+    Raises:
+        UnknownMounts: the mounts are not those of an overlayfs view.
+    """
+    if len(mounts) != 1:
+        raise UnknownMounts(f"{len(mounts)} mounts instead of one")
+    (mount,) = mounts
+    if mount.type == "bind":
+        return [roots.local(mount.source)]
+    if mount.type != "overlay":
+        raise UnknownMounts(f"a mount of type {mount.type}")
+    return [roots.local(folder) for folder in _option(mount, "lowerdir").split(":")]
+
+
 def _option(mount: Mount, name: str) -> str:
     values = [option.removeprefix(f"{name}=") for option in mount.options if option.startswith(f"{name}=")]
     if len(values) != 1 or not values[0] or "\\" in values[0]:

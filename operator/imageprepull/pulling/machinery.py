@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imageprepull.pulling.blobs import Spool
+from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.extraction import Extraction
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.limiter import Limiter
@@ -28,6 +29,7 @@ class Machinery:
     spool: Spool
     placing: Placing
     extraction: Extraction
+    folders: ChainFolders
     slots: Slots
     applies: Limiter
     settings: PullSettings

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
+from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
 from imageprepull.pulling.labels import CRI_PINNED, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
@@ -48,6 +51,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
     pin: bool = False,
     *,
     boot_id: str = "",
+    folders: ChainFolders | None = None,
+    lease_labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Presence:
     """Look for an image by digest if one is given, else by what the reference's record points at.
 
@@ -59,6 +64,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         snapshotter: where the chain must be.
         pin: whether the records must carry the pin.
         boot_id: when given, layers that another boot left unsynced count as missing.
+        folders: when given, the directories of the chain must be there too.
+        lease_labels: say whose the lease is that finding them may need.
 
     Raises:
         RuntimeFault: the runtime does not answer.
@@ -74,6 +81,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         target = records[0].target.digest
         image = await _documents(containerd, records[0].target, platform)
         await _snapshots(containerd, snapshotter, image.layers, boot_id)
+        if folders is not None:
+            await _folders(containerd, snapshotter, image.layers, folders, lease_labels)
         pinned = await _visible(containerd, names, image.manifest.config.digest)
         # Of an index, its manifest and other packings of one config only one can be the target of the ID's record.
         records += await _records(containerd, [image.manifest.config.digest], None)
@@ -134,6 +143,18 @@ async def _snapshots(
             raise _MissingError(f"the snapshot {layer.chain_id} of layer {layer.descriptor.digest}")
         if boot_id and snapshot.labels.get(UNSYNCED, boot_id) != boot_id:
             raise _MissingError(f"the snapshot {layer.chain_id}, which another boot left unsynced")
+
+
+async def _folders(
+    containerd: Containerd,
+    snapshotter: str,
+    layers: tuple[ChainLayer, ...],
+    folders: ChainFolders,
+    labels: Mapping[str, str],
+) -> None:
+    broken = await folders.broken(containerd, snapshotter, [layer.chain_id for layer in layers], labels)
+    if broken:
+        raise _MissingError(f"the directory of the snapshot {broken[0]}")
 
 
 async def _visible(containerd: Containerd, names: list[str], config_digest: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Self
 import structlog
 
 from imageprepull.pulling.blobs import Spool
+from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.durability import read_boot_id
 from imageprepull.pulling.errors import as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
@@ -81,6 +82,7 @@ class Puller:
             spool=Spool(registry, spool_dir, self._downloads, settings, boot_id),
             placing=Placing(content_root, spool_dir),
             extraction=Extraction(containerd, snapshotter_root, workers, path),
+            folders=ChainFolders(snapshotter_root),
             slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
             applies=Limiter(settings.parallel_applies),
             settings=settings,
@@ -106,6 +108,11 @@ class Puller:
     def extraction(self) -> Extraction:
         """Which path layers take, and why."""
         return self._machinery.extraction
+
+    @property
+    def folders(self) -> ChainFolders:
+        """Where chains are on the disk."""
+        return self._machinery.folders
 
     @property
     def parallel_downloads(self) -> int:

@@ -117,7 +117,8 @@ def _expired(lease: Lease) -> bool:
 
 async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_id: str, swept: Swept) -> None:
     """Layers committed by another boot are removed with all that stands on them; this boot's are synced."""
-    swept.unsynced_snapshots, swept.unsynced_images = await remove_unsynced(containerd, snapshotter, boot_id)
+    removed = await remove_unsynced(containerd, snapshotter, boot_id)
+    swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
     labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
     # It leaves what still carries the label of another boot.
     await make_durable(containerd, snapshotter, root, boot_id, [found.name for found in labelled])

@@ -32,12 +32,16 @@ class SnapshotKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """`name` is the chain ID of a committed layer, the key of an active snapshot."""
+    """`name` is the chain ID of a committed layer, the key of an active snapshot.
+
+    `created`, in nanoseconds since the epoch, tells a snapshot from a later one of the same name.
+    """
 
     name: str
     parent: str
     kind: SnapshotKind
     labels: Mapping[str, str] = field(default_factory=dict)
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,9 @@ class Usage:
 
 def _info(message: pb.Info) -> SnapshotInfo:
     kind = SnapshotKind(pb.Kind.Name(message.kind).lower())
-    return SnapshotInfo(message.name, message.parent, kind, dict(message.labels))
+    return SnapshotInfo(
+        message.name, message.parent, kind, dict(message.labels), message.created_at.ToNanoseconds()
+    )
 
 
 class Snapshots:
@@ -77,6 +83,21 @@ class Snapshots:
             request,
             pb.PrepareSnapshotResponse,
             operation=f"prepare snapshot {key} on {parent or 'nothing'}",
+            settle=True,
+        )
+        return [from_message(mount) for mount in answer.mounts]
+
+    async def view(self, snapshotter: str, key: str, parent: str) -> list[Mount]:
+        """Make a snapshot that shows `parent` and cannot be written to; to be removed like an active one.
+
+        Raises:
+            NotFound: there is no such parent.
+        """
+        answer = await self._rpc.unary(
+            f"{_SERVICE}/View",
+            pb.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent),
+            pb.ViewSnapshotResponse,
+            operation=f"view snapshot {parent}",
             settle=True,
         )
         return [from_message(mount) for mount in answer.mounts]

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from imageprepull.runtime.protos import types_pb2 as imageprepull_dot_runtime_dot_protos_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+imageprepull/runtime/protos/snapshots.proto\x12 containerd.services.snapshots.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'imageprepull/runtime/protos/types.proto\"\xcf\x01\n\x16PrepareSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12T\n\x06labels\x18\x04 \x03(\x0b\x32\x44.containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x17PrepareSnapshotResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"1\n\rMountsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"9\n\x0eMountsResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"9\n\x15RemoveSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xcb\x01\n\x15\x43ommitSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12S\n\x06labels\x18\x04 \x03(\x0b\x32\x43.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x13StatSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xad\x02\n\x04Info\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.containerd.services.snapshots.v1.Kind\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.containerd.services.snapshots.v1.Info.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x14StatSnapshotResponse\x12\x34\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\"\x93\x01\n\x15UpdateSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x34\n\x04info\x18\x02 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"N\n\x16UpdateSnapshotResponse\x12\x34\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\"<\n\x14ListSnapshotsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\"M\n\x15ListSnapshotsResponse\x12\x34\n\x04info\x18\x01 \x03(\x0b\x32&.containerd.services.snapshots.v1.Info\"0\n\x0cUsageRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"-\n\rUsageResponse\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0e\n\x06inodes\x18\x02 \x01(\x03*8\n\x04Kind\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04VIEW\x10\x01\x12\n\n\x06\x41\x43TIVE\x10\x02\x12\r\n\tCOMMITTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+imageprepull/runtime/protos/snapshots.proto\x12 containerd.services.snapshots.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'imageprepull/runtime/protos/types.proto\"\xcf\x01\n\x16PrepareSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12T\n\x06labels\x18\x04 \x03(\x0b\x32\x44.containerd.services.snapshots.v1.PrepareSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x17PrepareSnapshotResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"G\n\x13ViewSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\"?\n\x14ViewSnapshotResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"1\n\rMountsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"9\n\x0eMountsResponse\x12\'\n\x06mounts\x18\x01 \x03(\x0b\x32\x17.containerd.types.Mount\"9\n\x15RemoveSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xcb\x01\n\x15\x43ommitSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12S\n\x06labels\x18\x04 \x03(\x0b\x32\x43.containerd.services.snapshots.v1.CommitSnapshotRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x13StatSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"\xad\x02\n\x04Info\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x34\n\x04kind\x18\x03 \x01(\x0e\x32&.containerd.services.snapshots.v1.Kind\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.containerd.services.snapshots.v1.Info.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"L\n\x14StatSnapshotResponse\x12\x34\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\"\x93\x01\n\x15UpdateSnapshotRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x34\n\x04info\x18\x02 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"N\n\x16UpdateSnapshotResponse\x12\x34\n\x04info\x18\x01 \x01(\x0b\x32&.containerd.services.snapshots.v1.Info\"<\n\x14ListSnapshotsRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x03(\t\"M\n\x15ListSnapshotsResponse\x12\x34\n\x04info\x18\x01 \x03(\x0b\x32&.containerd.services.snapshots.v1.Info\"0\n\x0cUsageRequest\x12\x13\n\x0bsnapshotter\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"-\n\rUsageResponse\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0e\n\x06inodes\x18\x02 \x01(\x03*8\n\x04Kind\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x08\n\x04VIEW\x10\x01\x12\n\n\x06\x41\x43TIVE\x10\x02\x12\r\n\tCOMMITTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,42 +40,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INFO_LABELSENTRY']._loaded_options = None
   _globals['_INFO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_KIND']._serialized_start=1749
-  _globals['_KIND']._serialized_end=1805
+  _globals['_KIND']._serialized_start=1887
+  _globals['_KIND']._serialized_end=1943
   _globals['_PREPARESNAPSHOTREQUEST']._serialized_start=190
   _globals['_PREPARESNAPSHOTREQUEST']._serialized_end=397
   _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_start=352
   _globals['_PREPARESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=397
   _globals['_PREPARESNAPSHOTRESPONSE']._serialized_start=399
   _globals['_PREPARESNAPSHOTRESPONSE']._serialized_end=465
-  _globals['_MOUNTSREQUEST']._serialized_start=467
-  _globals['_MOUNTSREQUEST']._serialized_end=516
-  _globals['_MOUNTSRESPONSE']._serialized_start=518
-  _globals['_MOUNTSRESPONSE']._serialized_end=575
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=577
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=634
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=637
-  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=840
+  _globals['_VIEWSNAPSHOTREQUEST']._serialized_start=467
+  _globals['_VIEWSNAPSHOTREQUEST']._serialized_end=538
+  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_start=540
+  _globals['_VIEWSNAPSHOTRESPONSE']._serialized_end=603
+  _globals['_MOUNTSREQUEST']._serialized_start=605
+  _globals['_MOUNTSREQUEST']._serialized_end=654
+  _globals['_MOUNTSRESPONSE']._serialized_start=656
+  _globals['_MOUNTSRESPONSE']._serialized_end=713
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=715
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=772
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_start=775
+  _globals['_COMMITSNAPSHOTREQUEST']._serialized_end=978
   _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_start=352
   _globals['_COMMITSNAPSHOTREQUEST_LABELSENTRY']._serialized_end=397
-  _globals['_STATSNAPSHOTREQUEST']._serialized_start=842
-  _globals['_STATSNAPSHOTREQUEST']._serialized_end=897
-  _globals['_INFO']._serialized_start=900
-  _globals['_INFO']._serialized_end=1201
+  _globals['_STATSNAPSHOTREQUEST']._serialized_start=980
+  _globals['_STATSNAPSHOTREQUEST']._serialized_end=1035
+  _globals['_INFO']._serialized_start=1038
+  _globals['_INFO']._serialized_end=1339
   _globals['_INFO_LABELSENTRY']._serialized_start=352
   _globals['_INFO_LABELSENTRY']._serialized_end=397
-  _globals['_STATSNAPSHOTRESPONSE']._serialized_start=1203
-  _globals['_STATSNAPSHOTRESPONSE']._serialized_end=1279
-  _globals['_UPDATESNAPSHOTREQUEST']._serialized_start=1282
-  _globals['_UPDATESNAPSHOTREQUEST']._serialized_end=1429
-  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_start=1431
-  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_end=1509
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1511
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1571
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1573
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1650
-  _globals['_USAGEREQUEST']._serialized_start=1652
-  _globals['_USAGEREQUEST']._serialized_end=1700
-  _globals['_USAGERESPONSE']._serialized_start=1702
-  _globals['_USAGERESPONSE']._serialized_end=1747
+  _globals['_STATSNAPSHOTRESPONSE']._serialized_start=1341
+  _globals['_STATSNAPSHOTRESPONSE']._serialized_end=1417
+  _globals['_UPDATESNAPSHOTREQUEST']._serialized_start=1420
+  _globals['_UPDATESNAPSHOTREQUEST']._serialized_end=1567
+  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_start=1569
+  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_end=1647
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1649
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1709
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1711
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1788
+  _globals['_USAGEREQUEST']._serialized_start=1790
+  _globals['_USAGEREQUEST']._serialized_end=1838
+  _globals['_USAGERESPONSE']._serialized_start=1840
+  _globals['_USAGERESPONSE']._serialized_end=1885
 # @@protoc_insertion_point(module_scope)

@@ -114,6 +114,51 @@ class PrepareSnapshotResponse(_message.Message):
 Global___PrepareSnapshotResponse: _TypeAlias = PrepareSnapshotResponse  # noqa: Y015
 
 @_typing.final
+class ViewSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTTER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    snapshotter: _builtins.str
+    key: _builtins.str
+    parent: _builtins.str
+    def __init__(
+        self,
+        *,
+        snapshotter: _builtins.str = ...,
+        key: _builtins.str = ...,
+        parent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "parent", b"parent", "snapshotter", b"snapshotter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewSnapshotRequest: _TypeAlias = ViewSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ViewSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Mount]: ...
+    def __init__(
+        self,
+        *,
+        mounts: _abc.Iterable[_types_pb2.Mount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounts", b"mounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewSnapshotResponse: _TypeAlias = ViewSnapshotResponse  # noqa: Y015
+
+@_typing.final
 class MountsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,142 @@
+"""Removing chains that are not to be believed, with every snapshot and image record that stands on them.
+
+Never what a container stands on: the runtime lets an active snapshot be removed under a process that runs in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from imageprepull.pulling.labels import LEASE
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound, PreconditionFailed
+from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
+
+log = structlog.get_logger(__name__)
+_GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """`removable`: children before parents. `in_use`: chains that stay, each with the key of a snapshot on them.
+
+    A container's snapshot has the container's ID as its key.
+    """
+
+    removable: list[str] = field(default_factory=list)
+    in_use: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What went, and `in_use` as in `Doomed`."""
+
+    snapshots: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
+    in_use: Mapping[str, str] = field(default_factory=dict)
+
+
+def doomed_with(roots: Collection[str], snapshots: Iterable[SnapshotInfo]) -> Doomed:
+    """What goes with `roots`: they and all that stand on them, but for what somebody works in. Pure.
+
+    An active snapshot that bears our lease's label is a dead attempt's; every other one is a container's or the
+    runtime's own pull.
+    """
+    known = {snapshot.name: snapshot for snapshot in snapshots}
+    order = _standing_on(roots, known)
+    removable = []
+    users: dict[str, str] = {}
+    for name in order:
+        snapshot = known[name]
+        works = snapshot.kind is not SnapshotKind.COMMITTED and LEASE not in snapshot.labels
+        user = name if works else users.get(name)
+        if user is None:
+            removable.append(name)
+        else:
+            # Whoever works on a child works on its parents.
+            users.setdefault(name, user)
+            users.setdefault(snapshot.parent, user)
+    in_use = {
+        name: users[name] for name in order if name in users and known[name].kind is SnapshotKind.COMMITTED
+    }
+    return Doomed(removable, in_use)
+
+
+def _standing_on(roots: Collection[str], known: Mapping[str, SnapshotInfo]) -> list[str]:
+    """`roots` and all their descendants, children before parents."""
+    children: dict[str, list[str]] = {}
+    for snapshot in known.values():
+        children.setdefault(snapshot.parent, []).append(snapshot.name)
+    order: list[str] = []
+    seen: set[str] = set()
+    pending = [(name, False) for name in sorted(roots) if name in known]
+    while pending:
+        name, below_done = pending.pop()
+        if below_done:
+            order.append(name)
+        elif name not in seen:
+            seen.add(name)
+            pending.append((name, True))
+            pending.extend((child, False) for child in children.get(name, ()))
+    return order
+
+
+async def remove_chains(
+    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str
+) -> Removed:
+    """Remove `roots`, what stands on them, and the records of images made of any; `why` is for the log.
+
+    Raises:
+        RuntimeFault: the runtime does not answer; call again.
+    """
+    doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
+    going = set(doomed.removable)
+    label = f"{_GC_SNAPSHOT}{snapshotter}"
+    configs = {
+        blob.digest
+        for blob in await containerd.content.list([f'labels."{label}"'])
+        if blob.labels.get(label) in going
+    }
+    records = await _records_of(containerd, configs)
+    for name in records:
+        try:
+            await containerd.images.delete(name)
+        except NotFound:
+            continue
+    removed = []
+    in_use = dict(doomed.in_use)
+    for name in doomed.removable:
+        try:
+            await containerd.snapshots.remove(snapshotter, name)
+        except NotFound:
+            pass
+        except PreconditionFailed as error:
+            # Somebody began to stand on it since it was listed.
+            in_use[name] = str(error)
+            continue
+        removed.append(name)
+    if removed or in_use:
+        log.warning("layers are not believed", why=why, removed=len(removed), images=records, in_use=in_use)
+    return Removed(removed, records, in_use)
+
+
+async def _records_of(containerd: Containerd, configs: set[str]) -> list[str]:
+    """Records whose target leads to one of the configs, by the labels that the collector follows."""
+    if not configs:
+        return []
+    parents: dict[str, set[str]] = {}
+    for blob in await containerd.content.list(['labels."containerd.io/gc.ref.content.config"']):
+        parents.setdefault(blob.labels["containerd.io/gc.ref.content.config"], set()).add(blob.digest)
+    manifests = set().union(*(parents.get(config, set()) for config in configs))
+    targets = set(manifests)
+    for record in await containerd.images.list():
+        if record.target.digest not in targets and record.target.is_index:
+            found = await containerd.content.info(record.target.digest)
+            if found is not None and manifests & set(found.labels.values()):
+                targets.add(record.target.digest)
+    return [
+        record.name for record in await containerd.images.list() if record.target.digest in targets | configs
+    ]

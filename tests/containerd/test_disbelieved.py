@@ -1,0 +1,117 @@
+"""Layers that the runtime believes and we do not: without their directory, or of a boot that ended unsynced."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.layer_folders import Roots, view_folders
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.snapshots import SnapshotKind
+from tests.containerd.conftest import SNAPSHOTTER
+from tests.containerd.pull_bench import PullBench, layer, pull_bench, serve
+from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.images import build_image
+
+CONTAINER = "1b9c"
+"""The key of a container's snapshot is its ID."""
+
+
+@pytest.fixture
+async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon) as bench:
+        yield bench
+        await bench.assert_clean()
+
+
+@asynccontextmanager
+async def container_on(bench: PullBench, chain_id: str) -> AsyncIterator[None]:
+    """A snapshot as a container has it, which no collection takes."""
+    snapshots = bench.containerd.snapshots
+    await snapshots.prepare(SNAPSHOTTER, CONTAINER, chain_id, {"containerd.io/gc.root": "now"})
+    try:
+        yield
+        found = await snapshots.stat(SNAPSHOTTER, CONTAINER)
+        assert found is not None
+        assert found.kind is SnapshotKind.ACTIVE
+    finally:
+        await snapshots.remove(SNAPSHOTTER, CONTAINER)
+
+
+async def folders_of(bench: PullBench, chain_id: str) -> list[Path]:
+    """The directories of a chain, top first."""
+    root = bench.daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+    leased = bench.containerd.with_lease("look")
+    await leased.leases.create("look", {}, 60)
+    mounts = await leased.snapshots.view(SNAPSHOTTER, "look", chain_id)
+    await leased.snapshots.remove(SNAPSHOTTER, "look")
+    await leased.leases.delete("look")
+    return view_folders(mounts, Roots(PurePosixPath(root), root))
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_a_chain_without_a_directory_is_missing_and_is_made_anew(
+    bench: PullBench, registry: DockerRegistry, lost: int
+) -> None:
+    image = build_image([layer(f"lost-{number}") for number in range(3)])
+    shared = build_image([layer("lost-0"), layer("lost-other")])
+    reference = serve(registry, image, f"lost/{lost}")
+    other = serve(registry, shared, f"lost/other-{lost}")
+    await bench.pull(reference)
+    await bench.pull(other)
+    assert (await bench.presence(reference)).present
+    folder = (await folders_of(bench, image.chain_ids[-1]))[2 - lost]
+    shutil.move(folder, folder.with_name("gone"))
+
+    missing = await bench.presence(reference)
+    assert (missing.present, missing.missing) == (
+        False,
+        f"the directory of the snapshot {image.chain_ids[lost]}",
+    )
+    assert (await bench.presence(other)).present is (lost > 0), "it shares the lowest layer only"
+    outcome = await bench.pull(reference)
+    states = [str(found.state) for found in outcome.layers]
+    assert states == ["Exists"] * lost + ["Applied"] * (3 - lost)
+    assert (await bench.presence(reference)).present
+    assert all(folder.is_dir() for folder in await folders_of(bench, image.chain_ids[-1]))
+
+
+async def test_a_broken_chain_that_a_container_uses_is_reported_and_left(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("used-0"), layer("used-1")])
+    reference = serve(registry, image, "broken/used")
+    await bench.pull(reference)
+    async with container_on(bench, image.chain_ids[-1]):
+        shutil.rmtree((await folders_of(bench, image.chain_ids[-1]))[1])
+        for _ in range(2):
+            with pytest.raises(PullError, match=CONTAINER) as caught:
+                await bench.pull(reference)
+            assert caught.value.reason == "BrokenChain"
+        assert not (await bench.presence(reference)).present
+    await bench.pull(reference)
+    assert (await bench.presence(reference)).present
+
+
+async def test_an_unsynced_layer_that_a_container_uses_is_reported_and_replaced_when_it_is_free(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("unsynced-0"), layer("unsynced-1")])
+    reference = serve(registry, image, "unsynced/used")
+    await bench.pull(reference)
+    async with container_on(bench, image.chain_ids[-1]):
+        for chain_id in image.chain_ids:
+            await bench.containerd.snapshots.update_labels(
+                SNAPSHOTTER, chain_id, {"imageprepull.io/unsynced": "another boot"}
+            )
+        with pytest.raises(PullError, match=CONTAINER) as caught:
+            await bench.pull(reference)
+        assert (caught.value.reason, caught.value.permanent) == ("UnsyncedInUse", False)
+    outcome = await bench.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert (await bench.presence(reference)).present

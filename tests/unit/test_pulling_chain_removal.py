@@ -1,0 +1,75 @@
+"""What goes with a chain that is not believed: everything on it, but nothing that somebody works in."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.pulling.chain_removal import Doomed, doomed_with
+from imageprepull.pulling.labels import LEASE
+from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
+
+
+def layer(name: str, parent: str = "") -> SnapshotInfo:
+    return SnapshotInfo(name, parent, SnapshotKind.COMMITTED)
+
+
+def active(name: str, parent: str, **labels: str) -> SnapshotInfo:
+    return SnapshotInfo(name, parent, SnapshotKind.ACTIVE, labels)
+
+
+def test_children_go_before_their_parents() -> None:
+    chain = [layer("a"), layer("b", "a"), layer("c", "b"), layer("apart")]
+    assert doomed_with({"a"}, chain) == Doomed(["c", "b", "a"], {})
+
+
+def test_what_a_container_stands_on_stays_and_is_named() -> None:
+    found = doomed_with({"a"}, [layer("a"), layer("b", "a"), active("box", "b"), layer("c", "a")])
+    assert found == Doomed(["c"], {"b": "box", "a": "box"})
+
+
+def test_a_dead_attempt_of_ours_is_nobody() -> None:
+    found = doomed_with({"a"}, [layer("a"), active("extract-1", "a", **{LEASE: "node"})])
+    assert found == Doomed(["extract-1", "a"], {})
+
+
+def test_a_view_is_somebody() -> None:
+    view = SnapshotInfo("look", "a", SnapshotKind.VIEW)
+    assert doomed_with({"a"}, [layer("a"), view]) == Doomed([], {"a": "look"})
+
+
+def test_names_that_are_not_there_are_nothing() -> None:
+    assert doomed_with({"gone"}, [layer("a")]) == Doomed([], {})
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> tuple[list[SnapshotInfo], set[str]]:
+    snapshots: list[SnapshotInfo] = []
+    for number in range(draw(st.integers(1, 14))):
+        committed = [found.name for found in snapshots if found.kind is SnapshotKind.COMMITTED]
+        parent = draw(st.sampled_from(["", *committed]))
+        kind = draw(st.sampled_from([SnapshotKind.COMMITTED, SnapshotKind.COMMITTED, SnapshotKind.ACTIVE]))
+        labels = {LEASE: "node"} if draw(st.booleans()) else {}
+        snapshots.append(SnapshotInfo(f"s{number}", parent, kind, labels))
+    roots = draw(st.sets(st.sampled_from([found.name for found in snapshots])))
+    return snapshots, roots
+
+
+@given(forests())
+def test_the_runtime_can_remove_them_in_this_order_and_nobodys_work_is_lost(
+    forest: tuple[list[SnapshotInfo], set[str]],
+) -> None:
+    snapshots, roots = forest
+    doomed = doomed_with(roots, snapshots)
+    left = {found.name: found for found in snapshots}
+    for name in doomed.removable:
+        assert not any(found.parent == name for found in left.values()), "it has children"
+        del left[name]
+    worked_in = [f for f in snapshots if f.kind is SnapshotKind.ACTIVE and LEASE not in f.labels]
+    for found in worked_in:
+        name = found.name
+        while name:
+            assert name in left
+            name = left[name].parent
+    for name in roots & left.keys():
+        assert name in doomed.in_use or left[name].kind is SnapshotKind.ACTIVE

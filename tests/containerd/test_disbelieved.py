@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +16,7 @@ from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import PullBench, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
-from tests.testbed.images import build_image
+from tests.testbed.images import build_image, build_index
 
 CONTAINER = "1b9c"
 """The key of a container's snapshot is its ID."""
@@ -114,4 +114,58 @@ async def test_an_unsynced_layer_that_a_container_uses_is_reported_and_replaced_
         assert (caught.value.reason, caught.value.permanent) == ("UnsyncedInUse", False)
     outcome = await bench.pull(reference)
     assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert (await bench.presence(reference)).present
+
+
+def flip(path: Path) -> None:
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+@pytest.mark.parametrize("which", ["config", "manifest", "index"])
+async def test_a_damaged_document_is_missing_and_is_mended(
+    bench: PullBench, registry: DockerRegistry, damage: Callable[[Path], None], which: str
+) -> None:
+    image = build_image([layer("damaged-0")])
+    index = build_index([image])
+    reference = serve(registry, index, f"damaged/{which}-{damage.__name__}")
+    await bench.pull(reference)
+    digest = {"config": image.config.digest, "manifest": image.digest, "index": index.digest}[which]
+    blobs = bench.daemon.root / "io.containerd.content.v1.content" / "blobs" / "sha256"
+    damage(blobs / digest.removeprefix("sha256:"))
+
+    found = await bench.presence(reference)
+    assert (found.present, found.missing) == (False, f"the content {digest}")
+    outcome = await bench.pull(reference)
+    assert outcome.bytes_downloaded == 0
+    assert (await bench.presence(reference)).present
+
+
+@pytest.mark.parametrize("which", ["config", "manifest", "index"])
+async def test_a_document_without_the_label_that_keeps_what_it_names_is_missing_and_is_mended(
+    bench: PullBench, registry: DockerRegistry, which: str
+) -> None:
+    image = build_image([layer("unlabelled-0")])
+    index = build_index([image])
+    reference = serve(registry, index, f"unlabelled/{which}")
+    await bench.pull(reference)
+    digest = {"config": image.config.digest, "manifest": image.digest, "index": index.digest}[which]
+    content = bench.containerd.content
+    # Held meanwhile, or the runtime would collect what nothing names any more.
+    await bench.containerd.leases.create("hold", {}, 60)
+    for kind, name in [("content", image.digest), ("content", image.config.digest)]:
+        await bench.containerd.leases.add_resource("hold", kind, name)
+    await bench.containerd.leases.add_resource("hold", f"snapshots/{SNAPSHOTTER}", image.chain_ids[-1])
+    info = await content.info(digest)
+    assert info is not None
+    await content.update_labels(digest, {key: "" for key in info.labels if "/gc.ref." in key})
+
+    found = await bench.presence(reference)
+    assert not found.present
+    assert found.missing.startswith(f"the label on {digest} that keeps sha256:")
+    outcome = await bench.pull(reference)
+    await bench.containerd.leases.delete("hold", sync=True)
+    assert outcome.bytes_downloaded == 0
     assert (await bench.presence(reference)).present

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.labels import GC_SNAPSHOT, LEASE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
-_GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ async def remove_chains(
     """
     doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
     going = set(doomed.removable)
-    label = f"{_GC_SNAPSHOT}{snapshotter}"
+    label = f"{GC_SNAPSHOT}{snapshotter}"
     configs = {
         blob.digest
         for blob in await containerd.content.list([f'labels."{label}"'])

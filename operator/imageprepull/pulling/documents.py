@@ -22,6 +22,7 @@ from imageprepull.oci.manifest import (
 )
 from imageprepull.oci.platform import Platform, check_platform, select
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound
 
 Fetch = Callable[[Descriptor], Awaitable[bytes]]
 _DEEPEST_INDEX = 3
@@ -120,7 +121,10 @@ async def read_local(
     found = await containerd.content.info(descriptor.digest)
     if found is None or found.size != descriptor.size or found.size > longest:
         return None
-    body = await containerd.content.read(descriptor.digest)
+    try:
+        body = await containerd.content.read(descriptor.digest)
+    except NotFound:
+        return None  # recorded, but its file is gone.
     return body if sha256_digest(body) == descriptor.digest else None
 
 

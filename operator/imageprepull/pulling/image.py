@@ -219,6 +219,7 @@ class ImagePull:
     async def _put_documents(self, containerd: Containerd, image: ImageDocuments) -> None:
         await put_documents(
             containerd,
+            self._machinery.placing,
             self._request.reference,
             image,
             snapshotter=self._request.snapshotter,

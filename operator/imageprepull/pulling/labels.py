@@ -26,7 +26,8 @@ CRI_MANAGED = "io.cri-containerd.image"
 CRI_PINNED = "io.cri-containerd.pinned"
 UNCOMPRESSED = "containerd.io/uncompressed"
 
-_GC_CONTENT = "containerd.io/gc.ref.content."
+GC_CONTENT = "containerd.io/gc.ref.content."
+GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
 
 
 def index_labels(children: Iterable[Descriptor]) -> dict[str, str]:
@@ -35,25 +36,25 @@ def index_labels(children: Iterable[Descriptor]) -> dict[str, str]:
     manifests = others = 0
     for child in children:
         if child.is_manifest:
-            labels[f"{_GC_CONTENT}m.{manifests}"] = child.digest
+            labels[f"{GC_CONTENT}m.{manifests}"] = child.digest
             manifests += 1
         else:
-            labels[f"{_GC_CONTENT}{others}"] = child.digest
+            labels[f"{GC_CONTENT}{others}"] = child.digest
             others += 1
     return labels
 
 
 def manifest_labels(manifest: Manifest, *, keep_layers: bool) -> dict[str, str]:
     """What keeps config and layers alive. Without `keep_layers` the layer blobs go with the lease."""
-    labels = {f"{_GC_CONTENT}config": manifest.config.digest}
+    labels = {f"{GC_CONTENT}config": manifest.config.digest}
     if keep_layers:
-        labels |= {f"{_GC_CONTENT}l.{number}": layer.digest for number, layer in enumerate(manifest.layers)}
+        labels |= {f"{GC_CONTENT}l.{number}": layer.digest for number, layer in enumerate(manifest.layers)}
     return labels
 
 
 def config_labels(snapshotter: str, top_chain_id: str) -> dict[str, str]:
     """What keeps the snapshots alive; an image without layers has none."""
-    return {f"containerd.io/gc.ref.snapshot.{snapshotter}": top_chain_id} if top_chain_id else {}
+    return {f"{GC_SNAPSHOT}{snapshotter}": top_chain_id} if top_chain_id else {}
 
 
 def source_label(domain: str, path: str, existing: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,8 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -75,20 +76,22 @@ class Placing:
         self._tried = await containerd.content.record(blob, labels)
         return self._tried
 
+    async def mend(self, containerd: Containerd, digest: str, body: bytes) -> bool:
+        """Put the bytes of a small blob in place of the damaged ones that the store has recorded.
+
+        Raises:
+            RuntimeFault: the runtime does not answer.
+        """
+        async with private_file(self._spool_dir, body) as path:
+            blob = Descriptor("application/octet-stream", digest, len(body))
+            return await self.place(containerd, blob, path, {})
+
     async def _try(self, containerd: Containerd, folder: Path) -> bool:
         data = secrets.token_bytes(64)
         blob = Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
         target = folder / blob.digest.removeprefix("sha256:")
-
-        def write() -> None:
-            draft = self._spool_dir / f"sha256-{target.name}"
-            draft.write_bytes(data)
-            try:
-                give_name(draft, target)
-            finally:
-                draft.unlink()
-
-        await in_thread(write)
+        async with private_file(self._spool_dir, data) as draft:
+            await in_thread(lambda: give_name(draft, target))
         try:
             believed = await containerd.content.record(blob, {})
             if believed:
@@ -99,6 +102,22 @@ class Placing:
         if not believed:
             log.info("the runtime does not share files of its content store, blobs are sent", folder=folder)
         return believed
+
+
+@asynccontextmanager
+async def private_file(folder: Path, data: bytes) -> AsyncIterator[Path]:
+    """A file with these bytes, named as the sweep of the spool knows it, for the time of the block."""
+    path = folder / f"sha256-{secrets.token_hex(16)}"
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_bytes(data)
+
+    try:
+        await in_thread(write)
+        yield path
+    finally:
+        await in_thread(lambda: path.unlink(missing_ok=True))
 
 
 def give_name(path: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
-from imageprepull.pulling.labels import CRI_PINNED, PINNED, UNSYNCED
+from imageprepull.pulling.labels import CRI_PINNED, GC_CONTENT, GC_SNAPSHOT, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord
@@ -80,6 +81,7 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         records = await _records(containerd, names, wanted)
         target = records[0].target.digest
         image = await _documents(containerd, records[0].target, platform)
+        await _kept(containerd, snapshotter, image)
         await _snapshots(containerd, snapshotter, image.layers, boot_id)
         if folders is not None:
             await _folders(containerd, snapshotter, image.layers, folders, lease_labels)
@@ -130,6 +132,24 @@ async def _documents(containerd: Containerd, target: Descriptor, platform: Platf
         return await read_image(target, platform, fetch)
     except (InvalidManifest, NoMatchingPlatform) as error:
         raise _MissingError(f"an image for {platform}: {error}") from error
+
+
+async def _kept(containerd: Containerd, snapshotter: str, image: ImageDocuments) -> None:
+    """Whether the collector, which follows labels from the record down, will leave the image whole."""
+    above = [*image.indexes, image.manifest_document, image.config_document]
+    for document, below in itertools.pairwise(above):
+        await _label(containerd, document.descriptor, GC_CONTENT, below.descriptor.digest)
+    if image.layers:
+        await _label(
+            containerd, image.config_document.descriptor, f"{GC_SNAPSHOT}{snapshotter}", image.top_chain_id
+        )
+
+
+async def _label(containerd: Containerd, holder: Descriptor, prefix: str, held: str) -> None:
+    found = await containerd.content.info(holder.digest)
+    labels = found.labels if found is not None else {}
+    if not any(key.startswith(prefix) and value == held for key, value in labels.items()):
+        raise _MissingError(f"the label on {holder.digest} that keeps {held}")
 
 
 async def _snapshots(

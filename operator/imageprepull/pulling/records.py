@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.documents import Document, ImageDocuments
+from imageprepull.pulling.documents import Document, ImageDocuments, read_local
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import (
     CRI_PINNED,
@@ -19,6 +19,7 @@ from imageprepull.pulling.labels import (
     ref_key,
     source_label,
 )
+from imageprepull.pulling.placing import Placing
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 
@@ -33,6 +34,7 @@ def record_names(reference: Reference, digest: str, config_digest: str) -> list[
 
 async def put_documents(
     containerd: Containerd,
+    placing: Placing,
     reference: Reference,
     image: ImageDocuments,
     *,
@@ -43,13 +45,14 @@ async def put_documents(
 
     Args:
         containerd: the view bound to the pull's lease.
+        placing: mends documents whose files are damaged.
         reference: whose registry and repository the documents are from.
         image: the documents.
         snapshotter: where the chain is.
         keep_layers: whether the manifest keeps the layers' blobs.
 
     Raises:
-        PullError: LabelsLost, when the labels do not stay.
+        PullError: LabelsLost, when the labels do not stay; DamagedContent.
     """
     wanted: list[tuple[Document, dict[str, str]]] = [
         (image.config_document, config_labels(snapshotter, image.top_chain_id)),
@@ -59,8 +62,25 @@ async def put_documents(
     for document, labels in wanted:
         sourced = {**labels, **source_label(reference.domain, reference.path, {})}
         descriptor = document.descriptor
+        await _mend(containerd, placing, document)
         await containerd.content.put(ref_key(descriptor), descriptor, document.body, sourced)
         await _ensure_labels(containerd, descriptor, labels)
+
+
+async def _mend(containerd: Containerd, placing: Placing, document: Document) -> None:
+    """A blob that is recorded is never written again by the runtime, whatever became of its file."""
+    descriptor = document.descriptor
+    if await containerd.content.info(descriptor.digest) is None:
+        return
+    if await read_local(containerd, descriptor) is not None:
+        return
+    await placing.mend(containerd, descriptor.digest, document.body)
+    if await read_local(containerd, descriptor) is None:
+        raise PullError(
+            "DamagedContent",
+            f"the runtime's copy of {descriptor.digest} is damaged and cannot be mended from here; remove it with "
+            f"`ctr -n {containerd.namespace} content rm {descriptor.digest}`, and look at the disk",
+        )
 
 
 async def write_records(

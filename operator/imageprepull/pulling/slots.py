@@ -1,100 +1,147 @@
 """Turns at unpacking: as many as there are cores, over all images, taken only while there is something to unpack.
 
-A worker that waits for its download gives its turn to another; `plan.next_to_unpack` says to which.
+A worker that waits for its download gives its turn to another; `plan.next_to_unpack` says to which. Of the workers
+of images that are not urgent fewer may have a turn at once while the disks are busy (pressure.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from imageprepull.pulling.plan import Work, next_to_unpack
 from imageprepull.unpacking.frontier import Frontier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A worker to be, or one that has given its turn away (without `work`)."""
+
+    work: Work | None
+    polite: bool
+    admitted: asyncio.Future[None]
 
 
 class Slots:
     """`async with slots.turn(work) as turn:` around a worker's life.
 
     `limit` workers have their turn at once. `spare` more may be alive: they wait for bytes, each with its memory.
+    Of the polite ones `polite` have their turn at once; lowering it takes no turn away, fewer are given.
     """
 
     def __init__(self, limit: int, *, spare: int) -> None:
         self.limit = max(1, limit)
+        self._polite = self.limit
         self._spare = spare
         self._running = 0
+        self._running_politely = 0
         self._alive = 0
-        self._returning: deque[asyncio.Future[None]] = deque()
-        self._waiting: list[tuple[Work, asyncio.Future[None]]] = []
+        self._returning: list[_Waiting] = []
+        self._waiting: list[_Waiting] = []
 
     def __repr__(self) -> str:
-        return f"<Slots {self._running} of {self.limit} taken, {self._alive} alive, {len(self._waiting)} waiting>"
+        politely = (
+            f" ({self._running_politely} of {self._polite} politely)" if self._polite < self.limit else ""
+        )
+        return (
+            f"<Slots {self._running} of {self.limit} taken{politely}, {self._alive} alive, "
+            f"{len(self._waiting)} waiting>"
+        )
+
+    @property
+    def polite(self) -> int:
+        """How many polite workers may have their turn at once."""
+        return self._polite
+
+    @polite.setter
+    def polite(self, count: int) -> None:
+        self._polite = max(1, count)
+        self._admit()
 
     @asynccontextmanager
-    async def turn(self, work: Work) -> AsyncIterator[Turn]:
+    async def turn(self, work: Work, *, polite: bool = False) -> AsyncIterator[Turn]:
         """Wait for a turn; it ends with the block."""
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, admitted))
+        waiting = _Waiting(work, polite, admitted)
+        self._waiting.append(waiting)
         self._admit()
-        turn = Turn(self)
+        turn = Turn(self, polite=polite)
         try:
             await admitted
         except asyncio.CancelledError:
             if _granted(admitted):
                 self._alive -= 1
-                self.give()
+                self.give(polite=polite)
             else:
-                self._waiting.remove((work, admitted))
+                self._waiting.remove(waiting)
             raise
         try:
             yield turn
         finally:
             self._alive -= 1
             if turn.taken:
-                self.give()
+                self.give(polite=polite)
             else:
                 self._admit()
 
-    async def take_again(self) -> None:
+    async def take_again(self, *, polite: bool) -> None:
         """For a turn: wait for it after it was given away. Those who began earlier come first."""
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._returning.append(admitted)
+        waiting = _Waiting(None, polite, admitted)
+        self._returning.append(waiting)
         self._admit()
         try:
             await admitted
         except asyncio.CancelledError:
             if _granted(admitted):
-                self.give()
+                self.give(polite=polite)
             else:
-                self._returning.remove(admitted)
+                self._returning.remove(waiting)
             raise
 
-    def give(self) -> None:
+    def give(self, *, polite: bool) -> None:
         """For a turn: let another have it."""
         self._running -= 1
+        self._running_politely -= polite
         self._admit()
 
     def _admit(self) -> None:
-        while self._running < self.limit:
-            if self._returning:
-                self._returning.popleft().set_result(None)
-            elif self._waiting and self._alive < self.limit + self._spare:
-                chosen = next_to_unpack([work for work, _ in self._waiting], self.limit)
-                _, admitted = self._waiting.pop(chosen)
-                self._alive += 1
-                admitted.set_result(None)
-            else:
-                return
+        while self._running < self.limit and (chosen := self._next()) is not None:
             self._running += 1
+            self._running_politely += chosen.polite
+            chosen.admitted.set_result(None)
+
+    def _next(self) -> _Waiting | None:
+        """Who gets the next turn, taken from those who wait; None when nobody may have it."""
+        politely = self._running_politely < self._polite
+
+        def may(waiting: _Waiting) -> bool:
+            # One that was cancelled takes itself out at its next turn of the loop.
+            return not waiting.admitted.done() and (politely or not waiting.polite)
+
+        for waiting in self._returning:
+            if may(waiting):
+                self._returning.remove(waiting)
+                return waiting
+        offered = [waiting for waiting in self._waiting if may(waiting)]
+        works = [waiting.work for waiting in offered if waiting.work is not None]
+        if not works or self._alive >= self.limit + self._spare:
+            return None
+        chosen = offered[next_to_unpack(works, self.limit)]
+        self._waiting.remove(chosen)
+        self._alive += 1
+        return chosen
 
 
 class Turn:
     """The turn of one worker; `taken` while it has it."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, *, polite: bool) -> None:
         self.taken = True
         self._slots = slots
+        self._polite = polite
 
     def follow(self, frontier: Frontier) -> Frontier:
         """The same frontier; whoever waits at it has given the turn away meanwhile."""
@@ -103,9 +150,9 @@ class Turn:
     async def without(self, waiting: asyncio.Future[int]) -> int:
         """Give the turn away until `waiting` is done, then take it again."""
         self.taken = False
-        self._slots.give()
+        self._slots.give(polite=self._polite)
         result = await waiting
-        await self._slots.take_again()
+        await self._slots.take_again(polite=self._polite)
         self.taken = True
         return result
 

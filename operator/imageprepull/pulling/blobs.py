@@ -26,6 +26,7 @@ from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.spool import SpoolFile
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 
@@ -203,9 +204,9 @@ async def hold_blob(
             if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
                 return
             labels = source_label(wanted.reference.domain, wanted.reference.path, {})
-            if await placing.place(containerd, descriptor, path, labels):
-                return
-            await _ingest(containerd, descriptor, path, labels, stall)
+            if not await placing.place(containerd, descriptor, path, labels):
+                await _ingest(containerd, descriptor, path, labels, stall)
+            reached(Step.INGESTED, descriptor.digest)
 
 
 async def _ingest(

@@ -18,6 +18,7 @@ from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound, TimedOut, Unavailable
 from imageprepull.runtime.labels import SNAPSHOT_REF
@@ -79,7 +80,7 @@ class Chain:
         chain = [layer.chain_id for layer in layers[:number]]
         broken = await self._folders.broken(self._containerd, self._snapshotter, chain, self._active_labels)
         if broken:
-            await self._discard(broken[0], "BrokenChain", "its directory is gone")
+            await self.discard(broken[0], "BrokenChain", "its directory is gone")
         return number
 
     async def _count(self, layers: list[ChainLayer]) -> int:
@@ -107,6 +108,7 @@ class Chain:
                 layer.descriptor, mounts, deadline=self._settings.apply_timeout
             )
             check_diff_id(layer, applied.digest)
+            reached(Step.APPLIED, layer.chain_id)
         try:
             await self._containerd.content.update_labels(
                 layer.descriptor.digest, {UNCOMPRESSED: layer.diff_id}
@@ -129,8 +131,10 @@ class Chain:
             return
         key, mounts = prepared
         try:
+            reached(Step.PREPARED, layer.chain_id)
             yield mounts
             await self._commit(layer, key)
+            reached(Step.COMMITTED, layer.chain_id)
         except AlreadyExists as error:
             await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
             if not await self._adopt(layer.chain_id):
@@ -250,15 +254,20 @@ class Chain:
             return False
         unsynced = found.labels.get(UNSYNCED, self._boot_id)
         if unsynced != self._boot_id:
-            await self._discard(
+            await self.discard(
                 chain_id,
                 "UnsyncedInUse",
                 "it was committed before the machine restarted and perhaps never written to disk",
             )
         return True
 
-    async def _discard(self, chain_id: str, reason: str, why: str) -> NoReturn:
-        """Remove a layer that is not to be believed, and what stands on it, so that it is made anew."""
+    async def discard(self, chain_id: str, reason: str, why: str) -> NoReturn:
+        """Remove a layer that is not to be believed, and what stands on it, so that it is made anew.
+
+        Raises:
+            ChainLostError: done.
+            PullError: with `reason`, when it is in use and stays.
+        """
         removed = await remove_chains(self._containerd, self._snapshotter, [chain_id], why)
         user = removed.in_use.get(chain_id)
         if user is not None:

@@ -16,6 +16,7 @@ from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.ranges import Span
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.spool import SpoolFile
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.registry.blobs import BlobStream
 from imageprepull.registry.client import RegistryClient
@@ -89,6 +90,9 @@ async def fetch_span(order: Order, owner: Owner, span: Span) -> None:
             "ShortBody",
             f"the registry ended the blob {order.descriptor.digest} after {order.spool.held.frontier} bytes",
         )
+    # Whatever kills this process now: a range that has come is not fetched again.
+    await in_thread(order.spool.note)
+    reached(Step.FETCHED, f"{order.descriptor.digest} {start}-{end}")
 
 
 async def _read(order: Order, owner: Owner, stream: BlobStream) -> None:

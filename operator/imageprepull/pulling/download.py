@@ -17,6 +17,7 @@ from imageprepull.pulling.connection import Order
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.filling import Filling
 from imageprepull.pulling.retry import RetryState
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,7 @@ async def download(order: Order, source: Source | None = None) -> None:
         while spool.unhashed > order.settings.hash_step:
             await in_thread(lambda: spool.hash_on(order.settings.hash_step))
         if spool.matches() if not spool.unhashed else await in_thread(spool.matches):
+            reached(Step.SPOOLED, digest)
             return
         await in_thread(spool.reset)
         order.listener.restarted()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imageprepull.pulling.errors import PullError, first_error
 from imageprepull.pulling.labels import UNSYNCED
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 from imageprepull.unpacking import kernel
@@ -46,6 +47,7 @@ async def make_durable(
         raise PullError(
             "CannotSync", f"cannot sync the file system of the snapshots, {root}: {error.strerror}"
         ) from error
+    reached(Step.SYNCED, str(root))
     at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def clear(chain_id: str) -> None:
@@ -54,6 +56,7 @@ async def make_durable(
                 await containerd.snapshots.update_labels(snapshotter, chain_id, {UNSYNCED: ""})
             except NotFound:  # the image was removed meanwhile.
                 return
+        reached(Step.BELIEVED, chain_id)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -28,6 +28,7 @@ from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
@@ -174,6 +175,7 @@ class ImagePull:
         try:
             for losses in range(self._machinery.settings.lease_losses + 1):
                 await open_lease(containerd, terms)
+                reached(Step.LEASED, lease)
                 try:
                     outcome = await self._make(image, blobs, lease)
                     break
@@ -202,6 +204,7 @@ class ImagePull:
     async def _end(self, lease: str) -> None:
         """Drop the lease, and what earlier attempts kept in the spool and this one found elsewhere."""
         await drop_lease(self._machinery.containerd, lease)
+        reached(Step.RELEASED, lease)
         if self._request.keep_lease_on_failure:
             spool = self._machinery.spool
             await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
@@ -225,6 +228,7 @@ class ImagePull:
             snapshotter=self._request.snapshotter,
             keep_layers=self._request.keep_blobs != "never",
         )
+        reached(Step.DOCUMENTED, image.target.digest)
 
     async def _make(self, image: ImageDocuments, blobs: LayerBlobs, lease: str) -> PullOutcome:
         machinery, request, progress = self._machinery, self._request, self._progress
@@ -262,6 +266,7 @@ class ImagePull:
         shown = await wait_visible(
             machinery.containerd, names, image.manifest.config.digest, machinery.settings
         )
+        reached(Step.VISIBLE, image.target.digest)
         seconds = self._elapsed("ready")
         progress.enter("Ready")
         return PullOutcome(

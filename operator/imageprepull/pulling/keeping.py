@@ -15,6 +15,7 @@ from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 
 _AT_ONCE = 2
@@ -54,7 +55,9 @@ async def keep_later(machinery: Machinery, blobs: LayerBlobs, labels: Mapping[st
     lease = f"imageprepull-blobs-{secrets.token_hex(12)}"
     own = {key: value for key, value in labels.items() if key != LEASE_IMAGE}
     await machinery.containerd.leases.create(lease, own, machinery.settings.lease_seconds)
+    reached(Step.KEEPING, lease)
     try:
         await keep_now(machinery.containerd.with_lease(lease), blobs, lease)
     finally:
         await finish_anyway(discard_lease(machinery.containerd, lease), machinery.settings.cleanup_timeout)
+    reached(Step.KEPT, lease)

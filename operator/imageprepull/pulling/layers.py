@@ -23,6 +23,7 @@ from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.staging import CannotStageError, Staged, Staging
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.jobs import Refused
@@ -73,6 +74,7 @@ class LayerWork:
             ChainLostError: lease or snapshots vanished.
         """
         existing = await self._chain.count_existing(list(self._layers))
+        reached(Step.ASKED, f"{existing} of {len(self._layers)}")
         for number, layer in enumerate(self._progress.layers):
             self._progress.advance(layer, LayerState.EXISTS if number < existing else LayerState.WAITING)
             if number < existing:

@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
@@ -66,6 +67,7 @@ class Placing:
                     self._folder = None
                     return False
             await in_thread(lambda: give_name(path, folder / blob.digest.removeprefix("sha256:")))
+            reached(Step.PLACED, blob.digest)
         except FileNotFoundError:
             return False  # the store has never had a blob, and makes the folder itself.
         except OSError as error:

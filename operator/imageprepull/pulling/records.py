@@ -20,6 +20,7 @@ from imageprepull.pulling.labels import (
     source_label,
 )
 from imageprepull.pulling.placing import Placing
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 
@@ -92,6 +93,7 @@ async def write_records(
         known = await containerd.images.get(name)
         labels = record_labels(pin=pin, existing=None if known is None else known.labels)
         await containerd.images.create_or_update(name, target, labels)
+        reached(Step.RECORDED, name)
 
 
 async def unpin(containerd: Containerd, reference: Reference, digest: str) -> list[str]:

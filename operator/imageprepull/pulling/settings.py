@@ -30,8 +30,9 @@ class PullSettings:
     """Bytes gathered before a thread writes and hashes them: fewer hops between loop and thread."""
     longest_batch: float = 0.5
     """Seconds after which a batch is written though it is small, so that a slow download shows that it moves."""
-    checkpoint: int = 32 * 1024 * 1024
-    """Bytes between two writes of a spool file's range map; what came after the last one is fetched again."""
+    checkpoint: int = 8 * 1024 * 1024
+    """Bytes between two writes of a spool file's range map within a request, and one follows each request: what came
+    after the last is fetched again when the process is killed."""
     hash_step: int = 8 * 1024 * 1024
     """Bytes that the hash of a blob may lag behind its frontier, and those it takes at once when it does."""
     source_stall: float = 60.0

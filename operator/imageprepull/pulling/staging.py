@@ -26,6 +26,7 @@ from imageprepull.pulling.growing import Growing, SpoolRestarted
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
 from imageprepull.pulling.plan import Work
 from imageprepull.pulling.slots import Slots
+from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.unpacking.frontier import Frontier
 from imageprepull.unpacking.jobs import Extracted, ExtractJob, ImplicitDirectory, InheritJob, Refused
@@ -127,12 +128,15 @@ class Staging:
                 folders = layer_folders(mounts, self._roots)
                 if staged.implicit and folders.below:
                     await self._inherit(staged, folders.lowers())
+                    reached(Step.INHERITED, layer.chain_id)
                 await in_thread(lambda: exchange(staged.folder, folders.upper))
+                reached(Step.EXCHANGED, layer.chain_id)
             except (UnknownMounts, OSError) as error:
                 await self._chain.check_alive(staged.key)
                 raise CannotStageError(str(error)) from error
             # The last moment to learn that a collection has been at the tree: the worker was told of no error.
             await self._chain.check_alive(staged.key)
+            reached(Step.VOUCHED, layer.chain_id)
 
     async def close(self) -> None:
         """Remove the staging snapshot, with whatever never came into its place."""
@@ -140,6 +144,7 @@ class Staging:
             apart, self._apart = self._apart, None
             if apart is not None:
                 await self._chain.remove(apart.key)
+                reached(Step.UNSTAGED, apart.key)
 
     async def _attempt(
         self, layer: ChainLayer, position: int, growing: Growing, extracting: Callable[[], None]
@@ -160,6 +165,7 @@ class Staging:
                 raise
         # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
         extracted = await self._verified(layer, key, growing, frontier, result)
+        reached(Step.UNPACKED, layer.chain_id)
         return Staged(key, folder, extracted.implicit)
 
     async def _room(self, position: int) -> tuple[str, Path]:
@@ -182,6 +188,7 @@ class Staging:
 
     async def _open(self) -> _Apart:
         key, mounts = await self._chain.prepare_apart()
+        reached(Step.STAGED, key)
         try:
             return _Apart(key, layer_folders(mounts, self._roots).upper)
         except UnknownMounts as error:

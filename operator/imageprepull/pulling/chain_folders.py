@@ -44,13 +44,24 @@ class ChainFolders:
         Raises:
             RuntimeFault: the runtime does not answer.
         """
+        folders = await self.folders(containerd, snapshotter, chain_ids, labels)
+        if not folders:
+            return []
+        there = await in_thread(lambda: [folder.is_dir() for folder in folders])
+        return [chain_id for chain_id, found in zip(chain_ids, there, strict=True) if not found]
+
+    async def folders(
+        self, containerd: Containerd, snapshotter: str, chain_ids: Sequence[str], labels: Mapping[str, str]
+    ) -> list[Path]:
+        """Where the layers of a committed chain are, bottom first; empty where that cannot be known.
+
+        Raises:
+            RuntimeFault: the runtime does not answer.
+        """
         if not chain_ids:
             return []
-        folders = await self._folders(containerd, snapshotter, chain_ids[-1], labels)
-        if len(folders) != len(chain_ids):
-            return []
-        there = await in_thread(lambda: [folder.is_dir() for folder in reversed(folders)])
-        return [chain_id for chain_id, found in zip(chain_ids, there, strict=True) if not found]
+        found = await self._folders(containerd, snapshotter, chain_ids[-1], labels)
+        return found[::-1] if len(found) == len(chain_ids) else []
 
     async def _folders(
         self, containerd: Containerd, snapshotter: str, top: str, labels: Mapping[str, str]

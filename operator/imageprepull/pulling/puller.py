@@ -29,6 +29,7 @@ from imageprepull.pulling.request import PullOutcome, PullRequest, Until
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.sweep import remove_spools_of
+from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.workers import Workers
@@ -146,6 +147,20 @@ class Puller:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return outcome
+
+    async def verify(self, request: PullRequest, progress: ImageProgress) -> Verified:
+        """Compare a present image with the blobs that are kept of it. Removes what proves broken: pull it then.
+
+        Raises:
+            PullError: it is not there, or what is broken is in use and stays.
+        """
+        try:
+            image = await read_present(self._machinery.containerd, request)
+            lease = request_lease_id(request, image.target.digest)
+            async with self._machinery.images.hold(lease):
+                return await verify(self._machinery, image, request, progress, lease)
+        except Exception as error:
+            raise as_pull_error(error) from error
 
     async def finish(self) -> None:
         """Wait for everything that `pull` left to the background."""

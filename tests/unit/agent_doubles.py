@@ -33,6 +33,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
+        self.verifications: dict[str, asyncio.Future[str]] = {}
         self.calls: list[str] = []
         self.down = False
         self.odd: set[str] = set()
@@ -57,6 +58,13 @@ class FakeNode:
             raise
         finally:
             del self.pulls[image.reference]
+
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+        self.calls.append(f"verify {image.reference}")
+        self.verifications[image.reference] = asyncio.get_running_loop().create_future()
+        return await self.verifications[image.reference]
 
     async def unpin(self, image: DesiredImage) -> None:
         if self.down:
@@ -94,6 +102,7 @@ def image(
     limit: int = 3,
     nonce: str = "",
     owners: list[str] | None = None,
+    repair: str = "",
 ) -> DesiredImage:
     return DesiredImage(
         reference=reference,
@@ -101,6 +110,7 @@ def image(
         state=state,
         priority=priority,
         owners=owners or [],
+        repair=repair,
         limits=ImageLimits(parallel_images=parallel, parallel_downloads=downloads),
         retry=Retry(backoff_limit=limit, max_backoff_seconds=300, nonce=nonce),
     )

@@ -20,14 +20,16 @@ def replace_pin(entry: DesiredImage, pin: bool) -> DesiredImage:
 
 
 entries = st.builds(
-    lambda key, state, priority, parallel, pin: replace_pin(
-        image(key[0], digest=key[1], state=state, priority=priority, parallel=parallel), pin
+    lambda key, state, priority, parallel, pin, repair: replace_pin(
+        image(key[0], digest=key[1], state=state, priority=priority, parallel=parallel, repair=repair),
+        pin,
     ),
     st.sampled_from(KEYS),
     st.sampled_from(list(Desired)),
     st.integers(-2, 2),
     st.integers(1, 3),
     st.booleans(),
+    st.sampled_from(["", "now"]),
 )
 specs = st.lists(entries, max_size=6, unique_by=key_of)
 keys = st.sets(st.sampled_from(KEYS), max_size=4)
@@ -39,7 +41,23 @@ observations = st.builds(
     final=keys,
     released=keys,
     pinned=keys,
+    repaired=keys,
+    verifying=st.booleans(),
 )
+
+
+@given(specs, observations)
+def test_only_what_is_present_and_idle_is_compared_and_one_at_a_time(
+    spec: list[DesiredImage], observed: Observed
+) -> None:
+    wanted = {key_of(i): i for i in spec}
+    compared = plan(spec, observed, NOW).verify
+    assert len(compared) <= (0 if observed.verifying else 1)
+    for key in compared:
+        assert wanted[key].state is Desired.PRESENT
+        assert wanted[key].repair
+        assert observed.present[key]
+        assert key not in observed.running | observed.repaired
 
 
 @given(specs, observations)

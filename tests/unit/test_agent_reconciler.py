@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from imageprepull.agent.node import NodeError
 from imageprepull.agent.reconciler import Delays, Reconciler
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 from imageprepull.telemetry.metrics import AgentMetrics
@@ -311,3 +312,43 @@ async def test_what_failed_attempts_left_is_dropped_when_somebody_else_brought_t
     assert await bench.steps() == ["abandon a"]
     assert bench.states() == ["a Ready"]
     assert await bench.steps() == []
+
+
+async def test_a_repair_compares_what_is_present_once_for_each_new_value(bench: Bench) -> None:
+    bench.node.holds = {"a", "b"}
+    assert await bench.spec(image("a", repair="1"), image("b", repair="1")) == ["verify a"]
+    assert bench.states() == ["a Ready", "b Ready"], "what is compared is still there"
+    bench.node.verifications["a"].set_result("2 layers are whole")
+    assert await bench.steps() == ["verify b"]
+    bench.node.verifications["b"].set_exception(NodeError("BrokenChain", "a container uses it"))
+    assert await bench.steps() == []
+    views = list(bench.reconciler.views.values())
+    assert [(view.repaired, view.repair_result) for view in views] == [
+        ("1", "2 layers are whole"),
+        ("1", "BrokenChain: a container uses it"),
+    ]
+    assert await bench.spec(image("a", repair="2"), image("b")) == ["verify a"]
+
+
+async def test_what_a_comparison_removed_is_pulled_again(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    bench.node.holds = set()
+    bench.node.verifications["a"].set_result("sha256:1 was broken and is pulled again")
+    assert await bench.steps() == ["pull a"]
+    bench.node.succeed("a")
+    assert await bench.steps() == []
+
+
+async def test_an_image_that_is_missing_is_pulled_and_then_compared(bench: Bench) -> None:
+    assert await bench.spec(image("a", repair="1")) == ["pull a"]
+    bench.node.succeed("a")
+    assert await bench.steps() == ["verify a"]
+
+
+async def test_a_comparison_ends_when_the_image_is_paused(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    await bench.spec(image("a", repair="1", state=Desired.PAUSED))
+    assert bench.node.verifications["a"].cancelled()
+    assert bench.reconciler.running == frozenset()

@@ -101,6 +101,13 @@ class ContainerdNode:
         seconds = dict(progress.seconds) | {"total": time.monotonic() - began}
         return Pulled(outcome.pinned, seconds, dict(outcome.bytes_by_host))
 
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
+        """As `Node.verify`."""
+        found = await self._do(
+            image, lambda reference: self.puller.verify(self._request(image, reference), progress)
+        )
+        return str(found)
+
     async def unpin(self, image: DesiredImage) -> None:
         """As `Node.unpin`."""
         await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest))

@@ -28,6 +28,10 @@ class ImageView:
     best_done: int = 0
     """The most bytes that any attempt had; an attempt that exceeds it gained."""
     pulled: Pulled | None = None
+    verifying: bool = False
+    repaired: str = ""
+    """The last `repair` of an entry that was carried out, and what came of it."""
+    repair_result: str = ""
     logged: str = field(default="", repr=False)
 
     @property
@@ -37,7 +41,7 @@ class ImageView:
             return ImageState.PAUSED
         if self.desired.state is Desired.ABSENT:
             return ImageState.ABSENT if self.released else ImageState.WAITING
-        if self.running:
+        if self.running and not self.verifying:
             return ImageState.PULLING
         if self.held is not None and self.held.present:
             return ImageState.READY

@@ -63,6 +63,9 @@ class Node(Protocol):
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """Bring the image onto the node; returns when the CRI shows it."""
 
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
+        """Compare a present image with its blobs; what was found, in words. What is broken is gone afterwards."""
+
     async def unpin(self, image: DesiredImage) -> None:
         """Take our pin from the image's records. Another reference to the same digest loses the ID record's pin."""
 

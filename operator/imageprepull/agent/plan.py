@@ -28,7 +28,8 @@ class Observed:
     """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
-    `pinned`: those that carry a pin of ours.
+    `pinned`: those that carry a pin of ours. `repaired`: those whose `repair` was carried out. `verifying`: whether one
+    is being compared with its blobs.
     """
 
     present: Mapping[Key, bool]
@@ -37,14 +38,17 @@ class Observed:
     final: AbstractSet[Key] = frozenset()
     released: AbstractSet[Key] = frozenset()
     pinned: AbstractSet[Key] = frozenset()
+    repaired: AbstractSet[Key] = frozenset()
+    verifying: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """In this order: stop, start, unpin. The limits are the strictest of the images in work; None when none is."""
+    """In this order: stop, start, verify, unpin. The limits are the strictest of the images in work; None when none is."""
 
     start: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()
+    verify: tuple[Key, ...] = ()
     unpin: tuple[Key, ...] = ()
     parallel_downloads: int | None = None
     stall_timeout: int | None = None
@@ -92,7 +96,17 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         and key not in observed.running
         and observed.due.get(key, now) <= now
     )
+    # One at a time: it reads and writes as much as a pull, and nobody waits for it.
+    unverified = [
+        key
+        for key, image in wanted.items()
+        if image.state is Desired.PRESENT
+        and image.repair
+        and observed.present.get(key)
+        and key not in observed.repaired | observed.running
+    ]
     return Actions(
+        verify=() if observed.verifying else tuple(unverified[:1]),
         start=tuple(entry[-1] for entry in sorted(waiting)[: max(0, slots)]),
         stop=stop,
         unpin=unpin,

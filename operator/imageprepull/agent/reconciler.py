@@ -7,14 +7,16 @@ Above it stand the NodePrepull's informer and the runtime's events, which only w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from imageprepull.agent.backoff import Backoff, Failure, after_failure
 from imageprepull.agent.backoff import Pace as RetryPace
 from imageprepull.agent.clock import Clock
+from imageprepull.agent.comparing import compared
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
@@ -153,6 +155,8 @@ class Reconciler:
             self._running[key].cancel()
         for key in actions.start:
             self._start(self.views[key])
+        for key in actions.verify:
+            self._verify(self.views[key])
         for key in actions.unpin:
             await self._unpin(key)
         await self._drop_orphans()
@@ -229,6 +233,8 @@ class Reconciler:
             final={key for key, view in views.items() if view.backoff is not None and view.backoff.final},
             released={key for key, view in views.items() if view.released},
             pinned={key for key, view in views.items() if view.held is not None and view.held.our_pin},
+            repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
+            verifying=any(view.verifying for view in self._working.values()),
         )
 
     def _start(self, view: ImageView) -> None:
@@ -237,7 +243,15 @@ class Reconciler:
         view.progress = ImageProgress(view.desired.reference, on_change=self._on_change)
         if view.backoff is not None:
             self._metrics.retries.inc()
-        task = self._tasks.create_task(self._pull(view, view.desired, view.progress))
+        self._run(key, view, self._pull(view, view.desired, view.progress))
+
+    def _verify(self, view: ImageView) -> None:
+        """Like a pull it has the image for itself, and is over before one may begin."""
+        view.running = view.verifying = True
+        self._run(key_of(view.desired), view, compared(self._node, view, view.desired))
+
+    def _run(self, key: Key, view: ImageView, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
         self._running[key] = task
         self._working[key] = view
         self._metrics.working.set(len(self._running))
@@ -249,13 +263,14 @@ class Reconciler:
         """The slot is free. Even a success is believed only when the runtime is asked."""
         del self._running[key]
         del self._working[key]
-        view.running = False
+        verified, view.running, view.verifying = view.verifying, False, False
         self._suspect.add(key)
         self._metrics.working.set(len(self._running))
-        if task.cancelled():
-            self._metrics.pull_ended("cancelled")
-        if view.progress is not None:
-            self._metrics.downloaded(view.progress.bytes_by_host)
+        if not verified:
+            if task.cancelled():
+                self._metrics.pull_ended("cancelled")
+            if view.progress is not None:
+                self._metrics.downloaded(view.progress.bytes_by_host)
         self._on_change()
         self.wake()
 

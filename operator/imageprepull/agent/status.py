@@ -80,6 +80,8 @@ def image_status(view: ImageView) -> NodeImageStatus:
         bytes=source_bytes(view.pulled.bytes_by_host if view.pulled and ready else {}),
         layers=[] if ready or progress is None else layer_statuses(progress),
         layer_states=letters(view) if ready else "",
+        repaired=view.repaired,
+        repair_result=bounds.cut(view.repair_result, bounds.MESSAGE),
     )
 
 

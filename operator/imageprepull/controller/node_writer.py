@@ -13,6 +13,14 @@ import structlog
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.render import Owners, Rendered, done_removals, render
+from imageprepull.controller.repairs import (
+    ANNOTATION,
+    InvalidOrder,
+    RepairOrder,
+    answered,
+    ordered,
+    read_order,
+)
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.trust import object_missing
 from imageprepull.controller.world import KnownNodePrepull
@@ -61,14 +69,18 @@ class NodeWriter:
         if rendered.omitted:
             logger.error("more images than a NodePrepull holds", node=name, omitted=rendered.omitted)
         known = self._world.node_prepulls.get(name)
-        if rendered.images == (known.object.spec.images if known else []):
+        order = _repair_order(known)
+        images = ordered(rendered.images, order)
+        if images == (known.object.spec.images if known else []):
+            if known is not None and ANNOTATION in known.object.metadata.annotations:
+                await self._end_repair(name, known, order)
             return
         await self._rate.slot()
-        body = _body(node, known, NodePrepullSpec(images=rendered.images))
+        body = _body(node, known, NodePrepullSpec(images=images))
         document = await self._api.apply(NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True)
         self._writes.inc()
         self._intake.node_prepull_read(document)
-        logger.info("node prepull written", node=name, images=len(rendered.images))
+        logger.info("node prepull written", node=name, images=len(images))
 
     def _render(self, name: str, confirmed: frozenset[str]) -> Rendered:
         known = self._world.node_prepulls.get(name)
@@ -102,6 +114,20 @@ class NodeWriter:
             return frozenset()
         return frozenset(confirmed)
 
+    async def _end_repair(self, name: str, known: KnownNodePrepull, order: RepairOrder | None) -> None:
+        """Take away an order that was carried out, or that cannot be."""
+        if order is not None and not answered(order, known.object):
+            return
+        await self._rate.slot()
+        metadata = {
+            "resourceVersion": known.object.metadata.resource_version,
+            "annotations": {ANNOTATION: None},
+        }
+        self._intake.node_prepull_read(
+            await self._api.merge_patch(NODEPREPULLS, name, {"metadata": metadata})
+        )
+        self._writes.inc()
+
     async def _delete(self, name: str, known: KnownNodePrepull) -> None:
         logger.info("deleting the node prepull of an earlier node of this name", node=name)
         try:
@@ -109,6 +135,16 @@ class NodeWriter:
         except ApiError as error:
             if not error.not_found:
                 raise
+
+
+def _repair_order(known: KnownNodePrepull | None) -> RepairOrder | None:
+    if known is None:
+        return None
+    try:
+        return read_order(known.object.metadata.annotations)
+    except InvalidOrder as error:
+        logger.warning("repair refused", node=known.object.metadata.name, error=str(error))
+        return None
 
 
 def _body(node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> dict[str, Any]:

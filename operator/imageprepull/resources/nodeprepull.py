@@ -75,7 +75,10 @@ class Retry(Model, frozen=True, kw_only=True):
 
 
 class DesiredImage(Model, frozen=True, kw_only=True):
-    """One image for this node. `owners` are `namespace/name/uid` of the ImagePrepulls that name it."""
+    """One image for this node. `owners` are `namespace/name/uid` of the ImagePrepulls that name it.
+
+    `repair`: a value not seen before asks to compare a present image with its blobs.
+    """
 
     reference: str
     digest: str
@@ -86,6 +89,7 @@ class DesiredImage(Model, frozen=True, kw_only=True):
     pin: bool = False
     gated: bool = False
     credential_ref: str = ""
+    repair: str = ""
     limits: ImageLimits = ImageLimits()
     retry: Retry = Retry()
 
@@ -104,7 +108,6 @@ class RegistryHold(Model, frozen=True, kw_only=True):
 
 class NodePrepullSpec(Model, frozen=True, kw_only=True):
     images: list[DesiredImage] = []
-    repair: str = ""
     resolve: list[ResolveRequest] = []
     registries: list[RegistryHold] = []
 
@@ -151,7 +154,10 @@ class LayerStatus(Model, frozen=True, kw_only=True):
 
 
 class NodeImageStatus(Model, frozen=True, kw_only=True):
-    """One image as the agent sees it. `layers` while in work or failed; `layer_states` once ready."""
+    """One image as the agent sees it. `layers` while in work or failed; `layer_states` once ready.
+
+    `repaired` is the last `repair` of the spec that was carried out, `repair_result` what came of it.
+    """
 
     reference: str
     digest: str
@@ -165,6 +171,8 @@ class NodeImageStatus(Model, frozen=True, kw_only=True):
     bytes: list[SourceBytes] = []
     layers: list[LayerStatus] = []
     layer_states: str = ""
+    repaired: str = ""
+    repair_result: str = ""
 
 
 class ResolvedReference(Model, frozen=True, kw_only=True):

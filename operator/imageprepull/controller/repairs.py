@@ -1,0 +1,75 @@
+"""`kubectl image-prepull repair`: from an annotation on a NodePrepull to the nonce in its spec, and back. Pure.
+
+The annotation `imageprepull.io/repair` is `NONCE` for all images of the node, or `NONCE REFERENCE` for one. It is
+removed when every image that it concerns has been answered for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from imageprepull.resources import bounds
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull
+
+ANNOTATION = "imageprepull.io/repair"
+_NONCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class InvalidOrder(ValueError):
+    """An annotation that says nothing; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairOrder:
+    """Check again what is present, and pull again what is broken; `reference` "" means every image of the node."""
+
+    nonce: str
+    reference: str = ""
+
+    def concerns(self, image: DesiredImage) -> bool:
+        """Whether an entry is to be checked. Nobody checks what is paused or let go."""
+        return image.state is Desired.PRESENT and self.reference in ("", image.reference)
+
+
+def read_order(annotations: Mapping[str, str]) -> RepairOrder | None:
+    """What the annotations ask for.
+
+    Raises:
+        InvalidOrder: nothing that can be done.
+    """
+    text = annotations.get(ANNOTATION)
+    if text is None:
+        return None
+    nonce, _, reference = text.strip().partition(" ")
+    if not _NONCE.fullmatch(nonce):
+        raise InvalidOrder(
+            f"{ANNOTATION} must begin with a word of at most 64 letters, digits, '.', '_' and '-', "
+            f"not {nonce[:80]!r}"
+        )
+    if len(reference) > bounds.REFERENCE:
+        raise InvalidOrder(f"the image in {ANNOTATION} is longer than {bounds.REFERENCE} characters")
+    return RepairOrder(nonce, reference.strip())
+
+
+def ordered(images: Sequence[DesiredImage], order: RepairOrder | None) -> list[DesiredImage]:
+    """The entries with the order written into those that it concerns."""
+    if order is None:
+        return list(images)
+    return [
+        msgspec.structs.replace(image, repair=order.nonce) if order.concerns(image) else image
+        for image in images
+    ]
+
+
+def answered(order: RepairOrder, known: NodePrepull) -> bool:
+    """Whether the agent has done all of it, as far as it has seen this spec."""
+    if known.status.observed_generation != known.metadata.generation:
+        return False
+    done = {(image.reference, image.digest) for image in known.status.images if image.repaired == order.nonce}
+    return all(
+        (image.reference, image.digest) in done for image in known.spec.images if order.concerns(image)
+    )

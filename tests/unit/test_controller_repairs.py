@@ -1,0 +1,93 @@
+"""From the annotation to the nonce in the spec, and when the annotation has done its work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from imageprepull.controller.repairs import (
+    ANNOTATION,
+    InvalidOrder,
+    RepairOrder,
+    answered,
+    ordered,
+    read_order,
+)
+from imageprepull.resources.base import Metadata
+from imageprepull.resources.nodeprepull import (
+    Desired,
+    DesiredImage,
+    NodeImageStatus,
+    NodePrepull,
+    NodePrepullSpec,
+    NodePrepullStatus,
+)
+from tests.unit.agent_doubles import image
+
+ORDER = RepairOrder("n1")
+ENTRIES = [
+    image("a"),
+    image("a", digest="sha256:" + "b" * 64),
+    image("b"),
+    image("c", state=Desired.ABSENT),
+    image("d", state=Desired.PAUSED),
+]
+
+
+def test_without_annotation_there_is_no_order() -> None:
+    assert read_order({"other": "x"}) is None
+    assert ordered(ENTRIES, None) == ENTRIES
+
+
+def test_an_annotation_names_a_nonce_and_perhaps_one_image() -> None:
+    assert read_order({ANNOTATION: "n1"}) == ORDER
+    assert read_order({ANNOTATION: " n1  docker.io/library/a:1 "}) == RepairOrder(
+        "n1", "docker.io/library/a:1"
+    )
+
+
+@pytest.mark.parametrize("text", ["", " ", "-x", "a/b", "ü", "x" * 65, "n1 " + "r" * 513])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOrder):
+        read_order({ANNOTATION: text})
+
+
+def test_only_what_shall_be_present_is_checked() -> None:
+    assert [entry.repair for entry in ordered(ENTRIES, ORDER)] == ["n1", "n1", "n1", "", ""]
+    assert [entry.repair for entry in ordered(ENTRIES, replace(ORDER, reference="a"))] == [
+        "n1",
+        "n1",
+        "",
+        "",
+        "",
+    ]
+
+
+def known(images: list[DesiredImage], repaired: dict[str, str], seen: int = 3) -> NodePrepull:
+    statuses = [
+        NodeImageStatus(reference=i.reference, digest=i.digest, state="Ready", repaired=repaired[i.reference])
+        for i in images
+        if i.reference in repaired
+    ]
+    return NodePrepull(
+        metadata=Metadata(name="node", generation=3),
+        spec=NodePrepullSpec(images=images),
+        status=NodePrepullStatus(observed_generation=seen, images=statuses),
+    )
+
+
+def test_it_is_answered_when_every_image_is() -> None:
+    two = ordered([image("a"), image("b")], ORDER)
+    assert answered(ORDER, known(two, {"a": "n1", "b": "n1"}))
+    assert not answered(ORDER, known(two, {"a": "n1", "b": "n0"}))
+    assert not answered(ORDER, known(two, {"a": "n1"}))
+    assert not answered(ORDER, known(two, {"a": "n1", "b": "n1"}, seen=2)), "of an older spec"
+    assert answered(RepairOrder("n1", "a"), known(two, {"a": "n1"}))
+    assert answered(RepairOrder("n1", "nobody"), known(two, {})), "nothing to do is done"
+
+
+def test_the_model_reads_what_the_crd_has() -> None:
+    entry = msgspec.convert({"reference": "a", "digest": "d", "repair": "n1"}, DesiredImage)
+    assert entry.repair == "n1"

@@ -6,6 +6,7 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import structlog
@@ -99,7 +100,7 @@ async def remove_chains(
         for blob in await containerd.content.list([f'labels."{label}"'])
         if blob.labels.get(label) in going
     }
-    records = await _records_of(containerd, configs)
+    records = await records_of(containerd, configs)
     for name in records:
         try:
             await containerd.images.delete(name)
@@ -122,7 +123,7 @@ async def remove_chains(
     return Removed(removed, records, in_use)
 
 
-async def _records_of(containerd: Containerd, configs: set[str]) -> list[str]:
+async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[str]:
     """Records whose target leads to one of the configs, by the labels that the collector follows."""
     if not configs:
         return []

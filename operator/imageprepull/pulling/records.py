@@ -5,6 +5,8 @@ Only called when every snapshot is committed: the CRI believes a record without 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.documents import Document, ImageDocuments, read_local
@@ -96,14 +98,23 @@ async def write_records(
         reached(Step.RECORDED, name)
 
 
-async def unpin(containerd: Containerd, reference: Reference, digest: str) -> list[str]:
-    """Take our pin from every record of the image; pins of others stay. Returns the records changed."""
+async def unpin(
+    containerd: Containerd, reference: Reference, digest: str, staying: Collection[Reference] = ()
+) -> list[str]:
+    """Take our pin from every record of the image; pins of others stay. Returns the records changed.
+
+    `staying` are other references to the same digest whose pins stay: their names', and the ID's with them.
+    """
+    theirs = {name for other in staying for name in _names_of(other, digest)}
     changed = []
     for record in await containerd.images.list():
         if record.target.digest == digest and PINNED in record.labels:
             # Records of other repositories with the same target were pinned by name for somebody else, except
             # the ID's, which belongs to all of them.
-            if not (record.name.startswith("sha256:") or record.name in _names_of(reference, digest)):
+            if record.name.startswith("sha256:"):
+                if staying:
+                    continue
+            elif record.name in theirs or record.name not in _names_of(reference, digest):
                 continue
             try:
                 await containerd.images.update_labels(record.name, {CRI_PINNED: "", PINNED: ""})

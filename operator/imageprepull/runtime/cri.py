@@ -39,6 +39,29 @@ class ImageFilesystem:
     used_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class CriContainer:
+    """A container in any state. `images` are all the names, IDs and digests by which it says what it was made from."""
+
+    id: str
+    name: str
+    pod: str
+    images: frozenset[str]
+
+    def __str__(self) -> str:
+        """As people look for it."""
+        return f"container {self.name or self.id}" + (f" of pod {self.pod}" if self.pod else "")
+
+
+def _container(message: pb.Container) -> CriContainer:
+    labels = message.labels
+    pod = "/".join(
+        part for part in (labels.get(f"io.kubernetes.pod.{key}") for key in ("namespace", "name")) if part
+    )
+    images = frozenset(filter(None, (message.image.image, message.image_ref, message.image_id)))
+    return CriContainer(message.id, message.metadata.name, pod, images)
+
+
 def _image(message: pb.Image) -> CriImage:
     return CriImage(
         message.id, tuple(message.repo_tags), tuple(message.repo_digests), message.size, message.pinned
@@ -80,6 +103,16 @@ class Cri:
             operation=f"remove {ref} through the CRI",
             deadline=300.0,
         )
+
+    async def list_containers(self) -> list[CriContainer]:
+        """Every container, also those that have ended and are not removed yet; no sandboxes."""
+        answer = await self._rpc.unary(
+            f"{_RUNTIME}/ListContainers",
+            pb.ListContainersRequest(),
+            pb.ListContainersResponse,
+            operation="list CRI containers",
+        )
+        return [_container(container) for container in answer.containers]
 
     async def image_fs_info(self) -> list[ImageFilesystem]:
         """The file systems of images; the first is that of the default snapshotter."""

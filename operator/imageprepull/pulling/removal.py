@@ -1,0 +1,164 @@
+"""Removing an image that we brought: all its records or none; layers follow with the runtime's own collection.
+
+`decide` says what may go, from what `remove_image` has just read. An image is what the CRI takes for one: every record
+that leads to one config, under whatever name and by whatever index. It goes only when each of its records is ours
+still (`MANAGED`, which a pull by anybody else takes off the name that it pulled), nothing wants it, and nobody works
+with it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from imageprepull.pulling.chain_removal import records_of
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE, MANAGED
+from imageprepull.pulling.leases import drop_lease
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.cri import CriContainer
+from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.images import ImageRecord
+from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
+
+log = structlog.get_logger(__name__)
+IN_USE = "ImageInUse"
+_CLEANUP = 30.0
+_LEASE_SECONDS = 600.0
+_ID = "sha256:"
+"""Records named like this are those of image IDs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one image: the records to delete, in this order; or why it stays for good; or who works with it."""
+
+    records: tuple[str, ...] = ()
+    kept: str = ""
+    users: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image in the runtime: its records, its IDs (config digests), and the tops of its chains."""
+
+    records: tuple[ImageRecord, ...]
+    ids: frozenset[str]
+    tops: frozenset[str]
+
+
+def decide(found: Found, wanted: Collection[str], users: Sequence[str]) -> Verdict:
+    """What becomes of an image. `wanted` are top-level digests that must stay, `users` who works with it. Pure."""
+    for record in found.records:
+        if record.target.digest in wanted:
+            return Verdict(kept=f"{record.name} is still wanted")
+    for record in found.records:
+        if MANAGED not in record.labels:
+            return Verdict(kept=f"{record.name} was made by somebody else")
+    if users:
+        return Verdict(users=tuple(users))
+    # Names first: as long as one is left a retry finds the others by what they point at. The ID comes last, so that
+    # until then the CRI shows the image as what it is.
+    return Verdict(
+        tuple(
+            sorted((record.name for record in found.records), key=lambda n: (n.startswith(_ID), "@" in n, n))
+        )
+    )
+
+
+def users_of(
+    found: Found, containers: Iterable[CriContainer], snapshots: Iterable[SnapshotInfo]
+) -> list[str]:
+    """Who works with an image, in words: containers in any state, and others that stand on its topmost layer. Pure.
+
+    An image of the same layers with another config stands there too, but its containers say what they are of.
+    """
+    named = found.ids | {record.name for record in found.records}
+    named |= {record.target.digest for record in found.records}
+    containers = list(containers)
+    users = [str(one) for one in containers if one.images & named]
+    known = {one.id for one in containers}
+    for snapshot in snapshots:
+        if snapshot.kind is SnapshotKind.COMMITTED or snapshot.parent not in found.tops:
+            continue
+        # What is being unpacked on it is held by a lease, and needs the layers only.
+        unpacking = LEASE in snapshot.labels or snapshot.name.startswith(EXTRACT)
+        if snapshot.name not in known and not unpacking:
+            users.append(f"snapshot {snapshot.name}")
+    return users
+
+
+async def remove_image(
+    containerd: Containerd, digest: str, *, snapshotter: str, wanted: Collection[str]
+) -> Verdict:
+    """Remove the image that `digest` is the target of, unless it has to stay; returns when its layers are collected.
+
+    May be called again after dying anywhere: it goes on with what is left. `wanted` are top-level digests that stay.
+
+    Raises:
+        PullError: ImageInUse, with who uses it; nothing was removed.
+        RuntimeFault: the runtime does not answer; call again.
+    """
+    if digest in wanted:
+        return Verdict(kept=f"{digest} is still wanted")
+    found = await find_image(containerd, digest, snapshotter)
+    users: list[str] = []
+    if found.records:
+        containers = await containerd.cri.list_containers()
+        users = users_of(found, containers, await containerd.snapshots.list(snapshotter, []))
+    verdict = decide(found, wanted, users)
+    if verdict.users:
+        more = f" and {len(verdict.users) - 1} more" if len(verdict.users) > 1 else ""
+        raise PullError(IN_USE, f"{verdict.users[0]}{more} uses it; it is removed when they are gone")
+    if verdict.kept:
+        return verdict
+    targets = {record.target.digest for record in found.records}
+    for name in verdict.records:
+        record = await containerd.images.get(name)
+        if record is None:
+            continue
+        if MANAGED not in record.labels or record.target.digest not in targets:
+            # A pull by somebody else since we looked: what is left stays whole, since records hold everything.
+            return Verdict(kept=f"{name} was made anew by somebody else")
+        try:
+            await containerd.images.delete(name)
+        except NotFound:
+            continue
+    await collect(containerd)
+    if verdict.records:
+        log.info("image removed", digest=digest, records=verdict.records)
+    return verdict
+
+
+async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> Found:
+    """Every record of the image, of other targets with the same config too."""
+    records = await containerd.images.list()
+    of_target = {record.name for record in records if record.target.digest == digest}
+    ids = {name for name in of_target if name.startswith(_ID)}
+    for name in sorted(of_target - ids):
+        # The ID's record may point at another target by now.
+        shown = await containerd.cri.image_status(name)
+        if shown is not None:
+            ids.add(shown.id)
+    names = of_target | set(await records_of(containerd, ids)) | ids
+    tops = set()
+    for config in ids:
+        content = await containerd.content.info(config)
+        if content is not None and f"{GC_SNAPSHOT}{snapshotter}" in content.labels:
+            tops.add(content.labels[f"{GC_SNAPSHOT}{snapshotter}"])
+    return Found(tuple(record for record in records if record.name in names), frozenset(ids), frozenset(tops))
+
+
+async def collect(containerd: Containerd) -> None:
+    """Let the runtime collect now, and wait for it: deletions alone start no collection."""
+    lease = f"imageprepull-collect-{secrets.token_hex(8)}"
+    await containerd.leases.create(lease, {}, _LEASE_SECONDS)
+    try:
+        await containerd.leases.delete(lease, sync=True)
+    except BaseException:
+        await finish_anyway(drop_lease(containerd, lease), _CLEANUP)
+        raise

@@ -1,0 +1,247 @@
+"""Removing what we brought: all of it or nothing, whoever else has a hand on it, and wherever the agent dies."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.records import unpin
+from imageprepull.pulling.removal import Verdict, remove_image
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.images import Images
+from imageprepull.runtime.snapshots import SnapshotKind
+from tests.containerd.conftest import SNAPSHOTTER
+from tests.containerd.pull_bench import PullBench, answering, layer, pull_bench, serve, start_daemon
+from tests.testbed import binaries
+from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.images import BuiltImage, build_image, build_index
+
+
+@pytest.fixture
+async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon) as bench:
+        yield bench
+        await bench.assert_clean()
+
+
+async def remove(bench: PullBench, digest: str, wanted: frozenset[str] = frozenset()) -> Verdict:
+    return await remove_image(bench.containerd, digest, snapshotter=SNAPSHOTTER, wanted=wanted)
+
+
+async def records(bench: PullBench) -> set[str]:
+    return {record.name for record in await bench.containerd.images.list()}
+
+
+async def blobs(bench: PullBench) -> set[str]:
+    return {blob.digest for blob in await bench.containerd.content.list()}
+
+
+async def chains(bench: PullBench) -> set[str]:
+    return {
+        found.name
+        for found in await bench.containerd.snapshots.list(SNAPSHOTTER)
+        if found.kind is SnapshotKind.COMMITTED
+    }
+
+
+async def pull_as_the_kubelet(bench: PullBench, reference: str) -> None:
+    """By the CRI: somebody else's pull."""
+    endpoints = [f"--runtime-endpoint={bench.daemon.address}", f"--image-endpoint={bench.daemon.address}"]
+    command = [str(binaries.path("crictl")), *endpoints, "--timeout=20s", "pull", reference]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def names_of(image: BuiltImage, *references: str) -> set[str]:
+    by_digest = {f"{reference.rpartition(':')[0]}@{image.digest}" for reference in references}
+    return {image.config.digest, *references, *by_digest}
+
+
+@asynccontextmanager
+async def container_on(bench: PullBench, chain_id: str, key: str = "1b9c") -> AsyncIterator[None]:
+    """A snapshot as a container has it; its key is the container's ID."""
+    snapshots = bench.containerd.snapshots
+    await snapshots.prepare(SNAPSHOTTER, key, chain_id, {"containerd.io/gc.root": "now"})
+    try:
+        yield
+    finally:
+        await snapshots.remove(SNAPSHOTTER, key)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+async def test_an_image_goes_with_all_its_names_layers_and_blobs_and_leaves_those_of_others(
+    bench: PullBench, registry: DockerRegistry, pin: bool
+) -> None:
+    image = build_image([layer("base"), layer("gone")])
+    other = build_image([layer("base"), layer("stays")])
+    reference = serve(registry, image, f"removal/gone-{int(pin)}")
+    staying = serve(registry, other, f"removal/stays-{int(pin)}")
+    await bench.pull(reference, pin=pin)
+    await bench.pull(staying, pin=pin)
+
+    verdict = await remove(bench, image.digest)
+    assert set(verdict.records) == names_of(image, reference)
+    assert verdict.records[-1] == image.config.digest
+    assert await records(bench) == names_of(other, staying)
+    assert await chains(bench) == set(other.chain_ids)
+    assert not await blobs(bench) & {image.digest, image.config.digest, image.layers[1].blob.digest}
+    assert {shown.id for shown in await bench.containerd.cri.list_images()} == {other.config.digest}
+    assert (await bench.presence(staying)).present
+    assert await remove(bench, image.digest) == Verdict(), "once more is nothing"
+
+
+@pytest.mark.parametrize("tag", ["1", "2"])
+async def test_what_the_kubelet_pulled_too_stays_under_every_name(
+    bench: PullBench, registry: DockerRegistry, tag: str
+) -> None:
+    """Under the same name a pod with pull policy Always has pulled it, under another one a pod of its own."""
+    image = build_image([layer(f"pulled-too-{tag}")])
+    reference = serve(registry, image, f"removal/pulled-too-{tag}")
+    theirs = serve(registry, image, f"removal/pulled-too-{tag}", tag)
+    await bench.pull(reference, pin=True)
+    await pull_as_the_kubelet(bench, theirs)
+
+    verdict = await remove(bench, image.digest)
+    assert verdict == Verdict(kept=f"{theirs} was made by somebody else")
+    assert await records(bench) == names_of(image, reference, theirs)
+    for name in (reference, theirs):
+        found = await bench.presence(name)
+        assert found.present, found.missing
+
+
+async def test_what_was_there_before_us_is_not_ours_to_remove(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("before")])
+    reference = serve(registry, image, "removal/before")
+    await pull_as_the_kubelet(bench, reference)
+    await bench.pull(reference, pin=True)
+    assert (await remove(bench, image.digest)).kept
+    assert (await bench.presence(reference)).present
+
+
+async def test_what_a_container_uses_is_removed_when_it_is_gone(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("used-base"), layer("used")])
+    reference = serve(registry, image, "removal/used")
+    await bench.pull(reference)
+    async with container_on(bench, image.chain_ids[-1]):
+        with pytest.raises(PullError, match="1b9c") as caught:
+            await remove(bench, image.digest)
+        assert (caught.value.reason, caught.value.permanent) == ("ImageInUse", False)
+        assert (await bench.presence(reference)).present
+    async with container_on(bench, image.chain_ids[0]):
+        # A container of an image that shares the base keeps the base, and nothing else.
+        assert (await remove(bench, image.digest)).records
+        assert await chains(bench) == {image.chain_ids[0]}
+
+
+async def test_of_two_tags_the_first_takes_nothing_and_the_last_takes_all(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("two-tags")])
+    one, two = (serve(registry, image, "removal/two-tags", tag) for tag in ("1", "2"))
+    await bench.pull(one, pin=True)
+    await bench.pull(two, pin=True)
+
+    assert (await remove(bench, image.digest, frozenset({image.digest}))).kept
+    changed = await unpin(bench.containerd, Reference.parse(one), image.digest, [Reference.parse(two)])
+    assert changed == [one], "the other one's names, and the ID of both, stay pinned"
+    assert (await bench.presence(two, pin=True)).present
+    assert (await bench.presence(one)).present
+
+    assert set((await remove(bench, image.digest)).records) == names_of(image, one, two)
+    assert await records(bench) == set()
+    assert await chains(bench) == set()
+
+
+async def test_an_index_and_its_manifest_are_one_image(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("removal-twin")])
+    index = build_index([image])
+    by_index = serve(registry, index, "removal/twin")
+    name = by_index.rpartition(":")[0]
+    by_manifest = f"{name}@{image.digest}"
+    await bench.pull(by_manifest)
+    await bench.pull(by_index)
+
+    for digest, other in ((index.digest, image.digest), (image.digest, index.digest)):
+        assert (await remove(bench, digest, frozenset({other}))).kept
+    for reference, digest in ((by_index, index.digest), (by_manifest, image.digest)):
+        assert (await bench.presence(reference, digest)).present
+    await remove(bench, image.digest)
+    assert await records(bench) == set()
+    assert await chains(bench) == set()
+
+
+class DiedError(Exception):
+    """The agent ends here."""
+
+
+@pytest.mark.parametrize("who", ["agent", "daemon"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_whoever_dies_between_two_records_leaves_what_is_whole_and_the_next_one_ends_it(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, after: int, who: str
+) -> None:
+    image = build_image([layer(f"died-{after}-{who}")])
+    reference = serve(registry, image, f"removal/died-{after}-{who}")
+    await bench.pull(reference, pin=True)
+    deleted: list[str] = []
+    delete = Images.delete
+
+    async def dying(self: Images, name: str, *, sync: bool = False) -> None:
+        if len(deleted) == after:
+            raise DiedError
+        await delete(self, name, sync=sync)
+        deleted.append(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Images, "delete", dying)
+        with pytest.raises(DiedError):
+            await remove(bench, image.digest)
+    if who == "daemon":
+        await asyncio.to_thread(bench.daemon.kill)
+        await start_daemon(bench.daemon)
+        await answering(bench.containerd)
+    left = names_of(image, reference) - set(deleted)
+    assert await records(bench) == left
+    assert await chains(bench) == set(image.chain_ids), "what a record leads to is whole"
+    async with asyncio.timeout(10):
+        for name in left:
+            while (shown := await bench.containerd.cri.image_status(name)) is None:
+                await asyncio.sleep(0.05)
+            assert shown.id == image.config.digest
+
+    await remove(bench, image.digest)
+    assert await records(bench) == set()
+    assert await chains(bench) == set()
+    assert await blobs(bench) == set()
+
+
+async def test_a_pull_by_somebody_else_in_the_middle_stops_the_removal(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("middle")])
+    reference = serve(registry, image, "removal/middle")
+    await bench.pull(reference)
+    by_digest = f"{reference.rpartition(':')[0]}@{image.digest}"
+    get = Images.get
+
+    async def pulled_meanwhile(self: Images, name: str) -> object:
+        if name == by_digest and reference not in await records(bench):
+            monkeypatch.undo()
+            await pull_as_the_kubelet(bench, by_digest)
+        return await get(self, name)
+
+    monkeypatch.setattr(Images, "get", pulled_meanwhile)
+    assert (await remove(bench, image.digest)).kept == f"{by_digest} was made anew by somebody else"
+    found = await bench.presence(by_digest, image.digest)
+    assert found.present, found.missing

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.cluster.product import Product, kubectl_plugin, layer, runnable
+from tests.testbed.images import LayerSpec
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -59,3 +62,42 @@ def test_an_object_that_is_not_there_is_one_line_and_exit_code_1(product: Produc
     assert done.returncode == 1
     assert "nobody" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(product: Product) -> None:
+    image = product.push(runnable(LayerSpec({"repair-me": b"whole"})), "tests/plugin-repair")
+    product.apply("repair", image)
+    product.until_ready("repair")
+    node = product.cluster.nodes[1]
+    whole = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert whole.stdout == f"{image}: 2 layers are whole\n"
+
+    files = "find /var/lib/containerd -name repair-me"
+    assert node.exec(["sh", "-c", f"{files} -exec truncate -s 0 {{}} ;"]).returncode == 0
+    broken = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
+    assert (broken.returncode, broken.stderr) == (0, "")
+    assert "was broken (/repair-me has 0 bytes instead of 5) and is pulled again" in broken.stdout
+    content = node.exec(["sh", "-c", f"{files} -exec cat {{}} ;"]).stdout
+    assert content in ("whole", b"whole")
+    product.until(
+        "the order is gone", lambda: "imageprepull.io/repair" not in annotations(product, node.name)
+    )
+
+
+def annotations(product: Product, node: str) -> dict[str, str]:
+    document = json.loads(product.cluster.kubectl("get", "nodeprepull", node, "-o", "json"))
+    found: dict[str, str] = document["metadata"].get("annotations", {})
+    return found
+
+
+def test_repair_says_what_a_node_holds_when_it_is_asked_for_something_else(product: Product) -> None:
+    product.apply("known", product.push(runnable(layer(1)), "tests/plugin-known"))
+    product.until_ready("known")
+    node = product.cluster.nodes[0].name
+    other = kubectl_plugin(product.cluster, "repair", node, "nobody:1")
+    assert other.returncode == 1
+    assert f"no ImagePrepull wants docker.io/library/nobody:1 on the node {node}" in other.stderr
+    gone = kubectl_plugin(product.cluster, "repair", "no-such-node")
+    assert gone.returncode == 1
+    assert "no-such-node" in gone.stderr

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from imageprepull.agent.clock import Clock
-from imageprepull.agent.node import Held, NodeError, Pulled
+from imageprepull.agent.node import Compared, Held, NodeError, Pulled
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, Disk, ImageLimits, Retry
 
@@ -33,7 +33,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
-        self.verifications: dict[str, asyncio.Future[str]] = {}
+        self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
         self.down = False
         self.odd: set[str] = set()
@@ -59,7 +59,7 @@ class FakeNode:
         finally:
             del self.pulls[image.reference]
 
-    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> Compared:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
         self.calls.append(f"verify {image.reference}")

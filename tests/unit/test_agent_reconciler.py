@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imageprepull.agent.node import NodeError
+from imageprepull.agent.node import Compared, NodeError
 from imageprepull.agent.reconciler import Delays, Reconciler
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 from imageprepull.telemetry.metrics import AgentMetrics
@@ -318,7 +318,7 @@ async def test_a_repair_compares_what_is_present_once_for_each_new_value(bench: 
     bench.node.holds = {"a", "b"}
     assert await bench.spec(image("a", repair="1"), image("b", repair="1")) == ["verify a"]
     assert bench.states() == ["a Ready", "b Ready"], "what is compared is still there"
-    bench.node.verifications["a"].set_result("2 layers are whole")
+    bench.node.verifications["a"].set_result(Compared("2 layers are whole"))
     assert await bench.steps() == ["verify b"]
     bench.node.verifications["b"].set_exception(NodeError("BrokenChain", "a container uses it"))
     assert await bench.steps() == []
@@ -334,7 +334,7 @@ async def test_what_a_comparison_removed_is_pulled_again(bench: Bench) -> None:
     bench.node.holds = {"a"}
     await bench.spec(image("a", repair="1"))
     bench.node.holds = set()
-    bench.node.verifications["a"].set_result("sha256:1 was broken and is pulled again")
+    bench.node.verifications["a"].set_result(Compared("sha256:1 was broken", broken=True))
     assert await bench.steps() == ["pull a"]
     bench.node.succeed("a")
     assert await bench.steps() == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import structlog
 
 from imageprepull.agent.image import ImageView
-from imageprepull.agent.node import Node, NodeError
+from imageprepull.agent.node import Compared, Held, Node, NodeError
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.resources.nodeprepull import DesiredImage
 
@@ -18,14 +18,17 @@ logger = structlog.get_logger(__name__)
 async def compared(node: Node, view: ImageView, image: DesiredImage) -> None:
     """Compare, and note in `view` what came of it; a runtime that does not answer is asked again."""
     try:
-        result = await node.verify(image, ImageProgress(image.reference))
+        found = await node.verify(image, ImageProgress(image.reference))
     except NodeError as error:
         if error.unavailable:
             return
-        result = f"{error.reason}: {error}"
+        found = Compared(f"{error.reason}: {error}")
     except Exception as error:
         # A defect in one image's check must not take the node's other images down with it.
         logger.exception("comparing failed unexpectedly", image=image.reference, digest=image.digest)
-        result = f"InternalError: {type(error).__name__}: {error}"
-    view.repaired, view.repair_result = image.repair, result
-    logger.info("compared with its blobs", image=image.reference, digest=image.digest, result=result)
+        found = Compared(f"InternalError: {type(error).__name__}: {error}")
+    view.repaired, view.repair_result = image.repair, found.text
+    if found.broken:
+        # Whoever reads the answer must not take it for ready in the moment before the runtime is asked again.
+        view.held = Held(False, missing=found.text)
+    logger.info("compared with its blobs", image=image.reference, digest=image.digest, result=found.text)

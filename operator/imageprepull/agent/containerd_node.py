@@ -12,7 +12,7 @@ from typing import TypeVar
 import structlog
 
 from imageprepull import __version__
-from imageprepull.agent.node import Held, NodeError, Pulled
+from imageprepull.agent.node import Compared, Held, NodeError, Pulled
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
@@ -101,12 +101,12 @@ class ContainerdNode:
         seconds = dict(progress.seconds) | {"total": time.monotonic() - began}
         return Pulled(outcome.pinned, seconds, dict(outcome.bytes_by_host))
 
-    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> Compared:
         """As `Node.verify`."""
         found = await self._do(
             image, lambda reference: self.puller.verify(self._request(image, reference), progress)
         )
-        return str(found)
+        return Compared(str(found), bool(found.broken))
 
     async def unpin(self, image: DesiredImage) -> None:
         """As `Node.unpin`."""

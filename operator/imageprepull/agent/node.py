@@ -32,6 +32,14 @@ class Pulled:
     bytes_by_host: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """An image that was compared with its blobs: what was found, in words, and whether it has to be pulled again."""
+
+    text: str
+    broken: bool = False
+
+
 class NodeError(Exception):
     """What a node could not do. `permanent`: trying again without a change elsewhere cannot help.
 
@@ -63,8 +71,8 @@ class Node(Protocol):
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """Bring the image onto the node; returns when the CRI shows it."""
 
-    async def verify(self, image: DesiredImage, progress: ImageProgress) -> str:
-        """Compare a present image with its blobs; what was found, in words. What is broken is gone afterwards."""
+    async def verify(self, image: DesiredImage, progress: ImageProgress) -> Compared:
+        """Compare a present image with its blobs. What is broken is gone afterwards."""
 
     async def unpin(self, image: DesiredImage) -> None:
         """Take our pin from the image's records. Another reference to the same digest loses the ID record's pin."""

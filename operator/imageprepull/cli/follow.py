@@ -1,4 +1,4 @@
-"""One ImagePrepull now and at every change: what `status -w` draws and `wait` judges."""
+"""One object now and at every change: what `status -w` draws, and `wait` and `repair` judge."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
-from imageprepull.kube.kinds import IMAGEPREPULLS
+from imageprepull.kube.kinds import Kind
 
 REWATCH_SECONDS = 1.0
 
 
-async def changes(api: ApiClient, namespace: str, name: str) -> AsyncGenerator[dict[str, Any]]:
+async def changes(
+    api: ApiClient, kind: Kind, name: str, namespace: str = ""
+) -> AsyncGenerator[dict[str, Any]]:
     """The object as it is, then each newer version; ends when it is deleted.
 
     A watch that ends or breaks is taken up again from a fresh GET, so nothing is missed for good.
@@ -24,20 +26,20 @@ async def changes(api: ApiClient, namespace: str, name: str) -> AsyncGenerator[d
         ApiError: the GET was refused, or there is no such object or no API server.
     """
     while True:
-        document = await api.get(IMAGEPREPULLS, name, namespace)
+        document = await api.get(kind, name, namespace)
         yield document
         with contextlib.suppress(ApiError):  # the GET above tells a lasting failure
             async with aclosing(
                 api.watch(
-                    IMAGEPREPULLS,
+                    kind,
                     resource_version=document["metadata"]["resourceVersion"],
                     namespace=namespace,
                     field_selector=f"metadata.name={name}",
                 )
             ) as events:
-                async for kind, changed in events:
-                    if kind == "DELETED":
+                async for event, changed in events:
+                    if event == "DELETED":
                         return
-                    if kind != "BOOKMARK":
+                    if event != "BOOKMARK":
                         yield changed
         await asyncio.sleep(REWATCH_SECONDS)

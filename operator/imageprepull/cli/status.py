@@ -70,7 +70,10 @@ async def follow(target: kubeconfig.Target, name: str, arguments: argparse.Names
     from imageprepull.cli import screen, status_view  # noqa: PLC0415  rich is slow to import
 
     with screen.Screen(layers=arguments.layers) as drawn:
-        async with ApiClient(target.access) as api, aclosing(changes(api, target.namespace, name)) as found:
+        async with (
+            ApiClient(target.access) as api,
+            aclosing(changes(api, IMAGEPREPULLS, name, target.namespace)) as found,
+        ):
             async for document in found:
                 drawn.show(document)
                 if status_view.settled(document) and not arguments.forever:

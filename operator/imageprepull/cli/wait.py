@@ -14,6 +14,7 @@ from imageprepull.cli.follow import changes
 from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import IMAGEPREPULLS
 
 READY, FAILED, TIMED_OUT = 0, 1, 3
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -66,7 +67,7 @@ async def wait(target: kubeconfig.Target, name: str, seconds: float) -> int:
         async with (
             asyncio.timeout(seconds or None),
             ApiClient(target.access) as api,
-            aclosing(changes(api, target.namespace, name)) as found,
+            aclosing(changes(api, IMAGEPREPULLS, name, target.namespace)) as found,
         ):
             async for document in found:
                 code, last = verdict(document)

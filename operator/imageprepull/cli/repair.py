@@ -1,0 +1,125 @@
+"""`kubectl image-prepull repair NODE [IMAGE]`: ask a node's agent to check what it has, and wait for the answer.
+
+It writes an annotation; the operator passes it on, the agent answers in the NodePrepull's status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from imageprepull.cli import kubeconfig
+from imageprepull.cli.follow import changes
+from imageprepull.cli.wait import duration
+from imageprepull.kube.access import AccessError
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import NODEPREPULLS
+from imageprepull.oci.reference import InvalidReference, Reference
+from imageprepull.resources.base import decode
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus, NodePrepull
+
+ANNOTATION = "imageprepull.io/repair"
+DONE, FAILED, TIMED_OUT = 0, 1, 3
+
+
+class NothingToRepair(Exception):
+    """The node holds no such image for us; the message says what it holds."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `repair` takes."""
+    parser.add_argument("node", help="name of the node")
+    parser.add_argument("image", nargs="?", help="an image of an ImagePrepull (default: all of the node's)")
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        default=0.0,
+        metavar="TIME",
+        help="stop waiting: 90, 90s, 10m, 1h30m (0: never); the agent goes on",
+    )
+    kubeconfig.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 0: every image is there and was checked; 1: not so, or not possible; 3: not within the timeout."""
+    try:
+        reference = Reference.parse(arguments.image).canonical if arguments.image else ""
+        target = kubeconfig.target(arguments)
+        return asyncio.run(repair(target, arguments.node, reference, arguments.timeout))
+    except InvalidReference as error:
+        print(f"error: {arguments.image!r} is no image: {error}", file=sys.stderr)
+    except (AccessError, ApiError, NothingToRepair) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return FAILED
+
+
+async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: float) -> int:
+    """Ask, and print each image's answer as it comes."""
+    waiting = ""
+    try:
+        async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
+            known = decode(NodePrepull, await api.get(NODEPREPULLS, node))
+            check_named(known.spec.images, node, reference)
+            nonce = secrets.token_hex(8)
+            annotations = {ANNOTATION: f"{nonce} {reference}".strip()}
+            await api.merge_patch(NODEPREPULLS, node, {"metadata": {"annotations": annotations}})
+            printed: set[tuple[str, str]] = set()
+            async with aclosing(changes(api, NODEPREPULLS, node)) as found:
+                async for document in found:
+                    known = decode(NodePrepull, document)
+                    answers = answered(known, nonce)
+                    for image in answers:
+                        if (image.reference, image.digest) not in printed:
+                            printed.add((image.reference, image.digest))
+                            print(f"{image.reference}: {image.repair_result}", flush=True)
+                    waiting = still_waiting(known, nonce, reference)
+                    if not waiting:
+                        return DONE if all(image.state == ImageState.READY for image in answers) else FAILED
+    except TimeoutError:
+        print(f"error: not done after {seconds:g} s: {waiting}; the agent goes on", file=sys.stderr)
+        return TIMED_OUT
+    print(f"error: the NodePrepull {node} was deleted", file=sys.stderr)
+    return FAILED
+
+
+def check_named(images: Sequence[DesiredImage], node: str, reference: str) -> None:
+    """Make sure that there is something to check.
+
+    Raises:
+        NothingToRepair: there is not.
+    """
+    held = sorted({image.reference for image in images if image.state is Desired.PRESENT})
+    if not held:
+        raise NothingToRepair(f"no ImagePrepull wants an image on the node {node}")
+    if reference and reference not in held:
+        raise NothingToRepair(
+            f"no ImagePrepull wants {reference} on the node {node}; there are {', '.join(held)}"
+        )
+
+
+def answered(known: NodePrepull, nonce: str) -> list[NodeImageStatus]:
+    """The images that the agent has checked for this order."""
+    return [image for image in known.status.images if image.repaired == nonce]
+
+
+def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
+    """What is not done yet, in words; "" when all of it is, and what was broken is back or has failed."""
+    if ANNOTATION in known.metadata.annotations and not any(i.repair == nonce for i in known.spec.images):
+        return "the operator has not passed it on yet: is it running?"
+    states = {(image.reference, image.digest): image for image in known.status.images}
+    for image in known.spec.images:
+        if image.state is not Desired.PRESENT or reference not in ("", image.reference):
+            continue
+        status = states.get((image.reference, image.digest))
+        if status is None or status.repaired != nonce:
+            return f"the agent has not checked {image.reference} yet"
+        if status.state not in (ImageState.READY, ImageState.FAILED):
+            return f"{image.reference} is {status.state}"
+    return ""

@@ -1,0 +1,69 @@
+"""What `kubectl image-prepull repair` waits for, and what it refuses to ask."""
+
+from __future__ import annotations
+
+import pytest
+
+from imageprepull.cli.repair import ANNOTATION, NothingToRepair, answered, check_named, still_waiting
+from imageprepull.controller import repairs
+from imageprepull.resources.base import Metadata
+from imageprepull.resources.nodeprepull import (
+    Desired,
+    DesiredImage,
+    NodeImageStatus,
+    NodePrepull,
+    NodePrepullSpec,
+    NodePrepullStatus,
+)
+from tests.unit.agent_doubles import image
+
+
+def node(
+    *entries: DesiredImage, statuses: list[tuple[str, str, str]] | None = None, asked: bool = False
+) -> NodePrepull:
+    """`statuses`: (reference, state, repaired)."""
+    return NodePrepull(
+        metadata=Metadata(name="n", annotations={ANNOTATION: "now"} if asked else {}),
+        spec=NodePrepullSpec(images=list(entries)),
+        status=NodePrepullStatus(
+            images=[
+                NodeImageStatus(reference=reference, digest=entries[0].digest, state=state, repaired=repaired)
+                for reference, state, repaired in statuses or []
+            ]
+        ),
+    )
+
+
+def test_operator_and_plugin_mean_the_same_annotation() -> None:
+    assert ANNOTATION == repairs.ANNOTATION
+
+
+def test_a_node_without_images_and_an_image_that_it_has_not_are_refused() -> None:
+    with pytest.raises(NothingToRepair, match="no ImagePrepull wants an image on the node n"):
+        check_named([image("a", state=Desired.ABSENT)], "n", "")
+    with pytest.raises(NothingToRepair, match="wants b on the node n; there are a"):
+        check_named([image("a")], "n", "b")
+    check_named([image("a")], "n", "a")
+    check_named([image("a")], "n", "")
+
+
+def test_it_waits_for_operator_agent_and_the_pull_of_what_was_broken() -> None:
+    asked = node(image("a"), asked=True)
+    assert still_waiting(asked, "now", "") == "the operator has not passed it on yet: is it running?"
+    passed = node(image("a", repair="now"), asked=True, statuses=[("a", "Ready", "before")])
+    assert still_waiting(passed, "now", "") == "the agent has not checked a yet"
+    broken = node(image("a", repair="now"), asked=True, statuses=[("a", "Pulling", "now")])
+    assert still_waiting(broken, "now", "") == "a is Pulling"
+    assert [found.reference for found in answered(broken, "now")] == ["a"]
+    done = node(image("a"), statuses=[("a", "Ready", "now")])
+    assert still_waiting(done, "now", "") == ""
+
+
+def test_other_images_do_not_keep_it_waiting() -> None:
+    two = node(image("a"), image("b"), statuses=[("a", "Ready", "now"), ("b", "Pulling", "")])
+    assert still_waiting(two, "now", "a") == ""
+    assert still_waiting(two, "now", "") == "the agent has not checked b yet"
+
+
+def test_an_image_that_failed_is_an_answer() -> None:
+    assert still_waiting(node(image("a"), statuses=[("a", "Failed", "now")]), "now", "") == ""

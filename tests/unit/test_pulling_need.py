@@ -83,7 +83,7 @@ def test_no_part_is_ever_negative_and_nothing_is_left_in_the_end(
     need = need_of(found, copied=copied)
     assert min(need.spool, need.content, need.snapshots) >= 0
     assert copied or need.content == 0
-    ended = [replace(one, here=one.packed, complete=True) for one in found]
+    ended = [replace(one, here=one.packed, complete=True, stored=True) for one in found]
     assert need_of(ended, copied=copied) == Need()
 
 

@@ -74,11 +74,18 @@ _INVALID: dict[type[Exception], str] = {
 _FINAL_FAULTS = (PermissionDenied, NotContainerd, Unsupported, InvalidRequest)
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_ERRNOS = _FULL | {errno.EIO, errno.EROFS}
+"""What another way to write the same bytes would meet too."""
+
+
 def _os_error(error: OSError, message: str) -> tuple[str, str]:
     if isinstance(error, TimeoutError):
         return "Timeout", message or "no answer in time"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return "DiskFull", f"{message}; free disk space on the node"
+    if error.errno in DISK_ERRNOS:
+        return "DiskError", f"{message}; look into the kernel's log of the node"
     return "LocalFileError", message
 
 

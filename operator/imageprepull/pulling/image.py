@@ -19,15 +19,18 @@ from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, read_image, read_local
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
-from imageprepull.pulling.keeping import keep_later, keep_now
+from imageprepull.pulling.keeping import KEPT_AT_ONCE, keep_later, keep_now
 from imageprepull.pulling.labels import LEASE, lease_id
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.layers import LayerWork
 from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.rooms import largest
+from imageprepull.pulling.space import OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.visible import wait_visible
@@ -60,6 +63,7 @@ class ImagePull:
         self._started = time.monotonic()
         self._image: ImageDocuments | None = None
         self._blobs: LayerBlobs | None = None
+        self._work: LayerWork | None = None
 
     async def run(self) -> PullOutcome:
         """Return when the image is visible.
@@ -73,12 +77,30 @@ class ImagePull:
             lease = request_lease_id(self._request, image.target.digest)
             # Two references to one image, or one asked for twice, share the lease: one after the other.
             async with self._machinery.images.hold(lease):
-                return await self._under_lease(image, lease)
-        except BaseException as error:
-            await self._close_blobs(error)
-            if isinstance(error, Exception):
-                raise as_pull_error(error) from error
-            raise
+                try:
+                    return await self._under_lease(image, lease)
+                except BaseException as error:
+                    await self._close_blobs(error)
+                    if isinstance(error, Exception) and as_pull_error(error).reason in OUT_OF_SPACE:
+                        await self._give_back(lease)
+                    raise
+        except Exception as error:
+            raise self._judged(error) from error
+
+    def _judged(self, error: Exception) -> PullError:
+        failure = as_pull_error(error)
+        if failure.reason not in OUT_OF_SPACE or isinstance(failure, NoRoom):
+            return failure
+        need = self._work.need if self._work is not None else Need()
+        return NoRoom(failure.reason, failure.message, need, self._request.min_free)
+
+    async def _give_back(self, lease: str) -> None:
+        """Free what a next attempt would have used: on a full disk nothing is kept for it, whoever asks for that."""
+        if self._request.keep_lease_on_failure:
+            # The spool first: without any room the runtime cannot delete a record either.
+            timeout = self._machinery.settings.cleanup_timeout
+            await finish_anyway(self._remove_spools(lease), timeout)
+            await finish_anyway(self._discard(lease, sync=True), timeout)
 
     async def settle(self) -> float:
         """Finish what the image did not have to wait for; the seconds since the start, all in all.
@@ -95,6 +117,7 @@ class ImagePull:
         failure: Exception | None = None
         try:
             if self._blobs is not None:
+                await self._room_to_keep(self._blobs)
                 await keep_later(self._machinery, self._blobs, self._request.lease_labels)
         except Exception as error:  # noqa: BLE001 - raised below: layers are to be synced all the same.
             failure = error
@@ -107,6 +130,17 @@ class ImagePull:
         seconds = self._elapsed("done")
         self._progress.enter("Done")
         return seconds
+
+    async def _room_to_keep(self, blobs: LayerBlobs) -> None:
+        """Blobs that are sent stand beside the spool's, as many as are sent at once.
+
+        Raises:
+            NoRoom: they don't fit; the image is whole without them.
+        """
+        if not self._machinery.placing.possible:
+            sizes = [blobs.size(digest) for digest in blobs.spooled()]
+            need = Need(content=largest(sizes, KEPT_AT_ONCE))
+            await self._machinery.rooms.check(need, self._request.min_free)
 
     async def _resolve(self) -> ImageDocuments:
         self._progress.enter("Resolving")
@@ -206,14 +240,17 @@ class ImagePull:
         await drop_lease(self._machinery.containerd, lease)
         reached(Step.RELEASED, lease)
         if self._request.keep_lease_on_failure:
-            spool = self._machinery.spool
-            await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
+            await self._remove_spools(lease)
 
-    async def _discard(self, lease: str) -> None:
+    async def _remove_spools(self, lease: str) -> None:
+        spool = self._machinery.spool
+        await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
+
+    async def _discard(self, lease: str, *, sync: bool = False) -> None:
         async with asyncio.timeout(self._machinery.settings.daemon_patience):
             while True:
                 try:
-                    await discard_lease(self._machinery.containerd, lease)
+                    await discard_lease(self._machinery.containerd, lease, sync=sync)
                 except Unavailable:
                     await asyncio.sleep(_DAEMON_POLL)
                 else:
@@ -244,7 +281,7 @@ class ImagePull:
         )
         progress.enter("Pulling")
         await self._put_documents(containerd, image)
-        await LayerWork(
+        self._work = LayerWork(
             machinery,
             containerd,
             chain,
@@ -253,7 +290,9 @@ class ImagePull:
             progress=progress,
             keep_spooled=request.keep_blobs != "never",
             urgent=request.urgent,
-        ).run()
+            min_free=request.min_free,
+        )
+        await self._work.run()
         if request.keep_blobs == "before":
             await keep_now(containerd, blobs)
         progress.enter("Finishing")

@@ -18,7 +18,7 @@ from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 
-_AT_ONCE = 2
+KEPT_AT_ONCE = 2
 """Ingests at once: one keeps a core of the daemon busy with hashing and another of ours with sending."""
 
 
@@ -28,7 +28,7 @@ async def keep_now(containerd: Containerd, blobs: LayerBlobs, lease: str = "") -
     Raises:
         BaseExceptionGroup: with the first failure; what was ingested before stays.
     """
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(KEPT_AT_ONCE)
 
     async def keep(digest: str) -> None:
         async with slots:

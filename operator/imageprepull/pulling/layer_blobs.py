@@ -114,6 +114,10 @@ class LayerBlobs:
         held = [digest for digest in self._held if digest not in self._in_content]
         return sorted(held, key=lambda digest: self._positions[digest][0])
 
+    def size(self, digest: str) -> int:
+        """Bytes of a blob."""
+        return self._descriptor(digest).size
+
     async def release(self, digest: str) -> None:
         """Nobody needs the spool's copy of a blob any more."""
         held = self._held.pop(digest, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -17,13 +17,17 @@ from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.expectation import Expectation, spooled_bytes
 from imageprepull.pulling.extraction import ExtractionPath, required
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.need import Need
 from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.staging import CannotStageError, Staged, Staging
 from imageprepull.pulling.steps import Step, reached
+from imageprepull.pulling.threads import in_thread
+from imageprepull.resources.free_space import Amount
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.jobs import Refused
@@ -36,7 +40,7 @@ class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
     `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are
-    committed, for whoever ingests them then. `urgent`: as in `PullRequest`.
+    committed, for whoever ingests them then. `urgent`, `min_free`: as in `PullRequest`.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -51,6 +55,7 @@ class LayerWork:
         progress: ImageProgress,
         keep_spooled: bool,
         urgent: bool,
+        min_free: Amount | None = None,
     ) -> None:
         """Nothing is asked or fetched yet."""
         self._machinery = machinery
@@ -61,10 +66,14 @@ class LayerWork:
         self._progress = progress
         self._keep_spooled = keep_spooled
         self._urgent = urgent
+        self._min_free = min_free
         self._started = 0.0
         self._done = [asyncio.Event() for _ in self._layers]
         self._choose = choose
         self._staging: Staging | None = None
+        self._chosen = False
+        self.need = Need()
+        """What all missing layers take, as far as known; for who has to wait for that much room."""
 
     async def run(self) -> None:
         """Return when every layer is a committed snapshot.
@@ -72,6 +81,7 @@ class LayerWork:
         Raises:
             BaseExceptionGroup: with the first failure and what it cancelled.
             ChainLostError: lease or snapshots vanished.
+            NoRoom: there is no room for the missing layers.
         """
         existing = await self._chain.count_existing(list(self._layers))
         reached(Step.ASKED, f"{existing} of {len(self._layers)}")
@@ -83,6 +93,24 @@ class LayerWork:
         if not missing:
             return
         await self._blobs.look(self._containerd, list(missing))
+        machinery, layers = self._machinery, list(self._layers)
+        expectation = Expectation(
+            layers=layers,
+            progress=self._progress,
+            spooled=await in_thread(lambda: spooled_bytes(machinery.spool.folder, layers)),
+            in_content=self._blobs.in_content,
+            copied=self._copied,
+        )
+        try:
+            await machinery.rooms.guard(expectation, self._min_free, lambda: self._make(missing))
+        finally:
+            self.need = expectation().whole
+
+    def _copied(self) -> bool:
+        """Whether blobs are sent to the content store, beside those of the spool. At first nobody knows the path."""
+        return self._staging is None and self._chosen and not self._machinery.placing.possible
+
+    async def _make(self, missing: Mapping[str, list[int]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 choosing = group.create_task(self._choose_staging(), name="extraction path")
@@ -94,6 +122,7 @@ class LayerWork:
 
     async def _choose_staging(self) -> None:
         path = required(await self._choose())
+        self._chosen = True
         workers = self._machinery.extraction.workers
         if path.path != "fast" or workers is None or path.roots is None:
             return
@@ -105,6 +134,7 @@ class LayerWork:
             path.roots,
             nice=0 if self._urgent else settings.polite_nice,
             dirty_bytes=0 if self._urgent else settings.polite_dirty_bytes,
+            polite=not self._urgent,
             cleanup_timeout=settings.cleanup_timeout,
         )
 
@@ -145,16 +175,19 @@ class LayerWork:
         if self._staging is None or not self._machinery.extraction.workers_alive:
             return False
         layer = self._layers[number]
+        self._unpacked(number, 0)
         try:
             staged = await self._staging.unpack(
                 layer,
                 number,
                 await self._blobs.growing(layer.descriptor.digest),
                 extracting=lambda: self._extracting(number),
+                unpacked=lambda size: self._unpacked(number, size),
             )
             await self._put_in_place(self._staging, layer, number, staged)
         except (Refused, CannotStageError, WorkerDied) as error:
             self._judge(layer, error)
+            self._progress.layers[number].unpacked = None
             return False
         return True
 
@@ -195,6 +228,10 @@ class LayerWork:
     async def _parent(self, number: int) -> None:
         if number:
             await self._done[number - 1].wait()
+
+    def _unpacked(self, number: int, size: int) -> None:
+        # No news for a reader of the progress: it is what the watch over the disks asks for.
+        self._progress.layers[number].unpacked = size
 
     def _extracting(self, number: int) -> None:
         self._started = self._started or time.monotonic()

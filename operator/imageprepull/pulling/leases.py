@@ -70,15 +70,15 @@ async def find_lease(containerd: Containerd, lease_id: str) -> Lease | None:
     return next((lease for lease in found if lease.id == lease_id), None)
 
 
-async def drop_lease(containerd: Containerd, lease_id: str) -> None:
-    """Delete a lease, if it is still there; what it alone held goes at the next collection."""
+async def drop_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> None:
+    """Delete a lease, if it is still there. What it alone held goes at the next collection; `sync`: within this call."""
     try:
-        await containerd.leases.delete(lease_id)
+        await containerd.leases.delete(lease_id, sync=sync)
     except (NotFound, LeaseGone):
         return
 
 
-async def discard_lease(containerd: Containerd, lease_id: str) -> list[str]:
+async def discard_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> list[str]:
     """Delete a lease with its active snapshots and the half-written ingests that nobody else holds; their refs.
 
     An ingest without a lease stays for a day, and its ref's name is shared: a kubelet may have gone on with it, and
@@ -92,7 +92,7 @@ async def discard_lease(containerd: Containerd, lease_id: str) -> list[str]:
                 mine -= await _held(containerd, other.id, INGESTS)
     for ref in sorted(mine):
         await containerd.content.abort(ref)
-    await drop_lease(containerd, lease_id)
+    await drop_lease(containerd, lease_id, sync=sync)
     return sorted(mine)
 
 

@@ -11,6 +11,7 @@ from imageprepull.pulling.extraction import Extraction
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.placing import Placing
+from imageprepull.pulling.rooms import Rooms
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.registry.client import RegistryClient
@@ -31,6 +32,7 @@ class Machinery:
     extraction: Extraction
     folders: ChainFolders
     slots: Slots
+    rooms: Rooms
     applies: Limiter
     settings: PullSettings
     boot_id: str

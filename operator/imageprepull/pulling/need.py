@@ -31,6 +31,7 @@ class LayerSpace:
     """What is known of a missing layer at the moment, in bytes.
 
     `here`: of its `packed` bytes. `ratio`: the one expected. `unpacked`: of the tar so far; `complete`: all of it.
+    `stored`: the content store has the blob.
     """
 
     digest: str
@@ -39,6 +40,7 @@ class LayerSpace:
     ratio: float
     unpacked: int = 0
     complete: bool = False
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def need_of(layers: Sequence[LayerSpace], *, copied: bool) -> Need:
     """
     ratio = _learned(layers)
     packed = {layer.digest: max(0, layer.packed - layer.here) for layer in layers}
-    whole = {layer.digest: layer.packed for layer in layers if not layer.complete}
+    whole = {layer.digest: layer.packed for layer in layers if not layer.stored}
     return Need(
         spool=sum(packed.values()),
         content=sum(whole.values()) if copied else 0,

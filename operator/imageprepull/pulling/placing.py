@@ -46,6 +46,11 @@ class Placing:
         self._tried = False
         self._turn = asyncio.Lock()
 
+    @property
+    def possible(self) -> bool:
+        """Whether a blob will be the same file in spool and content store, as far as known."""
+        return self._folder is not None
+
     async def place(
         self, containerd: Containerd, blob: Descriptor, path: Path, labels: Mapping[str, str]
     ) -> bool:

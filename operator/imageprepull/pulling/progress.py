@@ -14,7 +14,10 @@ from imageprepull.resources.nodeprepull import LayerState
 
 @dataclass(slots=True)
 class LayerProgress:
-    """A layer in the manifest's order. `size` and `done` are compressed bytes; `done` never exceeds `size`."""
+    """A layer in the manifest's order. `size` and `done` are compressed bytes; `done` never exceeds `size`.
+
+    `unpacked`: bytes of the tar so far, None where nobody tells.
+    """
 
     digest: str
     size: int
@@ -22,6 +25,7 @@ class LayerProgress:
     chain_id: str
     state: LayerState = LayerState.WAITING
     done: int = 0
+    unpacked: int | None = None
 
 
 def ignore_change() -> None:

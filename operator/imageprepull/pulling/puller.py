@@ -24,10 +24,13 @@ from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.placing import Placing
+from imageprepull.pulling.pressure import follow
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.request import PullOutcome, PullRequest, Until
+from imageprepull.pulling.rooms import Places, Rooms
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
+from imageprepull.pulling.space import NO_THRESHOLDS, Thresholds
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
@@ -55,6 +58,7 @@ class Puller:
         workers: who unpacks on the fast path, the caller's to close; None leaves only the portable one.
         path: which path layers may take.
         parallel_unpacks: workers at work at once over all images; by default as many as there are cores for us.
+        thresholds: where the kubelet of this node acts, which pulls keep away from; by default there is no kubelet.
         boot_id: the kernel's, unless given.
         settings: delays and bounds.
     """
@@ -71,12 +75,16 @@ class Puller:
         workers: Workers | None = None,
         path: PathWish = "auto",
         parallel_unpacks: int | None = None,
+        thresholds: Thresholds = NO_THRESHOLDS,
         boot_id: str | None = None,
         settings: PullSettings | None = None,
     ) -> None:
         settings = settings or PullSettings()
         boot_id = boot_id or read_boot_id()
         self._downloads = Limiter(parallel_downloads)
+        self._rooms = Rooms(
+            Places(spool_dir, snapshotter_root, content_root), thresholds, settings.space_interval
+        )
         self._machinery = Machinery(
             containerd=containerd,
             registry=registry,
@@ -85,15 +93,25 @@ class Puller:
             extraction=Extraction(containerd, snapshotter_root, workers, path),
             folders=ChainFolders(snapshotter_root),
             slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
+            rooms=self._rooms,
             applies=Limiter(settings.parallel_applies),
             settings=settings,
             boot_id=boot_id,
             snapshotter_root=snapshotter_root,
         )
         self._background: set[asyncio.Task[None]] = set()
+        self._watching: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Nothing to set up; the block bounds the life of background work."""
+        """Watch the disks, as long as the block lasts; it bounds the life of background work too."""
+        slots, settings = self._machinery.slots, self._machinery.settings
+        self._watching = [
+            asyncio.create_task(self._rooms.follow(), name="room on disks"),
+            asyncio.create_task(
+                follow(settings.pressure, slots.limit, lambda most: setattr(slots, "polite", most)),
+                name="pressure on disks",
+            ),
+        ]
         return self
 
     async def __aexit__(
@@ -103,7 +121,19 @@ class Puller:
         if error is not None:
             for task in self._background:
                 task.cancel()
-        await self.finish()
+        try:
+            await self.finish()
+        finally:
+            for watch in self._watching:
+                watch.cancel()
+            for ended in await asyncio.gather(*self._watching, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
+
+    @property
+    def rooms(self) -> Rooms:
+        """The disks that pulls write to."""
+        return self._rooms
 
     @property
     def extraction(self) -> Extraction:

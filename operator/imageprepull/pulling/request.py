@@ -8,6 +8,7 @@ from typing import Literal
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.progress import LayerProgress
+from imageprepull.resources.free_space import Amount
 
 KeepBlobs = Literal["after", "before", "never"]
 Sync = Literal["background", "before"]
@@ -21,6 +22,7 @@ class PullRequest:
     `digest` is the top-level descriptor's; None means: ask the registry what the reference stands for.
     `keep_lease_on_failure` is the agent's choice: blobs, snapshots and spool survive for its next attempt, until
     `Puller.abandon`. `lease_labels` tell whose lease it is (`imageprepull.io/lease=<node or cli>`).
+    `min_free`: what must stay free on the disks that are written to; None is what the kubelet's thresholds demand.
     `urgent` takes what the machine has, for a command or a gated node; else workers have a low priority and wait for
     the disk before they fill the page cache, since pods run beside them.
     `always` is read by callers only: it forbids them to skip the pull because the image is present.
@@ -35,6 +37,7 @@ class PullRequest:
     sync: Sync = "background"
     keep_lease_on_failure: bool = False
     lease_labels: dict[str, str] = field(default_factory=dict)
+    min_free: Amount | None = None
     urgent: bool = True
     always: bool = False
 

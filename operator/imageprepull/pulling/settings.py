@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from imageprepull.pulling.pressure import PressureTerms
 from imageprepull.pulling.width import WidthTerms
 
 
@@ -45,6 +46,10 @@ class PullSettings:
     """Added to the priority of workers whose image is not urgent."""
     polite_dirty_bytes: int = 64 * 1024 * 1024
     """How much such a worker writes before it waits for the disk."""
+    pressure: PressureTerms = field(default_factory=PressureTerms)
+    """When fewer of them unpack at once."""
+    space_interval: float = 1.0
+    """Between two looks at how much is free, while pulls run."""
     apply_timeout: float = 3600.0
     """Diff.Apply has no progress to watch; this only ends what hangs for good."""
     ingest_stall: float = 600.0

@@ -14,6 +14,7 @@ from imageprepull.resources.free_space import Amount
 
 INSUFFICIENT_DISK = "InsufficientDisk"
 DISK_FULL = "DiskFull"
+OUT_OF_SPACE = (INSUFFICIENT_DISK, DISK_FULL)
 NODE_DISK_PRESSURE = "NodeDiskPressure"
 IMAGEFS_AVAILABLE = Amount(percent=15)
 INODES_FREE = Amount(percent=5)

@@ -21,6 +21,7 @@ from imageprepull.oci.descriptor import OCI_FOREIGN_LAYER, OCI_LAYER, Descriptor
 from imageprepull.pulling.chain import Chain, check_diff_id
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.errors import DISK_ERRNOS
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.growing import Growing, SpoolRestarted
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
@@ -70,7 +71,8 @@ def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> 
 class Staging:
     """The fast path for the layers of one image, under its lease. `close` when all is over.
 
-    `nice` is added to the workers' priority; `dirty_bytes` as in `ExtractJob`.
+    `nice` is added to the workers' priority; `dirty_bytes` as in `ExtractJob`; `polite` workers have fewer turns while
+    the disks are busy.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Staging:
         *,
         nice: int = 0,
         dirty_bytes: int = 0,
+        polite: bool = False,
         cleanup_timeout: float,
     ) -> None:
         self._chain = chain
@@ -90,15 +93,24 @@ class Staging:
         self._roots = roots
         self._nice = nice
         self._dirty_bytes = dirty_bytes
+        self._polite = polite
         self._cleanup_timeout = cleanup_timeout
         self._apart: _Apart | None = None
         self._opening = asyncio.Lock()
         self._rooms = itertools.count()
 
     async def unpack(
-        self, layer: ChainLayer, position: int, growing: Growing, *, extracting: Callable[[], None]
+        self,
+        layer: ChainLayer,
+        position: int,
+        growing: Growing,
+        *,
+        extracting: Callable[[], None],
+        unpacked: Callable[[int], None] = lambda _: None,
     ) -> Staged:
         """Unpack a layer as its bytes come; returns when tree and blob are verified and the worker was reaped.
+
+        `unpacked` is told the bytes of the tar so far, and in the end all of them.
 
         Raises:
             PullError: the download failed, or DiffIDMismatch.
@@ -109,7 +121,7 @@ class Staging:
         """
         while True:
             try:
-                return await self._attempt(layer, position, growing, extracting)
+                return await self._attempt(layer, position, growing, extracting, unpacked)
             except SpoolRestarted:
                 log.info("unpacking a layer again, its bytes were not the blob's", layer=layer.chain_id)
                 await growing.again()
@@ -132,6 +144,8 @@ class Staging:
                 await in_thread(lambda: exchange(staged.folder, folders.upper))
                 reached(Step.EXCHANGED, layer.chain_id)
             except (UnknownMounts, OSError) as error:
+                if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                    raise
                 await self._chain.check_alive(staged.key)
                 raise CannotStageError(str(error)) from error
             # The last moment to learn that a collection has been at the tree: the worker was told of no error.
@@ -147,24 +161,30 @@ class Staging:
                 reached(Step.UNSTAGED, apart.key)
 
     async def _attempt(
-        self, layer: ChainLayer, position: int, growing: Growing, extracting: Callable[[], None]
+        self,
+        layer: ChainLayer,
+        position: int,
+        growing: Growing,
+        extracting: Callable[[], None],
+        unpacked: Callable[[int], None],
     ) -> Staged:
         # Both at once: a restart changes both.
         frontier, blob = growing.frontier, growing.fd
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
-        async with self._slots.turn(Work(position, layer.descriptor.size)) as turn:
+        async with self._slots.turn(Work(position, layer.descriptor.size), polite=self._polite) as turn:
             extracting()
             key, folder = await self._room(position)
             try:
                 job = extract_job(layer.descriptor, position, self._dirty_bytes)
-                result = await self._extract(job, folder, blob, turn.follow(frontier))
+                result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
                 if growing.frontier is not frontier:
                     raise SpoolRestarted from None
                 raise
         # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
         extracted = await self._verified(layer, key, growing, frontier, result)
+        unpacked(extracted.unpacked_bytes)
         reached(Step.UNPACKED, layer.chain_id)
         return Staged(key, folder, extracted.implicit)
 
@@ -182,6 +202,8 @@ class Staging:
         try:
             await in_thread(room.mkdir)
         except OSError as error:
+            if error.errno in DISK_ERRNOS:
+                raise
             await self._chain.check_alive(apart.key)
             raise CannotStageError(f"{room} cannot be made: {error.strerror}") from error
         return apart.key, room
@@ -214,12 +236,12 @@ class Staging:
         return result
 
     async def _extract(
-        self, job: ExtractJob, folder: Path, blob: int, frontier: Frontier
+        self, job: ExtractJob, folder: Path, blob: int, frontier: Frontier, unpacked: Callable[[int], None]
     ) -> Extracted | Refused:
         with _opened([folder]) as (root,):
             try:
                 return await self._workers.extract(
-                    job, root=root, blob=blob, frontier=frontier, progress=_ignore, nice=self._nice
+                    job, root=root, blob=blob, frontier=frontier, progress=unpacked, nice=self._nice
                 )
             except Refused as refused:
                 return refused
@@ -246,7 +268,3 @@ def _opened(folders: Sequence[Path]) -> Iterator[list[int]]:
                 raise CannotStageError(f"{folder} cannot be opened: {error.strerror}") from error
             stack.callback(os.close, descriptors[-1])
         yield descriptors
-
-
-def _ignore(_unpacked: int) -> None:
-    """Nobody asks for unpacked bytes yet."""

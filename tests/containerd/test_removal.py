@@ -13,11 +13,12 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
+from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import Images
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
-from tests.containerd.pull_bench import PullBench, answering, layer, pull_bench, serve, start_daemon
+from tests.containerd.pull_bench import FAST, PullBench, answering, layer, pull_bench, serve, start_daemon
 from tests.testbed import binaries
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.images import BuiltImage, build_image, build_index
@@ -214,11 +215,7 @@ async def test_whoever_dies_between_two_records_leaves_what_is_whole_and_the_nex
     left = names_of(image, reference) - set(deleted)
     assert await records(bench) == left
     assert await chains(bench) == set(image.chain_ids), "what a record leads to is whole"
-    async with asyncio.timeout(10):
-        for name in left:
-            while (shown := await bench.containerd.cri.image_status(name)) is None:
-                await asyncio.sleep(0.05)
-            assert shown.id == image.config.digest
+    await wait_visible(bench.containerd, sorted(left), image.config.digest, FAST)
 
     await remove(bench, image.digest)
     assert await records(bench) == set()

@@ -68,17 +68,17 @@ def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(produ
     image = product.push(runnable(LayerSpec({"repair-me": b"whole"})), "tests/plugin-repair")
     product.apply("repair", image)
     product.until_ready("repair")
-    node = product.cluster.nodes[1]
+    node = product.cluster.nodes()[1]
     whole = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
     assert (whole.returncode, whole.stderr) == (0, "")
     assert whole.stdout == f"{image}: 2 layers are whole\n"
 
     files = "find /var/lib/containerd -name repair-me"
-    assert node.exec(["sh", "-c", f"{files} -exec truncate -s 0 {{}} ;"]).returncode == 0
+    assert node.exec(["sh", "-c", f"{files} -exec truncate -s 0 {{}} +"]).returncode == 0
     broken = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
     assert (broken.returncode, broken.stderr) == (0, "")
     assert "was broken (/repair-me has 0 bytes instead of 5) and is pulled again" in broken.stdout
-    content = node.exec(["sh", "-c", f"{files} -exec cat {{}} ;"]).stdout
+    content = node.exec(["sh", "-c", f"{files} -exec cat {{}} +"]).stdout
     assert content in ("whole", b"whole")
     product.until(
         "the order is gone", lambda: "imageprepull.io/repair" not in annotations(product, node.name)
@@ -94,7 +94,7 @@ def annotations(product: Product, node: str) -> dict[str, str]:
 def test_repair_says_what_a_node_holds_when_it_is_asked_for_something_else(product: Product) -> None:
     product.apply("known", product.push(runnable(layer(1)), "tests/plugin-known"))
     product.until_ready("known")
-    node = product.cluster.nodes[0].name
+    node = product.cluster.nodes()[0].name
     other = kubectl_plugin(product.cluster, "repair", node, "nobody:1")
     assert other.returncode == 1
     assert f"no ImagePrepull wants docker.io/library/nobody:1 on the node {node}" in other.stderr

@@ -6,13 +6,22 @@ The fake node holds what it is told to hold. Pulls end when the test says so.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
-from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, Disk, ImageLimits, Retry
+from imageprepull.resources.nodeprepull import (
+    Agent,
+    Desired,
+    DesiredImage,
+    Disk,
+    ImageLimits,
+    OnRemoval,
+    Retry,
+)
 
 
 class StillClock(Clock):
@@ -38,6 +47,9 @@ class FakeNode:
         self.down = False
         self.odd: set[str] = set()
         self.downloads = 0
+        self.users = ""
+        self.collected = asyncio.Event()
+        self.collected.set()
 
     async def held(self, image: DesiredImage) -> Held:
         if self.down:
@@ -66,10 +78,23 @@ class FakeNode:
         self.verifications[image.reference] = asyncio.get_running_loop().create_future()
         return await self.verifications[image.reference]
 
-    async def unpin(self, image: DesiredImage) -> None:
+    async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
-        self.calls.append(f"unpin {image.reference}")
+        self.calls.append(" ".join(["unpin", image.reference, *(f"but-{other}" for other in staying)]))
+
+    async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer")
+        if self.users:
+            raise NodeError("ImageInUse", f"container {self.users} uses it")
+        if image.digest in wanted:
+            self.calls.append(f"keep {image.reference}")
+            return "still wanted"
+        self.calls.append(f"remove {image.reference}")
+        await self.collected.wait()
+        self.holds.discard(image.reference)
+        return ""
 
     async def abandon(self, image: DesiredImage) -> None:
         self.calls.append(f"abandon {image.reference}")
@@ -102,6 +127,8 @@ def image(
     limit: int = 3,
     nonce: str = "",
     owners: list[str] | None = None,
+    on_removal: OnRemoval = OnRemoval.UNPIN,
+    pin: bool = False,
     repair: str = "",
 ) -> DesiredImage:
     return DesiredImage(
@@ -110,6 +137,8 @@ def image(
         state=state,
         priority=priority,
         owners=owners or [],
+        on_removal=on_removal,
+        pin=pin,
         repair=repair,
         limits=ImageLimits(parallel_images=parallel, parallel_downloads=downloads),
         retry=Retry(backoff_limit=limit, max_backoff_seconds=300, nonce=nonce),

@@ -55,7 +55,7 @@ class Stage:
     async def sweep(self, wanted: Callable[[], Collection[str]]) -> None:
         self.swept.append(set(wanted()))
 
-    async def follow(self, on_loss: Callable[[], None]) -> None:
+    async def follow(self, on_loss: Callable[[], None], on_freed: Callable[[], None]) -> None:
         self.lose = on_loss
         await asyncio.Event().wait()
 

@@ -11,6 +11,7 @@ from imageprepull.runtime.errors import Unavailable
 @dataclass
 class FakeEvent:
     namespace: str
+    topic: str = "/images/delete"
 
 
 async def test_a_swarm_is_told_once_and_a_lost_subscription_is_renewed_and_told() -> None:

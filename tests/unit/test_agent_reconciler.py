@@ -12,6 +12,8 @@ from imageprepull.resources.nodeprepull import Desired, DesiredImage
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
 
+OTHER = "sha256:" + "b" * 64
+
 
 @dataclass
 class Bench:
@@ -177,8 +179,8 @@ async def test_a_gone_object_starts_and_removes_nothing(bench: Bench) -> None:
 
 
 async def test_absent_stops_the_pull_then_unpins_once(bench: Bench) -> None:
-    await bench.spec(image("a"), image("b"))
-    done = await bench.spec(image("a", state=Desired.ABSENT), image("b"))
+    await bench.spec(image("a"), image("b", digest=OTHER))
+    done = await bench.spec(image("a", state=Desired.ABSENT), image("b", digest=OTHER))
     assert done == ["cancelled a", "unpin a", "abandon a"]
     assert bench.states() == ["a Absent", "b Pulling"]
     bench.reconciler.suspect_all()
@@ -290,7 +292,7 @@ async def test_what_a_deleted_object_left_half_done_is_dropped_when_a_new_one_do
     if when == "running":
         bench.node.fail("a")
         assert await bench.steps() == []
-    assert sorted(await bench.spec(image("b"))) == ["abandon a", "pull b"]
+    assert sorted(await bench.spec(image("b", digest=OTHER))) == ["abandon a", "pull b"]
 
 
 async def test_what_a_deleted_object_left_half_done_is_resumed_when_a_new_one_wants_it(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from imageprepull.pulling.presence import presence
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
 from imageprepull.pulling.records import unpin
+from imageprepull.pulling.removal import remove_image
 from imageprepull.pulling.request import PullRequest
 from imageprepull.registry.client import RegistryClient
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
@@ -108,9 +109,24 @@ class ContainerdNode:
         )
         return Compared(str(found), bool(found.broken))
 
-    async def unpin(self, image: DesiredImage) -> None:
+    async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """As `Node.unpin`."""
-        await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest))
+        others = [Reference.parse(other) for other in staying]
+        await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest, others))
+
+    async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
+        """As `Node.remove`."""
+        await self.unpin(image, staying)
+        if image.digest not in wanted:
+            # Its lease would keep what is to go.
+            await self.abandon(image)
+        verdict = await self._do(
+            image,
+            lambda _: remove_image(
+                self.containerd, image.digest, snapshotter=self.runtime.snapshotter, wanted=wanted
+            ),
+        )
+        return verdict.kept
 
     async def abandon(self, image: DesiredImage) -> None:
         """As `Node.abandon`."""

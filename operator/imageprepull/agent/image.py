@@ -59,11 +59,11 @@ class ImageView:
         """The operator's newest words. A change that can matter to a retry makes it due at once."""
         if retry_relevant(desired) != retry_relevant(self.desired):
             self.forget_failures()
-        if desired.state is not self.desired.state:
+        if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
             self.released = False
         self.desired = desired
 
 
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:
     """What of an entry can turn a failure into success; owners and priority cannot."""
-    return image.state, image.credential_ref, image.limits, image.retry, image.pin
+    return image.state, image.on_removal, image.credential_ref, image.limits, image.retry, image.pin

@@ -17,6 +17,7 @@ from imageprepull.agent.clock import Clock
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node
 from imageprepull.agent.reconciler import Reconciler
+from imageprepull.agent.removal import order_in
 from imageprepull.agent.reporter import Reporter
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.agent.status import Report
@@ -31,8 +32,8 @@ logger = structlog.get_logger(__name__)
 
 Sweep = Callable[[Callable[[], Collection[str]]], Awaitable[None]]
 """Takes a callable that names the digests still wanted."""
-Follow = Callable[[Callable[[], None]], Coroutine[Any, Any, None]]
-"""Takes the listener for losses."""
+Follow = Callable[[Callable[[], None], Callable[[], None]], Coroutine[Any, Any, None]]
+"""Takes the listeners for losses and for containers that went."""
 
 IN_WORK = (LayerState.DOWNLOADING, LayerState.DOWNLOADED, LayerState.EXTRACTING, LayerState.EXTRACTED)
 
@@ -83,7 +84,13 @@ async def serve_node(
 
     async with stopping_with(reporter, settings.stop_timeout / 4), asyncio.TaskGroup() as tasks:
         reconciler = Reconciler(
-            node, tasks, clock=clock, metrics=metrics, on_change=reporter.changed, delays=settings.delays
+            node,
+            tasks,
+            clock=clock,
+            metrics=metrics,
+            on_change=reporter.changed,
+            delays=settings.delays,
+            confirm=order_in(api, settings.node_name, lambda: uid_of(spec)),
         )
         spec = SpecWatch(api, settings.node_name, settings.watch, on_spec)
         pace = PaceWatch(
@@ -94,7 +101,7 @@ async def serve_node(
         tasks.create_task(pace.informer.run())
         tasks.create_task(reconcile())
         tasks.create_task(reporter.run())
-        tasks.create_task(follow(reconciler.suspect_all))
+        tasks.create_task(follow(reconciler.suspect_all, reconciler.retry_used))
 
 
 def add_checks(
@@ -143,6 +150,11 @@ async def stopping_with(reporter: Reporter, timeout: float) -> AsyncIterator[Non
         except TimeoutError:
             logger.warning("no last status: the API server did not answer in time")
         raise
+
+
+def uid_of(spec: SpecWatch) -> str:
+    """The uid of the object that is followed; empty when it is gone."""
+    return spec.current.metadata.uid if spec.current is not None else ""
 
 
 def layers_in_work(views: Collection[ImageView]) -> int:

@@ -1,6 +1,6 @@
-"""The runtime's own events as a hint that images may be gone: garbage collection, `crictl rmi`, a restart.
+"""The runtime's own events as a hint that images may be gone (garbage collection, `crictl rmi`, a restart), or free.
 
-Only a hint: the reconciler asks the runtime anew, and a slow resync finds what no event told.
+Only hints: the reconciler asks the runtime anew, and a slow resync finds what no event told.
 """
 
 from __future__ import annotations
@@ -16,40 +16,45 @@ from imageprepull.runtime.errors import RuntimeFault
 logger = structlog.get_logger(__name__)
 
 # Committed layers only: each layer that is unpacked leaves an active snapshot to be removed.
+FREED = "/containers/delete"
 LOSSES = ('topic=="/images/delete"', 'topic=="/snapshot/remove",event.key~="^sha256:"')
 
 
 async def follow_losses(
     subscribe: Callable[[Sequence[str]], AsyncIterator[Any]],
     on_loss: Callable[[], None],
+    on_freed: Callable[[], None] = lambda: None,
     *,
     namespace: str,
     settle: float,
     reconnect: float,
 ) -> None:
-    """Call `on_loss` after losses and whenever some may have been missed. Never ends.
+    """Call `on_loss` after losses, `on_freed` after containers went, both whenever some may have been missed.
+
+    Never ends.
 
     Events come in swarms (a collection removes one snapshot after the other): all that follow one within `settle`
     seconds are told together. A lost subscription is renewed after `reconnect` seconds.
     """
     loop = asyncio.get_running_loop()
-    pending: asyncio.TimerHandle | None = None
+    pending: dict[Callable[[], None], asyncio.TimerHandle] = {}
 
-    def tell() -> None:
-        nonlocal pending
-        pending = None
-        on_loss()
+    def tell(listener: Callable[[], None]) -> None:
+        del pending[listener]
+        listener()
 
     try:
         while True:
             try:
-                async for event in subscribe(LOSSES):
-                    if event.namespace == namespace and pending is None:
-                        pending = loop.call_later(settle, tell)
+                async for event in subscribe((*LOSSES, f'topic=="{FREED}"')):
+                    listener = on_freed if event.topic == FREED else on_loss
+                    if event.namespace == namespace and listener not in pending:
+                        pending[listener] = loop.call_later(settle, tell, listener)
             except RuntimeFault as fault:
                 logger.debug("runtime events ended", error=str(fault))
             await asyncio.sleep(reconnect)
             on_loss()
+            on_freed()
     finally:
-        if pending is not None:
-            pending.cancel()
+        for timer in pending.values():
+            timer.cancel()

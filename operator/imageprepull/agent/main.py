@@ -96,9 +96,10 @@ async def live(settings: AgentSettings, workers: Workers | None = None) -> None:
             health=health,
             metrics=metrics,
             sweep=lambda wanted: swept(node, wanted, waits.note_runtime),
-            follow=lambda on_loss: follow_losses(
+            follow=lambda on_loss, on_freed: follow_losses(
                 node.subscribe,
                 on_loss,
+                on_freed,
                 namespace=node.containerd.namespace,
                 settle=settings.event_settle,
                 reconnect=settings.reconnect,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,8 +75,14 @@ class Node(Protocol):
     async def verify(self, image: DesiredImage, progress: ImageProgress) -> Compared:
         """Compare a present image with its blobs. What is broken is gone afterwards."""
 
-    async def unpin(self, image: DesiredImage) -> None:
-        """Take our pin from the image's records. Another reference to the same digest loses the ID record's pin."""
+    async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
+        """Take our pin from the image's records; `staying` are references to the same digest that keep theirs."""
+
+    async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
+        """Unpin, drop the lease, and remove the image if it was us who brought it and no digest in `wanted` is its.
+
+        Returns why it stays, or "". Reason ImageInUse names who uses it. Not while the image is pulled.
+        """
 
     async def abandon(self, image: DesiredImage) -> None:
         """Drop the lease of an image that has finally failed, so that the runtime may collect what was fetched."""

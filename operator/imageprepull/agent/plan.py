@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from imageprepull.resources.nodeprepull import Desired, DesiredImage
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 
 Key = tuple[str, str]
 """(reference, digest): what one pull is about."""
@@ -29,7 +29,8 @@ class Observed:
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
     `pinned`: those that carry a pin of ours. `repaired`: those whose `repair` was carried out. `verifying`: whether one
-    is being compared with its blobs.
+    is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
+    for room on the disk.
     """
 
     present: Mapping[Key, bool]
@@ -40,16 +41,19 @@ class Observed:
     pinned: AbstractSet[Key] = frozenset()
     repaired: AbstractSet[Key] = frozenset()
     verifying: bool = False
+    removing: AbstractSet[Key] = frozenset()
+    cramped: AbstractSet[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """In this order: stop, start, verify, unpin. The limits are the strictest of the images in work; None when none is."""
+    """In this order: stop, start, verify, unpin, remove. The limits are the strictest of the images in work; None when none is."""
 
     start: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()
     verify: tuple[Key, ...] = ()
     unpin: tuple[Key, ...] = ()
+    remove: tuple[Key, ...] = ()
     parallel_downloads: int | None = None
     stall_timeout: int | None = None
 
@@ -78,6 +82,8 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         and observed.due.get(key, now) <= now
         # Its predecessor under the same reference must be gone first.
         and not any(other[0] == key[0] for other in observed.running)
+        # What is still there of it is on its way out.
+        and not any(other[1] == key[1] for other in observed.removing)
     ]
     # The ID's record is one for all references to a digest: while one of them wants the pin, none is taken.
     pinned_digests = {image.digest for image in desired if image.pin and image.state is not Desired.ABSENT}
@@ -85,7 +91,11 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         key
         for key, image in wanted.items()
         if (
-            (image.state is Desired.ABSENT and key not in observed.released)
+            (
+                image.state is Desired.ABSENT
+                and image.on_removal is OnRemoval.UNPIN
+                and key not in observed.released | observed.removing
+            )
             or (
                 image.state is Desired.PRESENT
                 and not image.pin
@@ -110,9 +120,46 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         start=tuple(entry[-1] for entry in sorted(waiting)[: max(0, slots)]),
         stop=stop,
         unpin=unpin,
+        remove=next_removal(wanted, observed, now),
         parallel_downloads=min((image.limits.parallel_downloads for _, _, image in in_work), default=None),
         stall_timeout=min((image.retry.stall_timeout_seconds for _, _, image in in_work), default=None),
     )
+
+
+def next_removal(wanted: Mapping[Key, DesiredImage], observed: Observed, now: float) -> tuple[Key, ...]:
+    """One at a time, and after the pulls of its repository.
+
+    A new version mostly shares layers with the old one; a layer that was collected would be fetched once more. Pulls
+    that wait for room are not waited for: the removal may be what makes it.
+    """
+    if observed.removing:
+        return ()
+    pulled = {digest for _, digest in observed.running}
+    coming = {
+        repository_of(key[0])
+        for key, image in wanted.items()
+        if image.state is Desired.PRESENT
+        and not observed.present.get(key)
+        and key not in observed.final | observed.cramped
+    }
+    due = (
+        key
+        for key, image in wanted.items()
+        if image.state is Desired.ABSENT
+        and image.on_removal is OnRemoval.DELETE
+        and key not in observed.released
+        and observed.due.get(key, now) <= now
+        and image.digest not in pulled
+        and repository_of(key[0]) not in coming
+    )
+    return tuple(key for key, _ in zip(due, range(1), strict=False))
+
+
+def repository_of(reference: str) -> str:
+    """A canonical reference without its tag or digest."""
+    name = reference.partition("@")[0]
+    repository, colon, tag = name.rpartition(":")
+    return repository if colon and "/" not in tag else name
 
 
 def next_due(desired: Sequence[DesiredImage], observed: Observed, now: float) -> float | None:

@@ -20,11 +20,15 @@ from imageprepull.agent.comparing import compared
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
+from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
 from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.removal import IN_USE
+from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
 from imageprepull.telemetry.metrics import AgentMetrics
 
 logger = structlog.get_logger(__name__)
+NO_ROOM = (INSUFFICIENT_DISK, DISK_FULL, NODE_DISK_PRESSURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,9 @@ class Reconciler:
         metrics: AgentMetrics,
         on_change: Callable[[], None],
         delays: Delays = Delays(),
+        confirm: Confirm | None = None,
     ) -> None:
+        """`confirm` vouches for a removal; None is for where there is no API server: the spec as taken counts."""
         self.views: dict[Key, ImageView] = {}
         """The images of the newest spec, in its order; what a status shows."""
         self.problem = ""
@@ -69,6 +75,9 @@ class Reconciler:
         """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
         self._woken = asyncio.Event()
+        self._removals = Removals(
+            node, tasks, confirm or self._taken, failed=self._removal_failed, ended=self._removal_ended
+        )
 
     @property
     def running(self) -> frozenset[Key]:
@@ -116,6 +125,13 @@ class Reconciler:
         self._suspect.update(self.views)
         self.wake()
 
+    def retry_used(self) -> None:
+        """Containers are gone: what could not be removed because one used it may be free now."""
+        for view in self.views.values():
+            if view.desired.state is Desired.ABSENT and view.backoff and view.backoff.reason == IN_USE:
+                view.due = 0
+                self.wake()
+
     def wake(self) -> None:
         """Something changed; the next step decides what follows."""
         self._woken.set()
@@ -157,6 +173,8 @@ class Reconciler:
             self._start(self.views[key])
         for key in actions.verify:
             self._verify(self.views[key])
+        for key in actions.remove:
+            self._removals.start(self.views[key])
         for key in actions.unpin:
             await self._unpin(key)
         await self._drop_orphans()
@@ -168,6 +186,7 @@ class Reconciler:
 
     async def stop_pulls(self) -> None:
         """Cancel all pulls and wait until each has cleaned up; their leases stay, so that they resume."""
+        await self._removals.stop()
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
@@ -204,12 +223,14 @@ class Reconciler:
                 )
                 self._on_change()
                 continue
+            first = view.held is None
             if held != view.held:
                 view.held = held
                 self._on_change()
             if held.present:
-                if view.backoff is not None:
-                    # Whoever brought it: no next attempt needs what failed ones have kept.
+                if first or view.backoff is not None:
+                    # Whoever brought it: no next attempt needs what failed ones have kept, or an agent that died
+                    # between the records and the end of its lease.
                     self._orphans[key] = view.desired
                 view.forget_failures()
             else:
@@ -235,6 +256,8 @@ class Reconciler:
             pinned={key for key, view in views.items() if view.held is not None and view.held.our_pin},
             repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
             verifying=any(view.verifying for view in self._working.values()),
+            removing=self._removals.running,
+            cramped={key for key, view in views.items() if view.backoff and view.backoff.reason in NO_ROOM},
         )
 
     def _start(self, view: ImageView) -> None:
@@ -306,6 +329,32 @@ class Reconciler:
             # Within the pull's slot: a next attempt must not take the lease that is being dropped.
             await self._abandon(image)
 
+    async def _taken(self, _: DesiredImage) -> Sequence[DesiredImage]:
+        return self._desired
+
+    def _removal_failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
+        if view.backoff is None or view.backoff.reason != failure.reason:
+            logger.warning(
+                "not removed", image=image.reference, reason=failure.reason, message=failure.message
+            )
+        self._back_off(view, image, failure, 0)
+
+    def _removal_ended(self, view: ImageView) -> None:
+        # Who named it anew meanwhile, under whatever reference, has lost it.
+        self._suspect.update(key for key in self.views if key[1] == view.desired.digest)
+        self._on_change()
+        self.wake()
+
+    def _shares_lease(self, image: DesiredImage) -> bool:
+        """Whether another reference to the digest is, or will be, pulled under the same lease."""
+        return any(key[1] == image.digest for key in self._running) or any(
+            view.desired.digest == image.digest
+            and view.desired.state is not Desired.ABSENT
+            and not (view.held and view.held.present)
+            for key, view in self.views.items()
+            if key != key_of(image)
+        )
+
     async def _abandon(self, image: DesiredImage) -> None:
         try:
             await self._node.abandon(image)
@@ -334,14 +383,15 @@ class Reconciler:
         if view is None or (view.desired.state is not Desired.ABSENT and view.desired.pin):
             return  # the spec changed while another one was unpinned.
         try:
-            await self._node.unpin(view.desired)
+            await self._node.unpin(view.desired, pinned_elsewhere(view.desired, self._desired))
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
             self._back_off(view, view.desired, failure, 0)
         else:
             if view.desired.state is Desired.ABSENT:
-                await self._abandon(view.desired)
-                view.released = True
+                if not self._shares_lease(view.desired):
+                    await self._abandon(view.desired)
+                view.released = view.desired.state is Desired.ABSENT
             else:
                 self._suspect.add(key)
             view.forget_failures()
@@ -353,7 +403,8 @@ class Reconciler:
     async def _drop_orphans(self) -> None:
         """Leases of attempts that nobody will resume; what is finished and recorded stays as it is."""
         for key in [key for key in self._orphans if key not in self._running]:
-            if image := self._orphans.pop(key, None):
+            image = self._orphans.pop(key, None)
+            if image is not None and not self._shares_lease(image):
                 await self._abandon(image)
 
     def _note_problem(self, problem: str) -> None:

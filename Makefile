@@ -46,11 +46,12 @@ test-containerd: setup  ## the pull on real daemons: Debian's containerd 1.6 and
 test-cluster: setup  ## the product on a real three-node cluster
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/cluster -m 'not nightly'
 
 test-nightly: setup  ## the generated layers and the fuzzer at full length; goes on where the last run ended
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
+	$(BIN)/pytest tests/cluster -m nightly
 	$(BIN)/python -m tests.nightly differential --examples 20000
 	$(BIN)/python -m tests.nightly fuzz --seconds 3600
 

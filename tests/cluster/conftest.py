@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from tests.cluster.product import Product
 from tests.testbed.cluster import Cluster
 from tests.testbed.leftovers import leftovers
 
-NAME = "prod"
+NAME = os.environ.get("IMAGEPREPULL_TEST_CLUSTER", "prod")
+"""Two runs at once on one machine need two names."""
 
 
 @pytest.fixture(scope="session")

@@ -194,3 +194,17 @@ def test_heartbeat_and_free_disk_are_no_news() -> None:
 def test_the_node_as_a_whole(states: list[str], verdict: str) -> None:
     found = [view_of(str(number), state=state) for number, state in enumerate(states)]
     assert verdict_of(build_status(report_of(*found), WHEN)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("pin", "cri_says", "reason"),
+    [(True, False, "PinIneffective"), (True, True, ""), (False, False, "")],
+)
+def test_a_pin_that_the_runtime_does_not_tell_the_kubelet_is_said(
+    pin: bool, cri_says: bool, reason: str
+) -> None:
+    view = view_of(state="Ready")
+    view.desired = msgspec.structs.replace(view.desired, pin=pin)
+    view.held = Held(True, pinned=cri_says, layers=2, our_pin=pin)
+    (shown,) = build_status(report_of(view), WHEN).images
+    assert (shown.state, shown.reason) == ("Ready", reason)

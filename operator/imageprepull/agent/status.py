@@ -67,12 +67,13 @@ def image_status(view: ImageView) -> NodeImageStatus:
     shown = view.backoff if state in (ImageState.WAITING, ImageState.FAILED, ImageState.PULLING) else None
     ready = state is ImageState.READY
     progress = view.progress
+    reason, message = (shown.reason, shown.message) if shown else notice(view)
     return NodeImageStatus(
         reference=view.desired.reference[: bounds.REFERENCE],
         digest=view.desired.digest[: bounds.DIGEST],
         state=state.value,
-        reason=bounds.cut(shown.reason, bounds.REASON) if shown else "",
-        message=bounds.cut(shown.message, bounds.MESSAGE) if shown else "",
+        reason=bounds.cut(reason, bounds.REASON),
+        message=bounds.cut(message, bounds.MESSAGE),
         attempts=shown.attempts if shown else 0,
         next_attempt=view.next_attempt if shown and not view.running else None,
         pinned=bool(view.held and view.held.pinned),
@@ -83,6 +84,17 @@ def image_status(view: ImageView) -> NodeImageStatus:
         repaired=view.repaired,
         repair_result=bounds.cut(view.repair_result, bounds.MESSAGE),
     )
+
+
+def notice(view: ImageView) -> tuple[str, str]:
+    """Reason and message of an image that has not failed, for what its users should know all the same."""
+    if view.state is ImageState.READY and view.desired.pin and view.held and not view.held.pinned:
+        return (
+            "PinIneffective",
+            "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection "
+            "may take the image; containerd tells it from 1.6.24 and 1.7.5 on",
+        )
+    return "", ""
 
 
 def layers_of(view: ImageView) -> int:

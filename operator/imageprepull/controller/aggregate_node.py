@@ -125,7 +125,9 @@ def _judge(node: str, images: tuple[ImageOnNode, ...], *, agent_available: bool)
         )
     if any(image.state == ImageState.PULLING for image in images):
         return NodeView(node, NodeState.PULLING, images)
-    trouble = next((image.report for image in images if image.report and image.report.reason), None)
+    # What a ready image has to say is no reason for others to wait.
+    said = [image.report for image in images if image.report and not image.ready]
+    trouble = next((report for report in said if report.reason), None)
     if trouble is not None:
         return NodeView(node, NodeState.WAITING, images, trouble.reason, trouble.message)
     return NodeView(node, NodeState.WAITING, images)

@@ -31,6 +31,10 @@ from imageprepull.resources.nodeprepull import (
 SOFT_BYTES = 16 * 1024
 HARD_BYTES = 64 * 1024
 SHORT_MESSAGE = 120
+_PIN_INEFFECTIVE = (
+    "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
+    "the image; containerd tells it from 1.6.24 and 1.7.5 on"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +93,7 @@ def image_status(view: ImageView) -> NodeImageStatus:
 def notice(view: ImageView) -> tuple[str, str]:
     """Reason and message of an image that has not failed, for what its users should know all the same."""
     if view.state is ImageState.READY and view.desired.pin and view.held and not view.held.pinned:
-        return (
-            "PinIneffective",
-            "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection "
-            "may take the image; containerd tells it from 1.6.24 and 1.7.5 on",
-        )
+        return "PinIneffective", _PIN_INEFFECTIVE
     return "", ""
 
 

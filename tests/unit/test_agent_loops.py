@@ -136,7 +136,8 @@ async def test_a_deleted_object_stops_and_removes_nothing_and_a_new_one_is_told_
             await stage.server.asked.wait_for(
                 lambda: len(stage.statuses()) > count and states(stage.statuses()[-1]) == {"a": "Ready"}
             )
-        assert not [call for call in stage.node.calls if not call.startswith("held")]
+        # A lease that an earlier agent may have left is no image.
+        assert not [call for call in stage.node.calls if not call.startswith(("held", "abandon"))]
 
 
 async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:

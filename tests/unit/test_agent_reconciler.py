@@ -65,6 +65,14 @@ async def bench() -> AsyncIterator[Bench]:
         await reconciler.stop_pulls()
 
 
+async def test_the_lease_of_a_life_that_died_after_the_records_is_dropped_once(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a"))
+    assert "abandon a" in bench.node.calls
+    bench.reconciler.suspect_all()
+    assert await bench.steps() == []
+
+
 async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench) -> None:
     bench.node.holds.add("a")
     assert await bench.spec(image("a"), image("b")) == ["pull b"]

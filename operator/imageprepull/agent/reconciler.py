@@ -223,7 +223,7 @@ class Reconciler:
                 )
                 self._on_change()
                 continue
-            first = view.held is None
+            first = view.held is None and view.pulled is None
             if held != view.held:
                 view.held = held
                 self._on_change()
@@ -262,6 +262,8 @@ class Reconciler:
 
     def _start(self, view: ImageView) -> None:
         key = key_of(view.desired)
+        # The pull takes over whatever lease there is, and ends it.
+        self._orphans.pop(key, None)
         view.running = True
         view.progress = ImageProgress(view.desired.reference, on_change=self._on_change)
         if view.backoff is not None:

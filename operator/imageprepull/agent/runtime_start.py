@@ -58,6 +58,7 @@ async def opened_runtime(
                 workers=workers,
                 path=settings.extraction,
                 boot_id=boot_id or None,
+                settings=settings.pull,
             )
         )
         node = ContainerdNode(containerd, puller, registry, info, settings, Platform.host(), boot_id)

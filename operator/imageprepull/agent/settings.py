@@ -10,6 +10,7 @@ from imageprepull.agent.pace import Pace
 from imageprepull.agent.reconciler import Delays
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.informer import Timings
+from imageprepull.pulling.settings import PullSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class AgentSettings:
     extraction: Literal["auto", "fast", "portable"] = "auto"
     pace: Pace = field(default_factory=Pace)
     delays: Delays = field(default_factory=Delays)
+    pull: PullSettings = field(default_factory=PullSettings)
     watch: Timings = field(default_factory=Timings)
     reconnect: float = 2
     """Between tries to reach the runtime, and to get the spool's lock."""

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.labels import extract_key
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
@@ -65,7 +65,7 @@ async def try_staging(
     except OSError as error:
         raise NotHere(f"cannot work in the folder of the snapshots: {error}") from error
     finally:
-        await finish_anyway(canary.clean_up(lease), _CLEANUP)
+        await finish_anyway(patiently(lambda: canary.clean_up(lease), _CLEANUP), _CLEANUP)
     return roots
 
 

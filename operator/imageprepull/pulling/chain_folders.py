@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import extract_key
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, view_folders
 from imageprepull.pulling.leases import discard_lease
@@ -90,4 +90,4 @@ class ChainFolders:
         except (UnknownMounts, NotFound):
             return []
         finally:
-            await finish_anyway(discard_lease(containerd, lease), _CLEANUP)
+            await finish_anyway(patiently(lambda: discard_lease(containerd, lease), _CLEANUP), _CLEANUP)

@@ -1,14 +1,21 @@
-"""Cleaning up after a failure or a cancellation: it must end, and it must not be interrupted a second time."""
+"""Cleaning up after a failure or a cancellation: it must end, it must not be interrupted a second time, and a daemon
+that is just being restarted must not keep it from its work.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
+from imageprepull.pulling.errors import first_error
+from imageprepull.runtime.errors import Unavailable
+
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
+_DAEMON_POLL = 0.2
 
 
 async def finish_anyway(work: Coroutine[Any, Any, object], seconds: float) -> None:
@@ -34,3 +41,22 @@ async def _bounded(work: Coroutine[Any, Any, object], seconds: float) -> None:
             await work
     except Exception as error:  # noqa: BLE001 - see finish_anyway.
         log.warning("cleaning up failed", error=str(error) or type(error).__name__)
+
+
+async def patiently(work: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Do `work`, and again for `seconds` as long as nobody listens at the runtime's socket, as while it is restarted.
+
+    Raises:
+        Unavailable: the runtime did not come back in time.
+        Exception: what `work` fails with otherwise.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    while True:
+        try:
+            return await work()
+        except (Unavailable, BaseExceptionGroup) as error:
+            first = first_error(error) if isinstance(error, BaseExceptionGroup) else error
+            if not isinstance(first, Unavailable) or loop.time() > until:
+                raise
+        await asyncio.sleep(_DAEMON_POLL)

@@ -15,7 +15,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import document_kind
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain import Chain, ChainLostError
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, read_image, read_local
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
@@ -30,14 +30,13 @@ from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.records import put_documents, record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.rooms import largest
-from imageprepull.pulling.space import OUT_OF_SPACE, NoRoom
+from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import LeaseGone, NotFound, Unavailable
+from imageprepull.runtime.errors import LeaseGone, NotFound
 
-_DAEMON_POLL = 0.2
 log = structlog.get_logger(__name__)
 
 
@@ -81,7 +80,7 @@ class ImagePull:
                     return await self._under_lease(image, lease)
                 except BaseException as error:
                     await self._close_blobs(error)
-                    if isinstance(error, Exception) and as_pull_error(error).reason in OUT_OF_SPACE:
+                    if isinstance(error, Exception) and as_pull_error(error).reason in OF_THE_DISK:
                         await self._give_back(lease)
                     raise
         except Exception as error:
@@ -95,7 +94,10 @@ class ImagePull:
         return NoRoom(failure.reason, failure.message, need, self._request.min_free)
 
     async def _give_back(self, lease: str) -> None:
-        """Free what a next attempt would have used: on a full disk nothing is kept for it, whoever asks for that."""
+        """Keep nothing for a next attempt, whoever asks for that.
+
+        A full disk needs the room, and what a failing one holds is not to be used.
+        """
         if self._request.keep_lease_on_failure:
             # The spool first: without any room the runtime cannot delete a record either.
             timeout = self._machinery.settings.cleanup_timeout
@@ -124,7 +126,8 @@ class ImagePull:
         finally:
             await self._close_blobs(None)
         self._elapsed("kept")
-        await self._make_durable(self._image)
+        image = self._image
+        await patiently(lambda: self._make_durable(image), self._machinery.settings.settle_patience)
         if failure is not None:
             raise failure
         seconds = self._elapsed("done")
@@ -237,7 +240,8 @@ class ImagePull:
 
     async def _end(self, lease: str) -> None:
         """Drop the lease, and what earlier attempts kept in the spool and this one found elsewhere."""
-        await drop_lease(self._machinery.containerd, lease)
+        containerd, settings = self._machinery.containerd, self._machinery.settings
+        await patiently(lambda: drop_lease(containerd, lease), settings.cleanup_timeout)
         reached(Step.RELEASED, lease)
         if self._request.keep_lease_on_failure:
             await self._remove_spools(lease)
@@ -247,14 +251,8 @@ class ImagePull:
         await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
 
     async def _discard(self, lease: str, *, sync: bool = False) -> None:
-        async with asyncio.timeout(self._machinery.settings.daemon_patience):
-            while True:
-                try:
-                    await discard_lease(self._machinery.containerd, lease, sync=sync)
-                except Unavailable:
-                    await asyncio.sleep(_DAEMON_POLL)
-                else:
-                    return
+        containerd, settings = self._machinery.containerd, self._machinery.settings
+        await patiently(lambda: discard_lease(containerd, lease, sync=sync), settings.daemon_patience)
 
     async def _put_documents(self, containerd: Containerd, image: ImageDocuments) -> None:
         await put_documents(

@@ -7,16 +7,18 @@ the start, so that the runtime keeps them as soon as they are there, and misses 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Mapping
 
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import AlreadyExists
 
 KEPT_AT_ONCE = 2
 """Ingests at once: one keeps a core of the daemon busy with hashing and another of ours with sending."""
@@ -54,10 +56,17 @@ async def keep_later(machinery: Machinery, blobs: LayerBlobs, labels: Mapping[st
         return
     lease = f"imageprepull-blobs-{secrets.token_hex(12)}"
     own = {key: value for key, value in labels.items() if key != LEASE_IMAGE}
-    await machinery.containerd.leases.create(lease, own, machinery.settings.lease_seconds)
-    reached(Step.KEEPING, lease)
+    containerd, settings = machinery.containerd, machinery.settings
+
+    async def keep() -> None:
+        with contextlib.suppress(AlreadyExists):  # at a second try
+            await containerd.leases.create(lease, own, settings.lease_seconds)
+        reached(Step.KEEPING, lease)
+        await keep_now(containerd.with_lease(lease), blobs, lease)
+
     try:
-        await keep_now(machinery.containerd.with_lease(lease), blobs, lease)
+        await patiently(keep, settings.settle_patience)
     finally:
-        await finish_anyway(discard_lease(machinery.containerd, lease), machinery.settings.cleanup_timeout)
+        discarding = patiently(lambda: discard_lease(containerd, lease), settings.cleanup_timeout)
+        await finish_anyway(discarding, settings.cleanup_timeout)
     reached(Step.KEPT, lease)

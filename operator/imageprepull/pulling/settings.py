@@ -58,5 +58,7 @@ class PullSettings:
     visible_poll: float = 0.02
     visible_poll_cap: float = 0.5
     cleanup_timeout: float = 30.0
+    settle_patience: float = 300.0
+    """How long what follows a ready image, keeping its blobs and syncing it, waits for a daemon that went away."""
     daemon_patience: float = 5.0
     """How long a failed pull waits for a daemon that went away, to delete the lease that nobody comes back for."""

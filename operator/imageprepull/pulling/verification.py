@@ -17,7 +17,7 @@ from pathlib import Path
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.blobs import CONTENT
 from imageprepull.pulling.chain import Chain, ChainLostError
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE_IMAGE
@@ -124,7 +124,8 @@ async def verify(
     except ChainLostError as error:
         raise PullError("NotPresent", str(error)) from error
     finally:
-        await finish_anyway(discard_lease(containerd, lease), settings.cleanup_timeout)
+        discarding = patiently(lambda: discard_lease(containerd, lease), settings.cleanup_timeout)
+        await finish_anyway(discarding, settings.cleanup_timeout)
 
 
 class _Verification:

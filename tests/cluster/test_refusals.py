@@ -72,11 +72,6 @@ def test_the_api_server_refuses_with_the_field(
             ["nginx", "docker.io/library/nginx:latest"],
         ),
         ({"images": [{"image": "a"}], "suspend": True}, "FieldNotSupported", ["spec.suspend"]),
-        (
-            {"images": [{"image": "a"}], "deletionPolicy": "Delete"},
-            "FieldNotSupported",
-            ["spec.deletionPolicy"],
-        ),
     ],
 )
 def test_the_operator_stalls_with_reason_and_field(

@@ -88,6 +88,21 @@ def test_one_remaining_owner_keeps_the_entry_present() -> None:
     assert rendered.images[0].owners == ["shop/a/uid-a"]
 
 
+def test_it_is_deleted_only_if_all_that_name_it_say_so() -> None:
+    deleting = candidate("a", deletionPolicy="Delete")
+    retaining = candidate("b")
+    alone = render("n1", [], planned(deleting)).images
+    assert alone[0].on_removal is OnRemoval.DELETE
+    both = render("n1", alone, planned(deleting, retaining)).images
+    assert both[0].on_removal is OnRemoval.UNPIN
+    for gone in (["uid-a", "uid-b"], ["uid-a"], ["uid-b"]):
+        left = [one for one in (deleting, retaining) if one.uid not in gone]
+        after = render("n1", both, planned(*left, gone=gone)).images
+        assert (after[0].on_removal is OnRemoval.DELETE) == (gone == ["uid-b"]), gone
+    (absent,) = render("n1", alone, planned(gone=["uid-a"])).images
+    assert (absent.state, absent.on_removal) == (Desired.ABSENT, OnRemoval.DELETE)
+
+
 def test_an_edit_lets_go_only_after_confirmation() -> None:
     edited = candidate(images=["redis:7"], generation=2)
     first = render("n1", [entry()], planned(edited))

@@ -82,6 +82,18 @@ def test_a_tenth_or_a_single_one_is_let_go() -> None:
     assert missing(1).release(alive=0) is None
 
 
+def test_with_a_kind_made_anew_even_one_waits() -> None:
+    witness = missing(1)
+    assert witness.missing
+    held = witness.release(alive=100, remade=True)
+    assert held is not None
+    assert str(held).startswith("1 of 101 ImagePrepulls vanished unseen, maybe with their CRD (shop/web);")
+    assert witness.gone == frozenset()
+    assert witness.release(alive=100, remade=True, approved=held.token) is None
+    assert witness.gone == {"u0"}
+    assert not witness.missing
+
+
 def test_a_wipe_is_not_let_through_one_by_one() -> None:
     witness = Witness(interval=30)
     witness.listed([], {"u0": WHERE, "u1": WHERE})

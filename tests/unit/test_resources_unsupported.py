@@ -31,7 +31,6 @@ USES: dict[str, dict[str, Any]] = {
     "spec.backoffLimit": {"backoffLimit": 9},
     "spec.activeDeadlineSeconds": {"completionMode": "Once", "activeDeadlineSeconds": 60},
     "spec.refreshIntervalSeconds": {"refreshIntervalSeconds": 60},
-    "spec.deletionPolicy": {"deletionPolicy": "Delete"},
     "spec.ttlSecondsAfterFinished": {"completionMode": "Once", "ttlSecondsAfterFinished": 0},
     "spec.suspend": {"suspend": True},
 }
@@ -45,7 +44,7 @@ ACTED_ON = {
     "tolerations": [{"operator": "Exists"}],
     "priority": 5,
     "pinPolicy": "Never",
-    "deletionPolicy": "Retain",
+    "deletionPolicy": "Delete",
     "limits": {"parallelImages": 1, "parallelDownloads": 1},
     "maxBackoffSeconds": 1,
     "stallTimeoutSeconds": 10,

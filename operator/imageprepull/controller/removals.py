@@ -18,6 +18,8 @@ from imageprepull.kube.kinds import IMAGEPREPULLS, LEASES
 logger = structlog.get_logger(__name__)
 APPROVAL = "imageprepull.io/approve-removals"
 """Annotation on the operator's Lease; its value is the token that the Event names."""
+CRD_UID = "imageprepull.io/crd-uid"
+"""Annotation on the operator's Lease: the CRD under which nothing was missing. Another one is a kind made anew."""
 
 
 class Removals:
@@ -36,6 +38,7 @@ class Removals:
         self._events = events
         self._lease = lease
         self._poll = poll
+        self._noted = False
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -55,8 +58,15 @@ class Removals:
             trusted = await self._trust.holds()
             for suspect, found in answers:
                 self._witness.read(suspect.uid, found=found, trusted=trusted, now=time.monotonic())
-        approved = await self._approved() if self._witness.waiting else ""
-        self._hold(self._witness.release(alive=len(self._world.prepulls), approved=approved))
+        marks = await self._marks() if self._witness.waiting else {}
+        self._hold(
+            self._witness.release(
+                alive=len(self._world.prepulls),
+                approved=marks.get(APPROVAL, ""),
+                remade=marks.get(CRD_UID, "") != self._trust.prepulls_uid,
+            )
+        )
+        await self._note_crd()
         if self._witness.gone - before:
             self._mark(self._witness.gone - before)
 
@@ -76,10 +86,21 @@ class Removals:
             raise
         return bool(document["metadata"]["uid"] == suspect.uid)
 
-    async def _approved(self) -> str:
+    async def _marks(self) -> dict[str, str]:
         namespace, name = self._lease
         lease = await self._api.get(LEASES, name, namespace)
-        return str((lease["metadata"].get("annotations") or {}).get(APPROVAL, ""))
+        return dict(lease["metadata"].get("annotations") or {})
+
+    async def _note_crd(self) -> None:
+        """Once nothing is missing, what vanishes later vanished from this CRD."""
+        if self._noted or self._witness.missing:
+            return
+        uid = self._trust.prepulls_uid
+        if (await self._marks()).get(CRD_UID) != uid:
+            namespace, name = self._lease
+            body = {"metadata": {"annotations": {CRD_UID: uid}}}
+            await self._api.merge_patch(LEASES, name, body, namespace=namespace)
+        self._noted = True
 
     def _hold(self, held: Held | None) -> None:
         if held is not None and (self.held is None or held.token != self.held.token):

@@ -48,6 +48,11 @@ class Trust:
         self._uids: tuple[str, ...] = ()
         self.informers: Sequence[Informer] = ()
 
+    @property
+    def prepulls_uid(self) -> str:
+        """The uid of the CRD whose objects ImagePrepulls are; empty before it was read."""
+        return self._uids[0] if self._uids else ""
+
     async def wait(self, timeout: float) -> None:  # noqa: ASYNC109 - a deadline with its own message.
         """Wait for both CRDs.
 

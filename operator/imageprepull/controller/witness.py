@@ -8,8 +8,8 @@ exists and no longer names an image, is `render`'s):
 
 Both count only while both CRDs are Established, are not being deleted, are the same objects as before (a CRD that
 was deleted and made anew took every object with it, and nobody ordered that), and while all caches are synced.
-(c) stops when it concerns more than one object and more than a tenth of those known, until an administrator
-approves exactly that set.
+(c) stops when it concerns more than one object and more than a tenth of those known, or any at all whose kind was
+made anew meanwhile, until an administrator approves exactly that set.
 """
 
 from __future__ import annotations
@@ -95,6 +95,11 @@ class Witness:
         """Whether a confirmed suspicion waits for `release`."""
         return any(one.confirmed for one in self._suspects.values())
 
+    @property
+    def missing(self) -> bool:
+        """Whether anything is suspected to have vanished unseen."""
+        return any(one.cause is Cause.MISSING_AFTER_GAP for one in self._suspects.values())
+
     def read(self, uid: str, *, found: bool, trusted: bool, now: float) -> None:
         """The answer of a quorum GET. `trusted`: CRDs and caches were in order after it was asked."""
         suspect = self._suspects.get(uid)
@@ -113,17 +118,19 @@ class Witness:
         elif now >= suspect.first_missing + self._interval:
             suspect.confirmed = True
 
-    def release(self, *, alive: int, approved: str = "") -> Held | None:
+    def release(self, *, alive: int, approved: str = "", remade: bool = False) -> Held | None:
         """Let confirmed (c) suspects go, unless they are too many at once. `alive`: objects known to exist.
 
-        All that are missing are counted, confirmed or not, so that a wipe is not let through one by one.
+        `remade`: the CRD is not known to be the one that they were objects of, and may have taken them with it. All
+        that are missing are counted, confirmed or not, so that a wipe is not let through one by one.
         """
         missing = [one for one in self._suspects.values() if one.cause is Cause.MISSING_AFTER_GAP]
         confirmed = [one for one in missing if one.confirmed]
         if not confirmed:
             return None
-        if len(missing) > 1 and len(missing) > MASS_SHARE * (alive + len(missing)):
-            held = Held.of(missing, alive + len(missing))
+        too_many = len(missing) > 1 and len(missing) > MASS_SHARE * (alive + len(missing))
+        if too_many or remade:
+            held = Held.of(missing, alive + len(missing), remade=remade)
             if approved != held.token:
                 return held
         for one in confirmed:
@@ -134,23 +141,29 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Removals that wait for an administrator. `token` stands for exactly this set of uids."""
+    """Removals that wait for an administrator. `token` stands for exactly this set of uids.
+
+    `remade`: their CRD may have been deleted under them.
+    """
 
     token: str
     count: int
     known: int
     examples: tuple[str, ...]
+    remade: bool = False
 
     @classmethod
-    def of(cls, suspects: Iterable[Suspect], known: int) -> Held:
+    def of(cls, suspects: Iterable[Suspect], known: int, *, remade: bool = False) -> Held:
         """Describe a set of suspects."""
         ordered = sorted(suspects, key=lambda one: one.uid)
         token = hashlib.sha256("\n".join(one.uid for one in ordered).encode()).hexdigest()[:12]
         examples = tuple(f"{one.namespace}/{one.name}" for one in ordered[:3])
-        return cls(token, len(ordered), known, examples)
+        return cls(token, len(ordered), known, examples, remade)
 
     def __str__(self) -> str:
+        how = "vanished unseen, maybe with their CRD" if self.remade else "vanished unseen"
+        more = "…" if self.count > len(self.examples) else ""
         return (
-            f"{self.count} of {self.known} ImagePrepulls vanished unseen ({', '.join(self.examples)}…); their images "
+            f"{self.count} of {self.known} ImagePrepulls {how} ({', '.join(self.examples)}{more}); their images "
             f"stay until this is approved"
         )

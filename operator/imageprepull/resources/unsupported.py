@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from imageprepull.resources.imageprepull import (
     CompletionMode,
-    DeletionPolicy,
     ImagePrepullSpec,
     PullPolicy,
     Rollout,
@@ -104,11 +103,6 @@ RULES: tuple[Rule, ...] = (
         "spec.refreshIntervalSeconds",
         lambda spec: spec.refresh_interval_seconds is not None,
         "tags are resolved once per change of the object; leave it out",
-    ),
-    Rule(
-        "spec.deletionPolicy",
-        lambda spec: spec.deletion_policy is not DeletionPolicy.RETAIN,
-        "images are left to the kubelet's garbage collection; leave it out or use Retain",
     ),
     Rule(
         "spec.ttlSecondsAfterFinished",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from imageprepull.pulling.errors import PullError, first_error
+from imageprepull.pulling.errors import DISK_ERRNOS, PullError, as_pull_error, first_error
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
@@ -34,7 +34,8 @@ async def make_durable(
     """Write the snapshotter's file system to disk, then take the label from those of `chain_ids` that carry it.
 
     Raises:
-        PullError: CannotSync, when the folder is not to be seen from here.
+        PullError: CannotSync, when the folder is not to be seen from here; DiskError or DiskFull, when it failed: then no
+            layer that waited for it will be believed again.
         RuntimeFault: the runtime does not do as asked.
     """
     labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"=="{boot_id}"'])
@@ -44,9 +45,11 @@ async def make_durable(
     try:
         await asyncio.to_thread(sync_file_system, root)
     except OSError as error:
-        raise PullError(
-            "CannotSync", f"cannot sync the file system of the snapshots, {root}: {error.strerror}"
-        ) from error
+        why = f"cannot sync the file system of the snapshots, {root}: {error.strerror}"
+        if error.errno not in DISK_ERRNOS:
+            raise PullError("CannotSync", why) from error
+        await distrust(containerd, snapshotter, boot_id, {found.name for found in labelled})
+        raise PullError(as_pull_error(error).reason, why) from error
     reached(Step.SYNCED, str(root))
     at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -64,6 +67,19 @@ async def make_durable(
                 group.create_task(clear(chain_id))
     except BaseExceptionGroup as failures:
         raise first_error(failures) from failures
+
+
+async def distrust(containerd: Containerd, snapshotter: str, boot_id: str, chain_ids: Iterable[str]) -> None:
+    """Have layers made anew, as if another boot had left them unsynced.
+
+    The kernel tells of a failed write once, and forgets what it could not write: a second syncfs would succeed over
+    files that are not on the disk. Whose they were it does not tell, so it may be any that waited.
+    """
+    for chain_id in chain_ids:
+        try:
+            await containerd.snapshots.update_labels(snapshotter, chain_id, {UNSYNCED: f"{boot_id}-lost"})
+        except NotFound:
+            continue
 
 
 def sync_file_system(folder: Path) -> None:

@@ -75,6 +75,7 @@ _FINAL_FAULTS = (PermissionDenied, NotContainerd, Unsupported, InvalidRequest)
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+DISK_ERROR = "DiskError"
 DISK_ERRNOS = _FULL | {errno.EIO, errno.EROFS}
 """What another way to write the same bytes would meet too."""
 
@@ -85,7 +86,7 @@ def _os_error(error: OSError, message: str) -> tuple[str, str]:
     if error.errno in _FULL:
         return "DiskFull", f"{message}; free disk space on the node"
     if error.errno in DISK_ERRNOS:
-        return "DiskError", f"{message}; look into the kernel's log of the node"
+        return DISK_ERROR, f"{message}; look into the kernel's log of the node"
     return "LocalFileError", message
 
 

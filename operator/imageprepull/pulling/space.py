@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.errors import DISK_ERROR, PullError
 from imageprepull.pulling.need import Need
 from imageprepull.resources.free_space import Amount
 
 INSUFFICIENT_DISK = "InsufficientDisk"
 DISK_FULL = "DiskFull"
 OUT_OF_SPACE = (INSUFFICIENT_DISK, DISK_FULL)
+OF_THE_DISK = (*OUT_OF_SPACE, DISK_ERROR)
 NODE_DISK_PRESSURE = "NodeDiskPressure"
 IMAGEFS_AVAILABLE = Amount(percent=15)
 INODES_FREE = Amount(percent=5)

@@ -94,6 +94,13 @@ class DiskFull(RuntimeFault):
     temporary = True
 
 
+class DiskFailed(RuntimeFault):
+    """The runtime cannot write or read its disk."""
+
+    reason = "DiskError"
+    temporary = True
+
+
 class PermissionDenied(RuntimeFault):
     """We may not use the socket."""
 
@@ -135,6 +142,7 @@ _LOCKED = re.compile(r"\bref \S+ locked\b")
 # "lease does not exist" from calls under a lease, `lease "x": not found` from the lease service.
 _LEASE_GONE = re.compile(r"\blease does not exist\b|\blease \"[^\"]*\": not found")
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded")
+_DISK_FAILED = re.compile(r"input/output error|read-only file system")
 
 _BY_CODE: dict[grpc.StatusCode, type[RuntimeFault]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -155,6 +163,8 @@ def classify(code: grpc.StatusCode, detail: str) -> type[RuntimeFault]:
     """The kind of fault behind a status and its text."""
     if _DISK_FULL.search(detail):
         return DiskFull
+    if _DISK_FAILED.search(detail):
+        return DiskFailed
     if code is grpc.StatusCode.UNAVAILABLE and _LOCKED.search(detail):
         return Locked
     if code is grpc.StatusCode.NOT_FOUND and _LEASE_GONE.search(detail):

@@ -25,7 +25,10 @@ def folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One piece of a run: `examples` made with `seed` on `commit`. `outcome` is `PASSED`, or what was found."""
+    """One piece of a run: `examples` made with `seed` on `commit`. `outcome` is `PASSED`, or what was found.
+
+    `detail` is for whoever adds up.
+    """
 
     commit: str
     seed: int
@@ -33,6 +36,7 @@ class Chunk:
     outcome: str
     seconds: float
     at: float
+    detail: str = ""
 
 
 class Journal:

@@ -15,14 +15,19 @@ Tree = dict[str, dict[str, Any]]
 
 
 async def layer_trees(containerd: Containerd, top: str) -> list[Tree]:
-    """The directories of a chain, bottom first, found through the mounts of a child."""
+    """What the layers of a chain hold, bottom first."""
+    return [tree(folder) for folder in await layer_folders(containerd, top)]
+
+
+async def layer_folders(containerd: Containerd, top: str) -> list[Path]:
+    """The directories of a chain of two layers or more, bottom first, found through the mounts of a child."""
     await containerd.leases.create("look", {}, 60)
     looking = containerd.with_lease("look")
     try:
         (mount,) = await looking.snapshots.prepare(SNAPSHOTTER, "look at layers", top, {})
         lower = next(option for option in mount.options if option.startswith("lowerdir="))
         folders = [Path(folder) for folder in lower.removeprefix("lowerdir=").split(":")]
-        return [tree(folder) for folder in reversed(folders)]
+        return folders[::-1]
     finally:
         await looking.snapshots.remove(SNAPSHOTTER, "look at layers")
         await containerd.leases.delete("look")

@@ -1,5 +1,6 @@
-"""Cleaning up after a failure or a cancellation: it must end, it must not be interrupted a second time, and a daemon
-that is just being restarted must not keep it from its work.
+"""Cleaning up after a failure or a cancellation: it must end, and it must not be interrupted a second time.
+
+Nor may a daemon that is just being restarted keep it from its work.
 """
 
 from __future__ import annotations

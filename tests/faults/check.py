@@ -1,0 +1,145 @@
+"""Everything that must hold on the whole node after a pull, however often it was killed. One complaint per line."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.labels import UNSYNCED
+from imageprepull.pulling.records import record_names
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.snapshots import SnapshotKind
+from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, leftovers
+from tests.containerd.differential.trees import differences, scan
+from tests.containerd.layer_trees import layer_folders
+from tests.faults.node import Machine
+from tests.testbed.images import BuiltImage
+
+_SHOWN = 5
+
+
+async def complaints(
+    machine: Machine, containerd: Containerd, image: BuiltImage, reference: str, since: float
+) -> list[str]:
+    """Of a machine with an idle agent, whose pull began at `since` (seconds since 1970)."""
+    found = await _leftovers(machine, containerd, "")
+    found += await _image(containerd, image, reference)
+    if not found:
+        found += await _trees(machine, containerd, image, since)
+    await _make_dirty(containerd)
+    found += await _leftovers(machine, containerd, " after a collection")
+    found += await _files(machine, containerd)
+    # What the collection took was not held.
+    found += await _image(containerd, image, reference)
+    return found
+
+
+async def empty(machine: Machine, containerd: Containerd) -> list[str]:
+    """Remove the image: then nothing at all may be left."""
+    for record in await containerd.images.list():
+        await containerd.images.delete(record.name)
+    await _make_dirty(containerd)
+    found = await _leftovers(machine, containerd, " without the image")
+    found += [
+        f"snapshot {left.name} without the image" for left in await containerd.snapshots.list(SNAPSHOTTER)
+    ]
+    found += [f"blob {left.digest} without the image" for left in await containerd.content.list()]
+    return found + await _files(machine, containerd)
+
+
+async def early_records(containerd: Containerd, image: BuiltImage, reference: str) -> list[str]:
+    """Image records over layers that are not there: the CRI would show such an image, and no container would start."""
+    names = record_names(Reference.parse(reference), image.digest, image.config.digest)
+    if not any([await containerd.images.get(name) for name in names]):
+        return []
+    return [f"{line}, but a record is there" for line in await _layers(containerd, image, synced=False)]
+
+
+async def _leftovers(machine: Machine, containerd: Containerd, when: str) -> list[str]:
+    left = await leftovers(containerd)
+    found = [f"lease {name} is left{when}" for name in left.leases]
+    found += [f"ingest {name} is left{when}" for name in left.ingests]
+    found += [f"active snapshot {name} is left{when}" for name in left.active_snapshots]
+    return found + [f"spool file {name} is left{when}" for name in machine.spooled()]
+
+
+async def _image(containerd: Containerd, image: BuiltImage, reference: str) -> list[str]:
+    found = []
+    for name in record_names(Reference.parse(reference), image.digest, image.config.digest):
+        record = await containerd.images.get(name)
+        if record is None or record.target.digest != image.digest:
+            found.append(f"record {name} is {record and record.target.digest}")
+    for blob in (image.manifest, image.config):
+        there = await containerd.content.info(blob.digest) is not None
+        if not there or await containerd.content.read(blob.digest) != blob.read():
+            found += [f"document {blob.digest} is missing or damaged"]
+    return found + await _layers(containerd, image, synced=True)
+
+
+async def _layers(containerd: Containerd, image: BuiltImage, *, synced: bool) -> list[str]:
+    found = []
+    for number, chain_id in enumerate(image.chain_ids):
+        snapshot = await containerd.snapshots.stat(SNAPSHOTTER, chain_id)
+        if snapshot is None or snapshot.kind is not SnapshotKind.COMMITTED:
+            found.append(f"layer {number} is not committed")
+        elif synced and UNSYNCED in snapshot.labels:
+            found.append(f"layer {number} is labelled as unsynced")
+    return found
+
+
+async def _trees(machine: Machine, containerd: Containerd, image: BuiltImage, since: float) -> list[str]:
+    folders = await layer_folders(containerd, image.chain_ids[-1])
+    found = []
+    for number, (folder, wanted) in enumerate(zip(folders, machine.reference, strict=True)):
+        ours = await asyncio.to_thread(scan, folder, since)
+        found += [f"layer {number}: {line}" for line in differences(ours, wanted)]
+    return found
+
+
+async def _files(machine: Machine, containerd: Containerd) -> list[str]:
+    """The disk against the records, in both directions."""
+    recorded = {blob.digest.removeprefix("sha256:") for blob in await containerd.content.list()}
+    there = _names(machine.blobs)
+    found = [f"blob file {name} that nothing records" for name in sorted(there - recorded)]
+    found += [f"blob {name} without its file" for name in sorted(recorded - there)]
+    for name in sorted(there & recorded):
+        if await asyncio.to_thread(_digest, machine.blobs / name) != name:
+            found.append(f"blob file {name} is damaged")
+    found += [f"ingest folder {name}" for name in sorted(_names(machine.ingests))]
+    snapshots = await containerd.snapshots.list(SNAPSHOTTER)
+    folders = _names(machine.snapshots)
+    if len(folders) != len(snapshots):
+        found.append(f"{len(folders)} snapshot folders for {len(snapshots)} snapshots")
+    return found
+
+
+async def _make_dirty(containerd: Containerd) -> None:
+    """Let a collection look at the disk: the daemon does so only after something was removed."""
+    await containerd.leases.create("dirty", {}, 60)
+    leased = containerd.with_lease("dirty")
+    await leased.snapshots.prepare(SNAPSHOTTER, "dirty", "", {})
+    await leased.snapshots.remove(SNAPSHOTTER, "dirty")
+    body = b"dirty"
+    blob = Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(body).hexdigest()}", len(body))
+    await leased.content.put("dirty", blob, body, {})
+    await containerd.leases.delete("dirty")
+    await collect_garbage(containerd)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first(lines: Iterable[str]) -> str:
+    """The first few, for a message."""
+    return "\n".join(itertools.islice(lines, _SHOWN))

@@ -1,0 +1,122 @@
+"""What is to happen to a pull, and when: made from a seed, passed to the victim as text. Pure."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+from imageprepull.pulling.steps import Step
+
+
+class Victim(StrEnum):
+    """`ZYGOTE` is the parent of the workers. `LEASE`: another tool deletes the pull's lease, and a collection runs.
+    `GAP`: that collection was at the staged trees, and is not through yet."""
+
+    AGENT = "agent"
+    WORKER = "worker"
+    ZYGOTE = "zygote"
+    DAEMON = "daemon"
+    CONNECTION = "connection"
+    LEASE = "lease"
+    GAP = "gap"
+
+
+STARTED = "started"
+"""The step before all steps: the agent runs, and has looked at nothing."""
+SWEPT = "swept"
+BEFORE_RECORDS = (
+    Step.LEASED,
+    Step.DOCUMENTED,
+    Step.ASKED,
+    Step.FETCHED,
+    Step.STAGED,
+    Step.SPOOLED,
+    Step.UNPACKED,
+    Step.INHERITED,
+    Step.PREPARED,
+    Step.EXCHANGED,
+    Step.VOUCHED,
+    Step.COMMITTED,
+    Step.UNSTAGED,
+)
+"""In this order each is reached again by a life that begins after a death at any earlier one."""
+AFTER_RECORDS = (
+    Step.VISIBLE,
+    Step.RELEASED,
+    Step.KEEPING,
+    Step.PLACED,
+    Step.INGESTED,
+    Step.KEPT,
+    Step.SYNCED,
+    Step.BELIEVED,
+)
+"""When these are reached the image is there: a next life has nothing to pull."""
+FAST_STEPS = (*BEFORE_RECORDS, Step.RECORDED, *AFTER_RECORDS)
+PORTABLE_STEPS = (Step.INGESTED, Step.PREPARED, Step.APPLIED, Step.COMMITTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`victim` is hit `delay` seconds after the `occurrence`th time (from 1) that the pull has done `step`.
+
+    Without a step: `delay` seconds after the pull began, or after the fault before this one.
+    """
+
+    victim: Victim
+    step: str = ""
+    occurrence: int = 1
+    delay: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.victim}@{self.step}#{self.occurrence}+{self.delay:.4f}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        victim, _, moment = text.partition("@")
+        step, _, rest = moment.partition("#")
+        occurrence, _, delay = rest.partition("+")
+        return cls(Victim(victim), step, int(occurrence), float(delay))
+
+
+RANDOM_VICTIMS = (
+    *[Victim.AGENT] * 4,
+    *[Victim.DAEMON] * 4,
+    Victim.WORKER,
+    Victim.ZYGOTE,
+    Victim.CONNECTION,
+    Victim.LEASE,
+    Victim.GAP,
+)
+_OFTEN = (
+    Step.FETCHED,
+    Step.SPOOLED,
+    Step.UNPACKED,
+    Step.PREPARED,
+    Step.EXCHANGED,
+    Step.VOUCHED,
+    Step.COMMITTED,
+    Step.PLACED,
+    Step.INGESTED,
+    Step.BELIEVED,
+)
+_LAYERS = 12
+
+
+def random_faults(seed: int, *, duration: float, rare: Step | None = None, most: int = 3) -> list[Fault]:
+    """Up to `most` kills of one pull that lasts `duration` seconds undisturbed.
+
+    Half of them at a random time, which falls into the long steps; half a few milliseconds after a step, or the short
+    ones would never be hit: every other time after `rare`, if given, or a random one.
+    """
+    chance = random.Random(seed)
+    return [_random_fault(chance, duration, rare) for _ in range(chance.randint(1, most))]
+
+
+def _random_fault(chance: random.Random, duration: float, rare: Step | None) -> Fault:
+    victim = chance.choice(RANDOM_VICTIMS)
+    if chance.random() < 0.5:
+        return Fault(victim, delay=chance.uniform(0, duration))
+    step = rare if rare is not None and chance.random() < 0.5 else chance.choice(FAST_STEPS)
+    occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
+    return Fault(victim, step.value, occurrence, chance.choice((0.0, 0.0, chance.uniform(0, 0.005))))

@@ -1,0 +1,57 @@
+"""How many faults fell into each step, by victim. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from imageprepull.pulling.steps import Step
+from tests.faults.faults import FAST_STEPS, STARTED, SWEPT, Victim
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A fault that happened when this step was the last one done."""
+
+    victim: Victim
+    step: str
+
+    def __str__(self) -> str:
+        return f"{self.victim}@{self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> Hit:
+        victim, _, step = text.partition("@")
+        return cls(Victim(victim), step)
+
+
+def counted(hits: Iterable[Hit]) -> Counter[str]:
+    """Hits by step."""
+    return Counter(hit.step for hit in hits)
+
+
+def missed(hits: Iterable[Hit], steps: Sequence[Step] = FAST_STEPS) -> list[str]:
+    """The steps that no fault fell into."""
+    found = counted(hits)
+    return [step.value for step in steps if not found[step.value]]
+
+
+def rarest(hits: Iterable[Hit]) -> Step:
+    """The step that is to be hit next."""
+    found = counted(hits)
+    return min(FAST_STEPS, key=lambda step: found[step.value])
+
+
+def table(hits: Sequence[Hit]) -> str:
+    """A row for each step, a column for each victim."""
+    victims = [victim for victim in Victim if any(hit.victim is victim for hit in hits)]
+    cells = Counter((hit.step, hit.victim) for hit in hits)
+    steps = [STARTED, SWEPT, *(step.value for step in Step)]
+    lines = [f"{'last step done':16}" + "".join(f"{victim:>12}" for victim in victims) + f"{'all':>7}"]
+    for step in steps:
+        row = [cells[step, victim] for victim in victims]
+        lines.append(f"{step:16}" + "".join(f"{count:>12}" for count in row) + f"{sum(row):>7}")
+    total = [sum(hit.victim is victim for hit in hits) for victim in victims]
+    lines.append(f"{'all':16}" + "".join(f"{count:>12}" for count in total) + f"{len(hits):>7}")
+    return "\n".join(lines)

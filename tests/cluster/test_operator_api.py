@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
 from imageprepull.kube.client import ApiClient
-from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import CONFIGMAPS, CRDS, EVENTS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
 from tests.cluster.bare_api import BareApi, Child, Operator, free_port, running
-from tests.cluster.fake_agents import FakeAgents, add_node, fake_agents, remove_node
+from tests.cluster.fake_agents import FakeAgents, add_node, remove_node
+from tests.cluster.operator_bench import (
+    CRD_FILES,
+    NODE_NAMES,
+    OTHER,
+    PINNED,
+    answers,
+    condition,
+    create,
+    established,
+    eventually,
+    has_ended,
+    holder,
+    holds,
+    led_by,
+    ready,
+    status,
+)
 from tests.testbed.images import LayerSpec, build_image, push
 
 pytestmark = pytest.mark.timeout(240)
-CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
-PINNED = "registry.invalid/x/pinned@sha256:" + "a" * 64
-OTHER = "registry.invalid/x/other@sha256:" + "b" * 64
-NODE_NAMES = ("n1", "n2", "n3")
-
-
-@pytest.fixture(scope="module")
-def bare_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
-    server = BareApi(tmp_path_factory.mktemp("bare-api"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -50,105 +50,6 @@ def registry_url(bare_api: BareApi) -> Iterator[str]:
     (folder / "registry.json").write_text(json.dumps(config))
     with running(Child(["docker-registry", "serve", str(folder / "registry.json")], folder / "registry.log")):
         yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture
-async def api(bare_api: BareApi) -> AsyncIterator[ApiClient]:
-    """A client on a server with both CRDs, three nodes with agents, and nothing else of ours."""
-    async with ApiClient(bare_api.access()) as client:
-        for file in CRD_FILES:
-            crd = yaml.safe_load(file.read_text())
-            await client.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
-        await eventually(lambda: established(client))
-        for name in NODE_NAMES:
-            await add_node(client, name, labels={"zone": name})
-        yield client
-        for document in (await client.list(IMAGEPREPULLS))[0]:
-            await client.delete(IMAGEPREPULLS, document["metadata"]["name"], namespace="default")
-        for document in (await client.list(NODES))[0]:
-            await remove_node(client, document["metadata"]["name"])
-        for document in (await client.list(NODEPREPULLS))[0]:
-            await client.delete(NODEPREPULLS, document["metadata"]["name"])
-        for kind, name in ((LEASES, "imageprepull-operator"), (CONFIGMAPS, "imageprepull-pace")):
-            with contextlib.suppress(ApiError):
-                await client.delete(kind, name, namespace="default")
-
-
-@pytest.fixture
-async def agents(api: ApiClient) -> AsyncIterator[FakeAgents]:
-    async with fake_agents(api) as agents:
-        yield agents
-
-
-async def established(api: ApiClient) -> bool:
-    await api.list(IMAGEPREPULLS)
-    await api.list(NODEPREPULLS)
-    return True
-
-
-async def eventually(check: Callable[[], Any], within: float = 20) -> Any:
-    """Ask until the answer is true; the last failed assertion or API error is the test's."""
-    end = time.monotonic() + within
-    while True:
-        try:
-            answer = await check()
-            assert answer
-        except (AssertionError, ApiError, OSError, KeyError, IndexError):
-            if time.monotonic() > end:
-                raise
-        else:
-            return answer
-        await asyncio.sleep(0.1)
-
-
-async def create(api: ApiClient, name: str, *images: str, **spec: Any) -> dict[str, Any]:
-    body = {
-        "apiVersion": IMAGEPREPULLS.api_version,
-        "kind": IMAGEPREPULLS.kind,
-        "metadata": {"name": name},
-        "spec": {"images": [{"image": image} for image in images], **spec},
-    }
-    return await api.create(IMAGEPREPULLS, body, namespace="default")
-
-
-async def status(api: ApiClient, name: str) -> dict[str, Any]:
-    document = await api.get(IMAGEPREPULLS, name, "default")
-    found: dict[str, Any] = document["status"]
-    assert found["observedGeneration"] == document["metadata"]["generation"]
-    return found
-
-
-async def condition(api: ApiClient, name: str, kind: str) -> dict[str, Any]:
-    document = await api.get(IMAGEPREPULLS, name, "default")
-    found = next(one for one in document["status"]["conditions"] if one["type"] == kind)
-    assert found["observedGeneration"] == document["metadata"]["generation"]
-    return dict(found)
-
-
-def ready(api: ApiClient, name: str, value: str = "True") -> Callable[[], Any]:
-    async def check() -> bool:
-        found = await condition(api, name, "Ready")
-        assert found["status"] == value, found
-        return True
-
-    return check
-
-
-async def entries(api: ApiClient, node: str) -> dict[str, str]:
-    document = await api.get(NODEPREPULLS, node)
-    return {one["reference"]: one.get("state", "Present") for one in document["spec"].get("images", ())}
-
-
-def holds(api: ApiClient, node: str, **wanted: str) -> Callable[[], Any]:
-    async def check() -> bool:
-        found = {
-            reference.split("/")[-1].split("@")[0]: state
-            for reference, state in (await entries(api, node)).items()
-        }
-        assert found == wanted
-        return True
-
-    return check
 
 
 async def test_an_object_goes_from_apply_to_ready_and_away(
@@ -290,29 +191,6 @@ async def test_a_second_replica_takes_over(bare_api: BareApi, api: ApiClient, ag
                 assert second.stop() == 0
                 await eventually(lambda: led_by(api, "third"), within=4)
                 assert (await condition(api, "web", "Ready"))["status"] == "True"
-
-
-async def answers(operator: Operator, question: str) -> bool:
-    try:
-        code, text = await asyncio.to_thread(operator.ask, question)
-    except OSError as error:
-        raise AssertionError(f"{error}:\n{operator.tail()}") from error
-    assert code == 200, text
-    return True
-
-
-async def has_ended(child: Child) -> bool:
-    return child.ended() is not None
-
-
-async def holder(api: ApiClient) -> str:
-    lease = await api.get(LEASES, "imageprepull-operator", "default")
-    return str(lease["spec"].get("holderIdentity") or "")
-
-
-async def led_by(api: ApiClient, identity: str) -> bool:
-    assert await holder(api) == identity
-    return True
 
 
 async def test_what_vanished_unseen_is_let_go_one_by_one_only(

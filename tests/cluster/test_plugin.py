@@ -81,11 +81,11 @@ def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(produ
     content = node.exec(["sh", "-c", f"{files} -exec cat {{}} +"]).stdout
     assert content in ("whole", b"whole")
     product.until(
-        "the order is gone", lambda: "imageprepull.io/repair" not in annotations(product, node.name)
+        "the order is gone", lambda: "imageprepull.io/repair" not in annotations_of(product, node.name)
     )
 
 
-def annotations(product: Product, node: str) -> dict[str, str]:
+def annotations_of(product: Product, node: str) -> dict[str, str]:
     document = json.loads(product.cluster.kubectl("get", "nodeprepull", node, "-o", "json"))
     found: dict[str, str] = document["metadata"].get("annotations", {})
     return found

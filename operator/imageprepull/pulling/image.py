@@ -33,6 +33,7 @@ from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.sweep import remove_spools_of
+from imageprepull.pulling.urgency import Urgency
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound
@@ -279,6 +280,7 @@ class ImagePull:
         )
         progress.enter("Pulling")
         await self._put_documents(containerd, image)
+        urgency = Urgency(machinery.settings, request.urgent)
         self._work = LayerWork(
             machinery,
             containerd,
@@ -287,10 +289,12 @@ class ImagePull:
             choose=lambda: machinery.extraction.choose(request.snapshotter, request.lease_labels),
             progress=progress,
             keep_spooled=request.keep_blobs != "never",
-            urgent=request.urgent,
+            urgency=urgency,
             min_free=request.min_free,
         )
-        await self._work.run()
+        documents = {image.manifest_document.descriptor.digest, image.manifest.config.digest}
+        async with urgency.watched(machinery.containerd, documents):
+            await self._work.run()
         if request.keep_blobs == "before":
             await keep_now(containerd, blobs)
         progress.enter("Finishing")

@@ -27,6 +27,7 @@ from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.staging import CannotStageError, Staged, Staging
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
+from imageprepull.pulling.urgency import Urgency
 from imageprepull.resources.free_space import Amount
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
@@ -40,7 +41,7 @@ class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
     `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are
-    committed, for whoever ingests them then. `urgent`, `min_free`: as in `PullRequest`.
+    committed, for whoever ingests them then. `min_free`: as in `PullRequest`.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -54,7 +55,7 @@ class LayerWork:
         choose: Callable[[], Awaitable[ExtractionPath]],
         progress: ImageProgress,
         keep_spooled: bool,
-        urgent: bool,
+        urgency: Urgency,
         min_free: Amount | None = None,
     ) -> None:
         """Nothing is asked or fetched yet."""
@@ -65,7 +66,7 @@ class LayerWork:
         self._layers: tuple[ChainLayer, ...] = blobs.layers
         self._progress = progress
         self._keep_spooled = keep_spooled
-        self._urgent = urgent
+        self._urgency = urgency
         self._min_free = min_free
         self._started = 0.0
         self._done = [asyncio.Event() for _ in self._layers]
@@ -126,16 +127,13 @@ class LayerWork:
         workers = self._machinery.extraction.workers
         if path.path != "fast" or workers is None or path.roots is None:
             return
-        settings = self._machinery.settings
         self._staging = Staging(
             self._chain,
             workers,
             self._machinery.slots,
             path.roots,
-            nice=0 if self._urgent else settings.polite_nice,
-            dirty_bytes=0 if self._urgent else settings.polite_dirty_bytes,
-            polite=not self._urgent,
-            cleanup_timeout=settings.cleanup_timeout,
+            manners=self._urgency.manners,
+            cleanup_timeout=self._machinery.settings.cleanup_timeout,
         )
 
     async def _blob(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:

@@ -44,6 +44,8 @@ class PullSettings:
     prepare_attempts: int = 3
     polite_nice: int = 10
     """Added to the priority of workers whose image is not urgent."""
+    wanted_poll: float = 2.0
+    """Between two looks whether somebody else waits for an image that is pulled politely."""
     polite_dirty_bytes: int = 64 * 1024 * 1024
     """How much such a worker writes before it waits for the disk."""
     pressure: PressureTerms = field(default_factory=PressureTerms)

@@ -29,6 +29,7 @@ from imageprepull.pulling.plan import Work
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
+from imageprepull.pulling.urgency import Manners
 from imageprepull.unpacking.frontier import Frontier
 from imageprepull.unpacking.jobs import Extracted, ExtractJob, ImplicitDirectory, InheritJob, Refused
 from imageprepull.unpacking.workers import Workers
@@ -71,8 +72,7 @@ def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> 
 class Staging:
     """The fast path for the layers of one image, under its lease. `close` when all is over.
 
-    `nice` is added to the workers' priority; `dirty_bytes` as in `ExtractJob`; `polite` workers have fewer turns while
-    the disks are busy.
+    `manners` are asked for each worker anew.
     """
 
     def __init__(
@@ -82,18 +82,14 @@ class Staging:
         slots: Slots,
         roots: Roots,
         *,
-        nice: int = 0,
-        dirty_bytes: int = 0,
-        polite: bool = False,
+        manners: Callable[[], Manners],
         cleanup_timeout: float,
     ) -> None:
         self._chain = chain
         self._workers = workers
         self._slots = slots
         self._roots = roots
-        self._nice = nice
-        self._dirty_bytes = dirty_bytes
-        self._polite = polite
+        self._manners = manners
         self._cleanup_timeout = cleanup_timeout
         self._apart: _Apart | None = None
         self._opening = asyncio.Lock()
@@ -172,11 +168,12 @@ class Staging:
         frontier, blob = growing.frontier, growing.fd
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
-        async with self._slots.turn(Work(position, layer.descriptor.size), polite=self._polite) as turn:
+        work = Work(position, layer.descriptor.size)
+        async with self._slots.turn(work, polite=self._manners().polite) as turn:
             extracting()
             key, folder = await self._room(position)
             try:
-                job = extract_job(layer.descriptor, position, self._dirty_bytes)
+                job = extract_job(layer.descriptor, position, self._manners().dirty_bytes)
                 result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
                 if growing.frontier is not frontier:
@@ -241,7 +238,7 @@ class Staging:
         with _opened([folder]) as (root,):
             try:
                 return await self._workers.extract(
-                    job, root=root, blob=blob, frontier=frontier, progress=unpacked, nice=self._nice
+                    job, root=root, blob=blob, frontier=frontier, progress=unpacked, nice=self._manners().nice
                 )
             except Refused as refused:
                 return refused

@@ -29,6 +29,7 @@ from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.staging import CannotStageError, Staging
 from imageprepull.pulling.threads import in_thread
 from imageprepull.pulling.tree_difference import first_difference
+from imageprepull.pulling.urgency import Urgency
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
@@ -235,8 +236,7 @@ class _Verification:
             machinery.extraction.workers,
             machinery.slots,
             path.roots,
-            nice=machinery.settings.polite_nice,
-            dirty_bytes=machinery.settings.polite_dirty_bytes,
+            manners=Urgency(machinery.settings, urgent=False).manners,
             cleanup_timeout=machinery.settings.cleanup_timeout,
         )
 

@@ -1,0 +1,89 @@
+"""How hard a pull drives the node: politely beside pods, until somebody waits for the very image.
+
+A kubelet that pulls an image which we are bringing waits for our layers as for its own. It is seen by its lease: one
+that is not ours and holds the image's manifest or config, which every client of the runtime fetches first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from imageprepull.pulling.blobs import CONTENT
+from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound, RuntimeFault
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """Of the next worker. `nice` is added to its priority; `dirty_bytes` as in `ExtractJob`.
+
+    `polite` ones have fewer turns while the disks are busy.
+    """
+
+    nice: int = 0
+    dirty_bytes: int = 0
+    polite: bool = False
+
+
+@dataclass(slots=True)
+class Urgency:
+    """Of one image's pull. Once `urgent`, it stays so."""
+
+    settings: PullSettings
+    urgent: bool
+
+    def manners(self) -> Manners:
+        """Those of a worker that starts now."""
+        if self.urgent:
+            return Manners()
+        return Manners(self.settings.polite_nice, self.settings.polite_dirty_bytes, polite=True)
+
+    @asynccontextmanager
+    async def watched(self, containerd: Containerd, documents: Collection[str]) -> AsyncIterator[None]:
+        """Become urgent when somebody else holds one of the documents while the block runs."""
+        watching = asyncio.create_task(self._watch(containerd, documents), name="urgency")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+        if not watching.cancelled():
+            watching.result()
+
+    async def _watch(self, containerd: Containerd, documents: Collection[str]) -> None:
+        while not self.urgent:
+            try:
+                self.urgent = await wanted_elsewhere(containerd, documents)
+            except RuntimeFault as fault:
+                log.debug("cannot ask who else wants an image", error=str(fault))
+            if self.urgent:
+                log.info("somebody waits for an image that is being pulled", documents=sorted(documents))
+            else:
+                await asyncio.sleep(self.settings.wanted_poll)
+
+
+async def wanted_elsewhere(containerd: Containerd, documents: Collection[str]) -> bool:
+    """Whether a lease of somebody else holds one of these blobs.
+
+    Raises:
+        RuntimeFault: the runtime does not answer.
+    """
+    for lease in await containerd.leases.list():
+        if LEASE in lease.labels:
+            continue
+        try:
+            resources = await containerd.leases.resources(lease.id)
+        except NotFound:  # over meanwhile.
+            continue
+        if any(found.type == CONTENT and found.id in documents for found in resources):
+            return True
+    return False

@@ -1,0 +1,114 @@
+"""A polite pull while a kubelet pulls the same image: both end well, and ours stops holding back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+
+from imageprepull.oci.digests import sha256_digest
+from imageprepull.pulling import image as image_module
+from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.urgency import Manners, Urgency, wanted_elsewhere
+from imageprepull.runtime.connection import Containerd
+from imageprepull.unpacking.messages import Settings
+from imageprepull.unpacking.workers import Workers
+from tests.containerd.pull_bench import FAST, OWNER, PullBench, Watched, fake_serve, layer, pull_bench
+from tests.testbed import binaries
+from tests.testbed.daemon import ContainerdDaemon
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
+from tests.testbed.images import build_image
+from tests.unit.unpacking_zygotes import zygote
+
+SETTINGS = replace(FAST, wanted_poll=0.02)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with zygote(Settings()) as workers:
+        yield workers
+
+
+@pytest.fixture
+async def bench(
+    containerd: Containerd, daemon: ContainerdDaemon, workers: Workers
+) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon, settings=SETTINGS, workers=workers, stall=60) as bench:
+        yield bench
+
+
+async def until_urgent(urgency: Urgency) -> None:
+    async with asyncio.timeout(20):
+        while not urgency.urgent:  # noqa: ASYNC110 - the product tells nobody: its next worker sees it.
+            await asyncio.sleep(0.02)
+
+
+async def test_only_a_lease_of_somebody_else_that_holds_the_image_counts(containerd: Containerd) -> None:
+    wanted, other = (sha256_digest(name) for name in (b"wanted", b"other"))
+    leases = containerd.leases
+    await leases.create("ours", {"imageprepull.io/lease": OWNER}, 60)
+    await leases.add_resource("ours", "content", wanted)
+    await leases.create("theirs", {}, 60)
+    await leases.add_resource("theirs", "content", other)
+    assert not await wanted_elsewhere(containerd, {wanted})
+    await leases.add_resource("theirs", "content", wanted)
+    assert await wanted_elsewhere(containerd, {wanted})
+    for lease in ("ours", "theirs"):
+        await leases.delete(lease)
+
+
+async def test_manners_last_until_somebody_waits(containerd: Containerd) -> None:
+    wanted = sha256_digest(b"wanted")
+    urgency = Urgency(SETTINGS, urgent=False)
+    assert urgency.manners() == Manners(SETTINGS.polite_nice, SETTINGS.polite_dirty_bytes, polite=True)
+    async with urgency.watched(containerd, {wanted}):
+        await containerd.leases.create("theirs", {}, 60)
+        await containerd.leases.add_resource("theirs", "content", wanted)
+
+        await until_urgent(urgency)
+    await containerd.leases.delete("theirs")
+    assert urgency.manners() == Manners()
+
+
+async def test_a_kubelet_that_pulls_the_same_image_gets_it_and_hurries_us(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("both-0", 50_000), layer("both-1", 400_000)])
+    release = asyncio.Event()
+    fake.faults[image.layers[1].blob.digest] = [
+        Fault(hold_after=1000, release=release),
+        Fault(hold_after=1000, release=release),
+    ]
+    reference = fake_serve(fake, image)
+    daemon.trust(reference.partition("/")[0])
+    seen: list[Urgency] = []
+
+    class Seen(Urgency):
+        def __init__(self, settings: PullSettings, urgent: bool) -> None:
+            super().__init__(settings, urgent)
+            seen.append(self)
+
+    monkeypatch.setattr(image_module, "Urgency", Seen)
+    progress = Watched(reference)
+    ours = asyncio.create_task(bench.pull(reference, progress, urgent=False))
+    await progress.until(lambda found: found.states()[:1] == ["Applied"])
+    assert not seen[0].urgent
+    theirs = asyncio.create_task(kubelet_pull(daemon, reference))
+
+    await until_urgent(seen[0])
+    release.set()
+    await asyncio.gather(ours, theirs)
+    assert (await bench.presence(reference)).present
+    await bench.assert_clean()
+
+
+async def kubelet_pull(daemon: ContainerdDaemon, reference: str) -> None:
+    """Through the CRI, as the kubelet does it."""
+    crictl = await asyncio.create_subprocess_exec(
+        binaries.path("crictl"), "--runtime-endpoint", daemon.address, "pull", reference,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await crictl.wait() == 0

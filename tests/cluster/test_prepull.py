@@ -15,9 +15,9 @@ PINNING = ("b", "c")
 """Nodes on containerd 2.4; 1.6.20 knows no pinning."""
 
 
-def never_pod(name: str, node: str, image: str) -> str:
-    """A pod that may not pull."""
-    container = {"name": "main", "image": image, "imagePullPolicy": "Never"}
+def pod(name: str, node: str, image: str, policy: str = "Never") -> str:
+    """By default one that may not pull."""
+    container = {"name": "main", "image": image, "imagePullPolicy": policy}
     return json.dumps(
         {
             "apiVersion": "v1",
@@ -56,7 +56,7 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
         assert by_id["status"].get("pinned", False) is (name in PINNING)
 
     for name in NODES:
-        product.cluster.kubectl("apply", "-f", "-", stdin=never_pod(f"main-{name}", name, image))
+        product.cluster.kubectl("apply", "-f", "-", stdin=pod(f"main-{name}", name, image))
     product.cluster.kubectl(
         "wait", "--for=condition=Ready", *[f"pod/main-{name}" for name in NODES], "--timeout=60s"
     )
@@ -66,6 +66,43 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
         assert "already present on machine" in events[0]["message"]
     product.cluster.kubectl("delete", "pod", *[f"main-{name}" for name in NODES], "--wait")
     assert product.cluster.proxy.fetched_twice() == {}
+
+
+def test_an_always_pod_asks_for_the_manifest_only_and_a_never_pod_nobody(product: Product) -> None:
+    built = runnable(layer(1), layer(2))
+    image = product.push(built, "tests/policies")
+    product.apply("policies", image)
+    product.until_ready("policies")
+    product.cluster.proxy.forget()
+
+    start_pods(product, image, "Always")
+    requests = product.cluster.proxy.requests(path="/tests/policies/")
+    assert {request["node"] for request in requests} == set(NODES)
+    assert {request["method"] for request in requests} == {"HEAD"}
+    for name in PINNING:
+        product.until(
+            f"the image is pinned on {name}, which the kubelet's pull must not change",
+            lambda name=name: all(shown["pinned"] for shown in product.images_named(name, image)),
+        )
+
+    registry = product.cluster.registry
+    registry.proxy.stop()
+    try:
+        start_pods(product, image, "Never")
+    finally:
+        registry.start()
+        registry.wait()
+
+
+def start_pods(product: Product, image: str, policy: str) -> None:
+    """One on each node, until it is Ready; then they are gone again."""
+    names = {node: f"{policy.lower()}-{node}" for node in NODES}
+    for node, name in names.items():
+        product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, node, image, policy))
+    product.cluster.kubectl(
+        "wait", "--for=condition=Ready", *[f"pod/{name}" for name in names.values()], "--timeout=60s"
+    )
+    product.cluster.kubectl("delete", "pod", *names.values(), "--wait")
 
 
 def test_every_node_unpacks_layers_itself_and_says_so(product: Product) -> None:

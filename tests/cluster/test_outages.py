@@ -1,0 +1,142 @@
+"""Something is away for a while: a node, an agent, the operator, the API server. What was begun is finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.cluster.product import NAMESPACE, Product, layer, runnable
+from tests.testbed.images import BuiltImage
+
+pytestmark = pytest.mark.timeout(300)
+NODES = ("a", "b", "c")
+OPERATOR = "deployment/imageprepull-operator"
+
+
+@contextmanager
+def half_pulled(product: Product, name: str, built: BuiltImage, *nodes: str) -> Iterator[str]:
+    """The image's last layer is withheld until the block ends, the others are applied on these nodes."""
+    held = built.layers[-1].blob.digest
+    image = product.push(built, f"tests/{name}")
+    # Beyond the first range that is written: some of the layer's bytes are there.
+    product.cluster.proxy.hold(held, after=100_000)
+    product.apply(name, image)
+    product.until(
+        "all layers but the last are Applied",
+        lambda: all(
+            product.layer_states(name, node, image)[:-1] == ["Applied"] * (len(built.layers) - 1)
+            for node in nodes
+        ),
+    )
+    try:
+        yield image
+    finally:
+        product.cluster.proxy.release(held)
+
+
+def leases(product: Product, node: str) -> list[str]:
+    """Leases of ours, on a node."""
+    listed = product.cluster.node(node).ctr("leases", "ls", "-q").split()
+    return [lease for lease in listed if lease.startswith("imageprepull")]
+
+
+def active_snapshots(product: Product, node: str) -> list[str]:
+    """Snapshots that somebody is filling, on a node."""
+    listed = product.cluster.node(node).ctr("snapshots", "ls").splitlines()
+    return [line for line in listed if line.startswith("extract-")]
+
+
+def until_clean(product: Product, node: str) -> None:
+    """Until nothing is left of a pull but the image."""
+    product.until(
+        f"no lease and no active snapshot is left on {node}",
+        lambda: leases(product, node) == [] and active_snapshots(product, node) == [],
+    )
+    spool = product.cluster.node(node).exec(["ls", "/var/lib/containerd/imageprepull"]).stdout.split()
+    assert [name for name in spool if name.startswith("sha256-")] == []
+
+
+@pytest.mark.parametrize("node", ["a", "c"])
+def test_a_node_that_reboots_in_the_middle_of_a_pull_ends_with_the_image(product: Product, node: str) -> None:
+    built = runnable(layer(1), layer(2, size=2_000_000))
+    with half_pulled(product, f"reboot-{node}", built, *NODES):
+        product.cluster.reboot(node)
+    product.until_ready(f"reboot-{node}", timeout=120)
+    until_clean(product, node)
+
+
+def test_an_agent_that_is_evicted_in_the_middle_of_a_pull_fetches_no_finished_byte_again(
+    product: Product,
+) -> None:
+    built = runnable(layer(1), layer(2, size=2_000_000))
+    with half_pulled(product, "evicted", built, *NODES):
+        selector = ("-l", "app.kubernetes.io/component=agent", "--field-selector=spec.nodeName=b")
+        product.cluster.kubectl("-n", NAMESPACE, "delete", "pod", *selector, "--wait")
+        product.cluster.kubectl(
+            "-n", NAMESPACE, "rollout", "status", "daemonset/imageprepull-agent", "--timeout=60s"
+        )
+    product.until_ready("evicted")
+    for one in built.layers[:-1]:
+        assert product.cluster.proxy.bytes_of("b", one.blob.digest) == one.blob.size
+    until_clean(product, "b")
+
+
+def test_without_an_api_server_agents_finish_and_its_return_brings_no_storm(product: Product) -> None:
+    built = runnable(layer(1), layer(2, size=2_000_000))
+    with half_pulled(product, "no-api", built, *NODES) as image:
+        apiserver = product.cluster.control_plane.apiserver
+        apiserver.stop(kill=True)
+        product.cluster.proxy.release(built.layers[-1].blob.digest)
+        try:
+            for node in NODES:
+                until_present(product, node, image)
+        finally:
+            product.cluster.control_plane.start_apiserver()
+            product.cluster.control_plane.wait()
+    product.until_ready("no-api")
+    assert 0 < writes_since_start(product) <= 10 * len(NODES)
+
+
+def until_present(product: Product, node: str, image: str) -> None:
+    product.until(f"{node} has the image", lambda: bool(product.images_named(node, image)))
+
+
+def writes_since_start(product: Product) -> int:
+    """Status writes of all NodePrepulls that this life of the API server has answered."""
+    metrics = product.cluster.kubectl("get", "--raw", "/metrics")
+    counted = re.findall(
+        r'^apiserver_request_total\{[^}]*resource="nodeprepulls"[^}]*subresource="status"[^}]*\} (\d+)$',
+        metrics,
+        re.MULTILINE,
+    )
+    return sum(map(int, counted))
+
+
+def test_without_an_operator_agents_heal_and_nothing_is_let_go(product: Product) -> None:
+    image = product.push(runnable(layer(1)), "tests/no-operator")
+    product.apply("no-operator", image)
+    product.until_ready("no-operator")
+    product.cluster.kubectl("-n", NAMESPACE, "scale", OPERATOR, "--replicas=0")
+    try:
+        product.until(
+            "the operator is gone",
+            lambda: (
+                product.cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")[
+                    "items"
+                ]
+                == []
+            ),
+        )
+        product.cluster.node("c").crictl("rmi", image)
+        product.until("the image is back on c", lambda: bool(product.images_named("c", image)))
+        product.delete("no-operator")
+        (pinned,) = product.images_named("b", image)
+        assert pinned["pinned"]
+    finally:
+        product.cluster.kubectl("-n", NAMESPACE, "scale", OPERATOR, "--replicas=1")
+        product.cluster.kubectl("-n", NAMESPACE, "rollout", "status", OPERATOR, "--timeout=60s")
+    product.until("unpinned", lambda: not any(shown["pinned"] for shown in product.images_named("b", image)))
+    assert product.images_named("b", image), "deletionPolicy Retain keeps the image"

@@ -41,6 +41,7 @@ class StillClock(Clock):
 class FakeNode:
     def __init__(self) -> None:
         self.holds: set[str] = set()
+        self.our_pins: set[str] = set()
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
         self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
@@ -57,7 +58,12 @@ class FakeNode:
         if image.reference in self.odd:
             raise NodeError("NotAnImage", "its config is no image's", permanent=True)
         self.calls.append(f"held {image.reference}")
-        return Held(image.reference in self.holds, pinned=image.pin, layers=2)
+        return Held(
+            image.reference in self.holds,
+            pinned=image.pin,
+            layers=2,
+            our_pin=image.reference in self.our_pins,
+        )
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         self.calls.append(f"pull {image.reference}")
@@ -82,6 +88,7 @@ class FakeNode:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         self.calls.append(" ".join(["unpin", image.reference, *(f"but-{other}" for other in staying)]))
+        self.our_pins.discard(image.reference)
 
     async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
         if self.down:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,7 +74,8 @@ def test_selector_and_affinity_choose_as_a_pods_do(choice: dict[str, Any], named
             True,
             "UntoleratedTaint",
         ),
-        (Taint("node.kubernetes.io/disk-pressure"), [{"operator": "Exists"}], True, "UntoleratedTaint"),
+        (Taint("node.kubernetes.io/disk-pressure"), [{"operator": "Exists"}], True, "NodeDiskPressure"),
+        (Taint("node.kubernetes.io/memory-pressure"), [{"operator": "Exists"}], True, "UntoleratedTaint"),
     ],
 )
 def test_taints_keep_out_as_for_a_daemon_set(
@@ -81,6 +83,28 @@ def test_taints_keep_out_as_for_a_daemon_set(
 ) -> None:
     verdict = judge(spec(tolerations=tolerations), NodeFacts("n1", taints=(taint,)))
     assert (verdict.named, verdict.skip) == (named, skip)
+
+
+@pytest.mark.parametrize(("status", "skip"), [("True", "NodeDiskPressure"), ("False", ""), ("Unknown", "")])
+def test_a_node_that_says_it_has_disk_pressure_is_given_nothing_and_keeps_what_it_has(
+    status: str, skip: str
+) -> None:
+    """The condition is the kubelet's; the taint comes later, from the node controller."""
+    facts = read_node(
+        {
+            "metadata": {"name": "n1"},
+            "status": {
+                "conditions": [
+                    {"type": "Ready", "status": "True"},
+                    {"type": "DiskPressure", "status": status},
+                ]
+            },
+        }
+    )
+    verdict = judge(spec(), facts)
+    assert (verdict.named, verdict.skip) == (True, skip)
+    expelled = judge(spec(), replace(facts, taints=(Taint("team", "x", "NoExecute"),)))
+    assert not expelled.named, "who may not be there at all does not stay for want of disk"
 
 
 def test_windows_and_virtual_nodes_are_skipped_with_a_reason() -> None:

@@ -70,6 +70,20 @@ def test_of_two_owners_the_strictest_counts() -> None:
     assert merged.on_removal is OnRemoval.UNPIN
 
 
+def test_the_free_space_that_all_owners_ask_for_stays_free() -> None:
+    def asked(*wishes: int | str | None) -> str | None:
+        owners = [
+            candidate(f"o{number}", limits={} if wish is None else {"minFreeDisk": wish})
+            for number, wish in enumerate(wishes)
+        ]
+        return render("n1", [], planned(*owners)).images[0].limits.min_free_disk
+
+    assert asked(None, None) is None
+    assert asked("20Gi", None) == "20Gi"
+    assert asked(5) == "5"
+    assert asked("20%", "15%", 1000) == "1000,20%"
+
+
 def test_an_unknown_owner_keeps_its_entry() -> None:
     assert render("n1", [entry()], planned()).images == [entry()]
 

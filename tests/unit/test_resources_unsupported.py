@@ -27,7 +27,6 @@ USES: dict[str, dict[str, Any]] = {
     "spec.rollout.seedNodes": {"rollout": {"seedNodes": 1}},
     "spec.rollout.maxFailedNodes": {"rollout": {"maxFailedNodes": 0}},
     "spec.limits.maxDownloadBytesPerSecond": {"limits": {"maxDownloadBytesPerSecond": "50Mi"}},
-    "spec.limits.minFreeDisk": {"limits": {"minFreeDisk": "15%"}},
     "spec.backoffLimit": {"backoffLimit": 9},
     "spec.activeDeadlineSeconds": {"completionMode": "Once", "activeDeadlineSeconds": 60},
     "spec.refreshIntervalSeconds": {"refreshIntervalSeconds": 60},

@@ -23,7 +23,9 @@ from imageprepull.pulling.puller import Puller
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import remove_image
 from imageprepull.pulling.request import PullRequest
+from imageprepull.pulling.space import NoRoom
 from imageprepull.registry.client import RegistryClient
+from imageprepull.resources.free_space import parse_amount
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
@@ -172,6 +174,7 @@ class ContainerdNode:
             # The node waits for a gated image; beside all others pods are at work.
             urgent=image.gated,
             lease_labels={LEASE_LABEL: settings.node_name},
+            min_free=parse_amount(asked) if (asked := image.limits.min_free_disk) else None,
         )
 
     async def _do(self, image: DesiredImage, work: Callable[[Reference], Awaitable[T]]) -> T:
@@ -191,6 +194,7 @@ class ContainerdNode:
                 permanent=judged.permanent,
                 retry_after=judged.retry_after,
                 unavailable=judged.reason in UNAVAILABLE,
+                no_room=judged if isinstance(judged, NoRoom) else None,
             ) from error
 
     def _judge(self, image: DesiredImage, error: Exception) -> PullError:

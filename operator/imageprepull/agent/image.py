@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from imageprepull.agent.backoff import Backoff
 from imageprepull.agent.node import Held, Pulled
 from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Why an image that is missing is not pulled now, though it is its turn."""
+
+    reason: str
+    message: str
 
 
 @dataclass(slots=True)
@@ -28,6 +37,9 @@ class ImageView:
     best_done: int = 0
     """The most bytes that any attempt had; an attempt that exceeds it gained."""
     pulled: Pulled | None = None
+    lack: NoRoom | None = None
+    """What the last attempt had no room for."""
+    gate: Gate | None = None
     verifying: bool = False
     repaired: str = ""
     """The last `repair` of an entry that was carried out, and what came of it."""
@@ -54,6 +66,7 @@ class ImageView:
         self.backoff = None
         self.due = 0
         self.next_attempt = None
+        self.lack = None
 
     def taken_over(self, desired: DesiredImage) -> None:
         """The operator's newest words. A change that can matter to a retry makes it due at once."""

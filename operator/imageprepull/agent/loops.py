@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from imageprepull.agent.clock import Clock
+from imageprepull.agent.disk import UNGUARDED, Unguarded
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node
 from imageprepull.agent.reconciler import Reconciler
@@ -47,10 +48,12 @@ async def serve_node(
     metrics: AgentMetrics,
     sweep: Sweep,
     follow: Follow,
+    disk: Unguarded = UNGUARDED,
 ) -> None:
     """Run the loops until cancelled, over a runtime that answered once.
 
-    `sweep` cleans up after earlier agents, `follow` reports losses as long as it runs.
+    `sweep` cleans up after earlier agents, `follow` reports losses as long as it runs. `disk` says who waits
+    for room.
     """
     clock = Clock()
 
@@ -60,7 +63,7 @@ async def serve_node(
             return None
         views = list(reconciler.views.values())
         metrics.layers.set(layers_in_work(views))
-        return Report(current.metadata.generation, node.about(), node.disk(), views)
+        return Report(current.metadata.generation, node.about(), disk.report() or node.disk(), views)
 
     async def write(patch: dict[str, object]) -> object:
         return await api.merge_patch(NODEPREPULLS, settings.node_name, patch, subresource="status")
@@ -74,7 +77,7 @@ async def serve_node(
             return
         if old is None or old.metadata.uid != new.metadata.uid:
             reporter.forget()
-        reconciler.take_spec(new.spec.images)
+        reconciler.take_spec(disk.effective(new.spec.images))
 
     async def reconcile() -> None:
         await spec.seen.wait()
@@ -91,6 +94,7 @@ async def serve_node(
             on_change=reporter.changed,
             delays=settings.delays,
             confirm=order_in(api, settings.node_name, lambda: uid_of(spec)),
+            gate=disk.gate,
         )
         spec = SpecWatch(api, settings.node_name, settings.watch, on_spec)
         pace = PaceWatch(
@@ -101,7 +105,14 @@ async def serve_node(
         tasks.create_task(pace.informer.run())
         tasks.create_task(reconcile())
         tasks.create_task(reporter.run())
+        tasks.create_task(disk.run(lambda: take_again(spec, reconciler, disk), reconciler.wake))
         tasks.create_task(follow(reconciler.suspect_all, reconciler.retry_used))
+
+
+def take_again(spec: SpecWatch, reconciler: Reconciler, disk: Unguarded) -> None:
+    """Pressure began or ended: the same spec means something else now."""
+    if spec.current is not None:
+        reconciler.take_spec(disk.effective(spec.current.spec.images))
 
 
 def add_checks(

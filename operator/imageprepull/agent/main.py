@@ -12,6 +12,7 @@ import signal
 import structlog
 
 from imageprepull import __version__
+from imageprepull.agent.disk import DiskGuard
 from imageprepull.agent.loops import serve_node
 from imageprepull.agent.losses import follow_losses
 from imageprepull.agent.runtime_start import opened_runtime, swept
@@ -95,6 +96,7 @@ async def live(settings: AgentSettings, workers: Workers | None = None) -> None:
             api,
             health=health,
             metrics=metrics,
+            disk=DiskGuard(node.puller.rooms, settings.margins, settings.disk_interval),
             sweep=lambda wanted: swept(node, wanted, waits.note_runtime),
             follow=lambda on_loss, on_freed: follow_losses(
                 node.subscribe,

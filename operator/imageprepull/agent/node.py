@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from imageprepull.pulling.progress import ImageProgress
+from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
 
 
@@ -45,6 +46,7 @@ class NodeError(Exception):
     """What a node could not do. `permanent`: trying again without a change elsewhere cannot help.
 
     `unavailable`: the runtime as a whole does not answer, so that asking about other images is useless.
+    `no_room`: what there was no room for.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class NodeError(Exception):
         permanent: bool = False,
         retry_after: float | None = None,
         unavailable: bool = False,
+        no_room: NoRoom | None = None,
     ) -> None:
         self.reason = reason
         self.permanent = permanent
         self.retry_after = retry_after
         self.unavailable = unavailable
+        self.no_room = no_room
         super().__init__(message)
 
 

@@ -30,7 +30,7 @@ class Observed:
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
     `pinned`: those that carry a pin of ours. `repaired`: those whose `repair` was carried out. `verifying`: whether one
     is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
-    for room on the disk.
+    for room on the disk. `held_back`: those of them that must not start now.
     """
 
     present: Mapping[Key, bool]
@@ -43,6 +43,7 @@ class Observed:
     verifying: bool = False
     removing: AbstractSet[Key] = frozenset()
     cramped: AbstractSet[Key] = frozenset()
+    held_back: AbstractSet[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         (-image.priority, key in observed.final, order, key)
         for order, key, image in in_work
         if key not in observed.running
+        and key not in observed.held_back
         and observed.due.get(key, now) <= now
         # Its predecessor under the same reference must be gone first.
         and not any(other[0] == key[0] for other in observed.running)

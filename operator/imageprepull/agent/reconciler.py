@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -17,13 +17,14 @@ from imageprepull.agent.backoff import Backoff, Failure, after_failure
 from imageprepull.agent.backoff import Pace as RetryPace
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.comparing import compared
-from imageprepull.agent.image import ImageView
+from imageprepull.agent.disk import waiting
+from imageprepull.agent.image import Gate, ImageView
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.removal import IN_USE
-from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE
+from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE, NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
 from imageprepull.telemetry.metrics import AgentMetrics
 
@@ -54,8 +55,12 @@ class Reconciler:
         on_change: Callable[[], None],
         delays: Delays = Delays(),
         confirm: Confirm | None = None,
+        gate: Callable[[NoRoom | None], Gate | None] = lambda _: None,
     ) -> None:
-        """`confirm` vouches for a removal; None is for where there is no API server: the spec as taken counts."""
+        """`confirm` vouches for a removal; None is for where there is no API server: the spec as taken counts.
+
+        `gate`: why a pull may not start, given what its last attempt had no room for.
+        """
         self.views: dict[Key, ImageView] = {}
         """The images of the newest spec, in its order; what a status shows."""
         self.problem = ""
@@ -67,6 +72,7 @@ class Reconciler:
         self._metrics = metrics
         self._on_change = on_change
         self._delays = delays
+        self._gate = gate
         self._desired: list[DesiredImage] = []
         self._frozen = True
         self._running: dict[Key, asyncio.Task[None]] = {}
@@ -242,6 +248,13 @@ class Reconciler:
 
     def _observed(self) -> Observed:
         views = self.views
+        for view in views.values():
+            there = view.held is not None and view.held.present
+            gate = None if there or view.desired.state is Desired.ABSENT else self._gate(view.lack)
+            if gate != view.gate:
+                view.gate = gate
+                self._on_change()
+        held_back = {key for key, view in views.items() if view.gate is not None}
         return Observed(
             # A suspect is unknown: a pull starts only on an answer of now.
             present={
@@ -257,7 +270,9 @@ class Reconciler:
             repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
             verifying=any(view.verifying for view in self._working.values()),
             removing=self._removals.running,
-            cramped={key for key, view in views.items() if view.backoff and view.backoff.reason in NO_ROOM},
+            cramped=held_back
+            | {key for key, view in views.items() if view.backoff and view.backoff.reason in NO_ROOM},
+            held_back=held_back,
         )
 
     def _start(self, view: ImageView) -> None:
@@ -265,6 +280,7 @@ class Reconciler:
         # The pull takes over whatever lease there is, and ends it.
         self._orphans.pop(key, None)
         view.running = True
+        view.lack = None
         view.progress = ImageProgress(view.desired.reference, on_change=self._on_change)
         if view.backoff is not None:
             self._metrics.retries.inc()
@@ -305,6 +321,7 @@ class Reconciler:
             pulled = await self._node.pull(image, progress)
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
+            view.lack = error.no_room
         except Exception as error:
             # A defect in one image's pull must not take the node's other images down with it.
             logger.exception("pull failed unexpectedly", image=image.reference, digest=image.digest)
@@ -367,17 +384,22 @@ class Reconciler:
     def _back_off(self, view: ImageView, image: DesiredImage, failure: Failure, done: int) -> Backoff:
         """Count a failed attempt. More bytes than any attempt before had are progress."""
         gained = done > view.best_done
-        backoff = after_failure(
-            view.backoff,
-            Failure(failure.reason, failure.message, failure.permanent, failure.retry_after, gained),
-            limit=image.retry.backoff_limit,
-            pace=RetryPace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow),
-            uniform=self._clock.uniform(),
-        )
+        failure = replace(failure, gained=gained)
+        pace = RetryPace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow)
+        if view.lack is not None:
+            backoff = waiting(view.backoff, failure, pace, self._clock.uniform())
+        else:
+            backoff = after_failure(
+                view.backoff,
+                failure,
+                limit=image.retry.backoff_limit,
+                pace=pace,
+                uniform=self._clock.uniform(),
+            )
         view.best_done = max(done, view.best_done)
         view.backoff = backoff
         view.due = self._clock.now() + backoff.delay
-        view.next_attempt = self._clock.stamp(backoff.delay)
+        view.next_attempt = self._clock.stamp(backoff.delay) if backoff.delay else None
         return backoff
 
     async def _unpin(self, key: Key) -> None:

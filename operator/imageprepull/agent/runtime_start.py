@@ -59,6 +59,7 @@ async def opened_runtime(
                 path=settings.extraction,
                 boot_id=boot_id or None,
                 settings=settings.pull,
+                thresholds=settings.thresholds,
             )
         )
         node = ContainerdNode(containerd, puller, registry, info, settings, Platform.host(), boot_id)

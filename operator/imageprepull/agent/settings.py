@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from imageprepull.agent.disk_pressure import Margins
 from imageprepull.agent.pace import Pace
 from imageprepull.agent.reconciler import Delays
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.informer import Timings
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.space import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class AgentSettings:
     pace: Pace = field(default_factory=Pace)
     delays: Delays = field(default_factory=Delays)
     pull: PullSettings = field(default_factory=PullSettings)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    margins: Margins = field(default_factory=Margins)
+    disk_interval: float = 10
+    """Between two looks at the disks; the kubelet takes its own as often."""
     watch: Timings = field(default_factory=Timings)
     reconnect: float = 2
     """Between tries to reach the runtime, and to get the spool's lock."""

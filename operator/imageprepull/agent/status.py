@@ -72,6 +72,8 @@ def image_status(view: ImageView) -> NodeImageStatus:
     ready = state is ImageState.READY
     progress = view.progress
     reason, message = (shown.reason, shown.message) if shown else notice(view)
+    if view.gate is not None and state in (ImageState.WAITING, ImageState.PAUSED):
+        reason, message = view.gate.reason, view.gate.message
     return NodeImageStatus(
         reference=view.desired.reference[: bounds.REFERENCE],
         digest=view.desired.digest[: bounds.DIGEST],
@@ -223,11 +225,16 @@ def same_news(one: NodePrepullStatus, other: NodePrepullStatus) -> bool:
 
 def bare(status: NodePrepullStatus) -> NodePrepullStatus:
     """Without what only the heartbeat brings."""
-    return msgspec.structs.replace(status, heartbeat=None, disk=None)
+    disk = status.disk
+    if disk is not None:
+        disk = msgspec.structs.replace(disk, capacity=0, available=0)
+    return msgspec.structs.replace(status, heartbeat=None, disk=disk if disk != Disk() else None)
 
 
 def verdict_of(status: NodePrepullStatus) -> str:
-    """The node as a whole: ready, failed, or neither yet. Its change is reported at once."""
+    """The node as a whole: ready, failed, short of disk, or neither yet. Its change is reported at once."""
+    if status.disk is not None and status.disk.pressure:
+        return "pressure"
     summary = status.summary or ImageSummary()
     if summary.pulling or summary.waiting:
         return "working"

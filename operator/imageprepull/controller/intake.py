@@ -5,6 +5,7 @@ The callbacks of the informers and kopf's events end here; the loops take over f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from imageprepull.controller.assign import Candidate
 from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.images import BadSpec, read_images
 from imageprepull.controller.nodes import read_node
+from imageprepull.controller.pins import yielded
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownNodePrepull, KnownPrepull, World, read_agent
 from imageprepull.kube.informer import Change
@@ -51,6 +53,8 @@ class Intake:
         self._world = world
         self._queues = queues
         self._witness = witness
+        self.on_pins_yielded: Callable[[NodePrepull], None] | None = None
+        """Told of a node whose pins have just yielded, by the replica that leads."""
 
     def prepull_event(self, event: str | None, body: dict[str, Any]) -> None:
         """An event of the ImagePrepull watch. It only marks: the object is then read by a quorum GET."""
@@ -106,6 +110,9 @@ class Intake:
                 del self._world.node_prepulls[name]
         else:
             self.node_prepull_read(change.object)
+            now = self._world.node_prepulls.get(name)
+            if self.on_pins_yielded and now and yielded(before.object if before else None, now.object):
+                self.on_pins_yielded(now.object)
         self._queues.nodes.add(name)
         self._mark_owners(name)
 

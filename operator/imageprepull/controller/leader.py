@@ -13,6 +13,7 @@ from imageprepull.controller.events import Events
 from imageprepull.controller.handlers import KopfThread
 from imageprepull.controller.intake import PLAN
 from imageprepull.controller.node_writer import NodeWriter
+from imageprepull.controller.pins import PinNotices
 from imageprepull.controller.planner import Planner
 from imageprepull.controller.removals import Removals
 from imageprepull.controller.resolve import Patience, Resolver
@@ -93,6 +94,7 @@ class Leader:
         queues = self._standby.queues
         kopf = KopfThread(self._settings.access, self._standby.intake.prepull_event)
         self._ticker.look_at_agents()
+        self._standby.intake.on_pins_yielded = PinNotices(self._standby.world, self._events).tell
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(kopf.run(), name="kopf")
             tasks.create_task(self._standby.trust.guard(self._settings.crd_interval), name="crds")

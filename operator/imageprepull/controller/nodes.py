@@ -18,6 +18,7 @@ from imageprepull.resources.imageprepull import (
     Toleration,
 )
 
+DISK_PRESSURE_TAINT = "node.kubernetes.io/disk-pressure"
 STARTUP_TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/imageprepull"
 ALWAYS_TOLERATED = frozenset(
     {
@@ -30,13 +31,14 @@ ALWAYS_TOLERATED = frozenset(
 # A node short of disk, memory or process IDs gets no images, whatever the object tolerates.
 NEVER_TOLERATED = frozenset(
     {
-        "node.kubernetes.io/disk-pressure",
+        DISK_PRESSURE_TAINT,
         "node.kubernetes.io/memory-pressure",
         "node.kubernetes.io/pid-pressure",
     }
 )
 VIRTUAL_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
 
+NODE_DISK_PRESSURE = "NodeDiskPressure"
 UNTOLERATED_TAINT = "UntoleratedTaint"
 NOT_LINUX = "NotLinux"
 VIRTUAL_NODE = "VirtualNode"
@@ -62,6 +64,7 @@ class NodeFacts:
     os: str = "linux"
     architecture: str = "amd64"
     created: str = ""
+    disk_pressure: bool = False
 
     @property
     def platform(self) -> Platform:
@@ -83,6 +86,16 @@ def read_node(node: Mapping[str, Any]) -> NodeFacts:
         os=reported.get("operatingSystem") or labels.get("kubernetes.io/os") or "linux",
         architecture=reported.get("architecture") or labels.get("kubernetes.io/arch") or "amd64",
         created=metadata.get("creationTimestamp") or "",
+        disk_pressure=_has_disk_pressure(node),
+    )
+
+
+def _has_disk_pressure(node: Mapping[str, Any]) -> bool:
+    """What the kubelet says; the taint that follows is the node controller's, and later."""
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return any(
+        condition.get("type") == "DiskPressure" and condition.get("status") == "True"
+        for condition in conditions
     )
 
 
@@ -112,10 +125,11 @@ def judge(spec: ImagePrepullSpec, node: NodeFacts) -> Verdict:
     if node.os != "linux":
         return Verdict(named=False, skip=NOT_LINUX)
     against = [taint for taint in node.taints if not tolerated(taint, spec.tolerations)]
-    if not against:
-        return Verdict(named=True)
-    expelled = any(taint.effect == "NoExecute" and taint.key not in NEVER_TOLERATED for taint in against)
-    return Verdict(named=not expelled, skip=UNTOLERATED_TAINT)
+    if any(taint.effect == "NoExecute" and taint.key not in NEVER_TOLERATED for taint in against):
+        return Verdict(named=False, skip=UNTOLERATED_TAINT)
+    if node.disk_pressure or any(taint.key == DISK_PRESSURE_TAINT for taint in against):
+        return Verdict(named=True, skip=NODE_DISK_PRESSURE)
+    return Verdict(named=True, skip=UNTOLERATED_TAINT if against else "")
 
 
 def matches(spec: ImagePrepullSpec, node: NodeFacts) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 
 from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.resources import bounds as schema
+from imageprepull.resources.free_space import strictest
 from imageprepull.resources.imageprepull import DeletionPolicy, PinPolicy
 from imageprepull.resources.nodeprepull import (
     Desired,
@@ -108,7 +109,9 @@ def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:
         owners=[candidate.owner],
         pin=spec.pin_policy is PinPolicy.WHILE_REFERENCED,
         limits=ImageLimits(
-            parallel_images=spec.limits.parallel_images, parallel_downloads=spec.limits.parallel_downloads
+            parallel_images=spec.limits.parallel_images,
+            parallel_downloads=spec.limits.parallel_downloads,
+            min_free_disk=strictest([spec.limits.min_free_disk]),
         ),
         retry=Retry(
             backoff_limit=spec.backoff_limit,
@@ -133,6 +136,7 @@ def merge(entries: Sequence[DesiredImage]) -> DesiredImage:
         limits=ImageLimits(
             parallel_images=min(entry.limits.parallel_images for entry in entries),
             parallel_downloads=min(entry.limits.parallel_downloads for entry in entries),
+            min_free_disk=strictest(entry.limits.min_free_disk for entry in entries),
         ),
         retry=Retry(
             backoff_limit=min(entry.retry.backoff_limit for entry in entries),

@@ -124,8 +124,8 @@ def to_stop(
 
 def scarce_inodes(room: Room, thresholds: Thresholds, points: float = 0) -> bool:
     """Whether the kubelet's threshold for inodes is reached, or will be `points` percent further on."""
-    wanted = thresholds.eviction_inodes.of(room.inodes) + room.inodes * points / 100
-    return room.inodes > 0 and wanted > 0 and room.inodes_free <= wanted
+    threshold = thresholds.eviction_inodes.of(room.inodes)
+    return threshold > 0 and room.inodes_free <= threshold + room.inodes * points / 100
 
 
 class NoRoom(PullError):

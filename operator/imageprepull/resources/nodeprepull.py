@@ -124,10 +124,17 @@ class Agent(Model, frozen=True, kw_only=True):
 
 
 class Disk(Model, frozen=True, kw_only=True):
-    """The file system that holds the snapshots, in bytes."""
+    """The file system that holds the snapshots, in bytes.
+
+    `pressure`: some file system of the runtime is about to reach the kubelet's eviction threshold (`message` says
+    which); nothing is pulled then, and our pins have yielded.
+    """
 
     capacity: int = 0
     available: int = 0
+    pressure: bool = False
+    pins_yielded: bool = False
+    message: str = ""
 
 
 class SourceBytes(Model, frozen=True, kw_only=True):

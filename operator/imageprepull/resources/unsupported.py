@@ -85,11 +85,6 @@ RULES: tuple[Rule, ...] = (
         "downloads have no rate limit; leave it out",
     ),
     Rule(
-        "spec.limits.minFreeDisk",
-        lambda spec: spec.limits.min_free_disk is not None,
-        "free space is not watched; leave it out",
-    ),
-    Rule(
         "spec.backoffLimit",
         lambda spec: spec.backoff_limit != _DEFAULT.backoff_limit,
         f"leave it out or use {_DEFAULT.backoff_limit}",

@@ -1,0 +1,252 @@
+"""The agent and its disks: pressure with hysteresis, pins that yield, images that wait for room.
+
+FAKE looks at the disks, beside the fake node: nobody can fill a real one to a given byte. tests/containerd fills some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imageprepull.agent.backoff import Backoff, Failure, Pace
+from imageprepull.agent.disk import DiskGuard, waiting
+from imageprepull.agent.disk_pressure import Margins, judge_pressure
+from imageprepull.agent.reconciler import Reconciler
+from imageprepull.agent.status import Report, build_status, image_status, same_news, verdict_of
+from imageprepull.pulling.need import Need
+from imageprepull.pulling.rooms import FileSystem, Places, Rooms
+from imageprepull.pulling.space import NO_THRESHOLDS, NoRoom, Room, Thresholds
+from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, NodePrepullStatus
+from imageprepull.telemetry.metrics import AgentMetrics
+from tests.unit.agent_doubles import FakeNode, StillClock, image
+
+GB = 10**9
+KUBELET = Thresholds()
+MARGINS = Margins()
+
+
+def room(free: float, inodes_free: int = 900) -> Room:
+    return Room(100 * GB, round(free * GB), 1000, inodes_free)
+
+
+@pytest.mark.parametrize(
+    ("was", "free", "expected"),
+    [(False, 16.1, False), (False, 16, True), (True, 20, True), (True, 20.1, False), (False, 0, True)],
+)
+def test_pressure_begins_before_the_threshold_and_ends_well_above_it(
+    was: bool, free: float, expected: bool
+) -> None:
+    assert judge_pressure(was, {"/x": room(free)}, KUBELET, MARGINS).pressure is expected
+
+
+def test_any_file_system_of_the_runtime_counts_and_the_message_names_it() -> None:
+    short = judge_pressure(False, {"/a": room(90), "/b": room(10)}, KUBELET, MARGINS)
+    assert short.message == "10 GB of 100 GB free in /b; the kubelet evicts pods below 15 GB"
+
+
+def test_inodes_count_too_and_a_threshold_of_nothing_does_not() -> None:
+    assert judge_pressure(False, {"/a": room(90, 60)}, KUBELET, MARGINS).pressure
+    assert not judge_pressure(False, {"/a": room(90, 61)}, KUBELET, MARGINS).pressure
+    assert not judge_pressure(True, {"/a": room(0, 0)}, NO_THRESHOLDS, MARGINS).pressure
+
+
+@given(st.lists(st.floats(0, 100), max_size=30))
+def test_it_never_swings_within_the_hysteresis(frees: list[float]) -> None:
+    pressure = False
+    for free in frees:
+        following = judge_pressure(pressure, {"/x": room(free)}, KUBELET, MARGINS).pressure
+        assert following is True or free > 16
+        assert following is False or free <= 20.1
+        assert following is pressure or free <= 16 or free > 20
+        pressure = following
+
+
+@pytest.mark.parametrize("free", [15, 15.5])
+def test_pins_have_yielded_where_the_kubelet_would_evict(free: float) -> None:
+    assert judge_pressure(False, {"/x": room(free)}, KUBELET, MARGINS).pressure
+
+
+def test_without_room_no_attempt_counts_and_no_time_is_guessed() -> None:
+    failure = Failure("InsufficientDisk", "not begun")
+    first = waiting(None, failure, Pace(), 0.5)
+    assert (first.attempts, first.final, first.delay) == (0, False, 0)
+    old = Backoff(3, False, "RegistryUnreachable", "x", 5)
+    assert waiting(old, failure, Pace(), 0.5).attempts == 3
+
+
+def test_a_disk_that_was_full_all_the_same_takes_time_as_well_but_is_never_final() -> None:
+    backoff = None
+    for _ in range(50):
+        backoff = waiting(backoff, Failure("DiskFull", "x"), Pace(2, 300), 0.5)
+    assert backoff is not None
+    assert (backoff.final, backoff.delay) == (False, 225)
+
+
+@dataclass
+class Bench:
+    """A reconciler on a fake node whose disk has `free` GB."""
+
+    node: FakeNode
+    reconciler: Reconciler
+    guard: DiskGuard
+    disk: Room
+    desired: tuple[DesiredImage, ...] = ()
+
+    async def spec(self, *desired: DesiredImage) -> list[str]:
+        self.desired = desired
+        self.reconciler.take_spec(self.guard.effective(desired))
+        return await self.steps()
+
+    async def free(self, gigabytes: float) -> list[str]:
+        self.disk = room(gigabytes)
+        await self.guard.look(
+            lambda: self.reconciler.take_spec(self.guard.effective(self.desired)), self.reconciler.wake
+        )
+        return await self.steps()
+
+    async def steps(self) -> list[str]:
+        self.node.calls.clear()
+        for _ in range(5):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await self.reconciler.step()
+        return [call for call in self.node.calls if not call.startswith("held")]
+
+    def shown(self, reference: str) -> tuple[str, str, int]:
+        for view in self.reconciler.views.values():
+            if view.desired.reference == reference:
+                status = image_status(view)
+                return status.state, status.reason, status.attempts
+        raise AssertionError(reference)
+
+    def refuse(self, reference: str, need: int, reason: str = "InsufficientDisk") -> None:
+        lack = NoRoom(reason, "not begun: figures", Need(snapshots=need * GB), None)
+        self.node.fail(reference, reason, no_room=lack)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    node = FakeNode()
+    rooms = Rooms(
+        Places(Path("/x"), Path("/x")),
+        KUBELET,
+        60,
+        lambda _: {1: FileSystem("/x", made.disk, {"snapshots", "spool", "content"})},
+    )
+    guard = DiskGuard(rooms, MARGINS, 60)
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(
+            node,
+            tasks,
+            clock=StillClock(),
+            metrics=AgentMetrics(),
+            on_change=lambda: None,
+            gate=guard.gate,
+        )
+        made = Bench(node, reconciler, guard, room(50))
+        await made.free(50)
+        yield made
+        await reconciler.stop_pulls()
+
+
+async def test_an_image_without_room_waits_and_starts_when_there_is_more_than_enough(bench: Bench) -> None:
+    assert await bench.spec(image("a")) == ["pull a"]
+    bench.refuse("a", 40)
+    assert await bench.steps() == []
+    assert bench.shown("a") == ("Waiting", "InsufficientDisk", 0)
+    assert await bench.free(60) == [], "to the byte is too little to begin again"
+    assert await bench.free(60.9) == []
+    assert await bench.free(61) == ["pull a"]
+    assert bench.shown("a")[0] == "Pulling"
+
+
+async def test_each_look_wakes_the_reconciler_while_somebody_waits(bench: Bench) -> None:
+    woken: list[str] = []
+
+    async def look() -> list[str]:
+        woken.clear()
+        await bench.guard.look(lambda: woken.append("changed"), lambda: woken.append("woken"))
+        return woken
+
+    assert await look() == []
+    await bench.spec(image("a"))
+    bench.refuse("a", 40)
+    await bench.steps()
+    assert await look() == ["woken"]
+    bench.disk = room(10)
+    assert await look() == ["changed"]
+
+
+async def test_others_that_fit_are_pulled_meanwhile(bench: Bench) -> None:
+    await bench.spec(image("large"))
+    bench.refuse("large", 40)
+    assert await bench.spec(image("large"), image("small")) == ["pull small"]
+
+
+async def test_a_changed_wish_is_tried_at_once(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.refuse("a", 40)
+    await bench.steps()
+    assert await bench.spec(image("a", nonce="again")) == ["pull a"]
+
+
+async def test_under_pressure_nothing_starts_and_nothing_is_repaired(bench: Bench) -> None:
+    bench.node.holds.add("a")
+    await bench.spec(image("a"), image("b", state=Desired.PAUSED))
+    assert await bench.free(16) == []
+    bench.node.holds.clear()
+    bench.reconciler.suspect_all()
+    assert await bench.steps() == []
+    assert bench.shown("a") == ("Waiting", "NodeDiskPressure", 0)
+    assert bench.shown("b")[:2] == ("Paused", "NodeDiskPressure")
+    assert await bench.free(19) == [], "not before it is well above"
+    assert await bench.free(21) == ["pull a"]
+    assert bench.shown("a")[1] == ""
+
+
+async def test_pins_yield_once_and_come_back_with_the_room(bench: Bench) -> None:
+    pinned = msgspec.structs.replace(image("a"), pin=True)
+    bench.node.holds.add("a")
+    bench.node.our_pins.add("a")
+    await bench.spec(pinned)
+    assert await bench.free(16) == ["unpin a"]
+    assert await bench.free(12) == []
+    assert await bench.free(18) == []
+    view = next(iter(bench.reconciler.views.values()))
+    assert not view.desired.pin
+    await bench.free(25)
+    view = next(iter(bench.reconciler.views.values()))
+    assert view.desired.pin
+
+
+async def test_the_status_tells_of_pressure_at_once_and_of_free_bytes_with_the_heartbeat(
+    bench: Bench,
+) -> None:
+    def status() -> NodePrepullStatus:
+        return build_status(Report(1, Agent(), bench.guard.report(), []), "now")
+
+    calm = status()
+    await bench.free(40)
+    assert same_news(calm, status())
+    await bench.free(10)
+    pressed = status()
+    assert not same_news(calm, pressed)
+    assert verdict_of(pressed) == "pressure"
+    disk = pressed.disk
+    assert disk is not None
+    assert (disk.pressure, disk.pins_yielded, disk.available) == (True, True, 10 * GB)
+    assert "10 GB of 100 GB free in /x" in disk.message
+
+
+async def test_a_full_disk_without_a_cause_that_can_be_seen_waits_for_time_too(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.refuse("a", 1, "DiskFull")
+    assert await bench.steps() == []
+    assert bench.shown("a") == ("Waiting", "DiskFull", 1)

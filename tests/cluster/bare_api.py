@@ -18,6 +18,8 @@ from imageprepull.kube.access import AccessError, ClusterAccess
 from tests.testbed.binaries import path
 
 TOKEN = "bare-api-admin"
+USER, USER_TOKEN = "bare-api-user", "bare-api-user-token"
+"""Somebody who may do what RBAC says, and nothing at first."""
 START_TIMEOUT = 90.0
 
 
@@ -76,16 +78,27 @@ class BareApi:
     def token_file(self) -> Path:
         return self.folder / "token"
 
+    @property
+    def user_token_file(self) -> Path:
+        return self.folder / "user-token"
+
     def access(self) -> ClusterAccess:
         return ClusterAccess.from_files(self.server, self.token_file, self.ca_file)
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.token_file.write_text(TOKEN)
-        (self.folder / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n")
+        self.user_token_file.write_text(USER_TOKEN)
+        (self.folder / "tokens.csv").write_text(
+            f"{TOKEN},admin,admin,system:masters\n{USER_TOKEN},{USER},{USER}\n"
+        )
         key = self.folder / "service-accounts.key"
         openssl = shutil.which("openssl") or "openssl"
         subprocess.run([openssl, "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+        self._serve()
+
+    def _serve(self) -> None:
+        key = self.folder / "service-accounts.key"
         etcd = f"http://127.0.0.1:{self._etcd_port}"
         peer = f"http://127.0.0.1:{self._peer_port}"
         self._child(
@@ -136,6 +149,29 @@ class BareApi:
                         return
             time.sleep(0.2)
         raise AssertionError(f"the API server is not ready:\n{self.children[-1].tail()}")
+
+    def back_up(self) -> Path:
+        """A cold copy of etcd's data; the servers are up again when it returns."""
+        copy = self.folder / "backup"
+        self._halt()
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.folder / "etcd", copy)
+        self._serve()
+        return copy
+
+    def restore(self, backup: Path) -> None:
+        """Go on from a copy: resourceVersions go back as well, as after a real restore without a bump."""
+        self._halt()
+        shutil.rmtree(self.folder / "etcd")
+        shutil.copytree(backup, self.folder / "etcd")
+        self._serve()
+
+    def _halt(self) -> None:
+        """An orderly end of etcd, so that its files are complete; the API server has nothing of its own."""
+        etcd, api_server = self.children
+        api_server.stop(signal.SIGKILL)
+        etcd.stop()
+        self.children.clear()
 
     def stop(self) -> None:
         for child in reversed(self.children):

@@ -1,0 +1,272 @@
+"""What the operator orders removed, and above all what it does not. Real etcd and API server; the agents are FAKE.
+
+All objects here ask for Delete: an order that is wrong costs images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import yaml
+
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, Kind
+from tests.cluster.bare_api import USER, BareApi, Operator, running
+from tests.cluster.fake_agents import FakeAgents
+from tests.cluster.operator_bench import (
+    CRD_FILES,
+    NODE_NAMES,
+    OTHER,
+    PINNED,
+    answers,
+    create,
+    established,
+    eventually,
+    has_ended,
+    holds,
+    ready,
+)
+
+pytestmark = pytest.mark.timeout(240)
+ROLES = Kind("rbac.authorization.k8s.io", "v1", "clusterroles", False, "ClusterRole")
+BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings", False, "ClusterRoleBinding")
+ALL_KINDS = {
+    "imageprepull.io": ["imageprepulls", "imageprepulls/status", "nodeprepulls"],
+    "": ["nodes", "pods", "configmaps"],
+    "apiextensions.k8s.io": ["customresourcedefinitions"],
+    "coordination.k8s.io": ["leases"],
+    "events.k8s.io": ["events"],
+}
+LONG_ENOUGH = 2.0
+"""Seconds: several times every delay of these operators between a suspicion and an order."""
+
+
+def operator(bare_api: BareApi, *more: str) -> Operator:
+    return Operator(bare_api, "op", "--resync=1", "--confirm-interval=0.6", *more)
+
+
+def orders(agents: FakeAgents) -> set[tuple[str, str]]:
+    """Every withdrawal that any agent was ever given: (node, onRemoval)."""
+    return {
+        (node, entry.get("onRemoval", "Unpin"))
+        for node, specs in agents.seen.items()
+        for spec in specs
+        for entry in spec.get("images", ())
+        if entry.get("state") == "Absent"
+    }
+
+
+async def stays_without_orders(agents: FakeAgents) -> None:
+    """Nothing marks that something does not happen: it is watched for a while."""
+    end = time.monotonic() + LONG_ENOUGH
+    while time.monotonic() < end:
+        assert orders(agents) == set()
+        await asyncio.sleep(0.1)
+
+
+async def deleting(api: ApiClient, name: str, *images: str, **spec: Any) -> None:
+    await create(api, name, *images, deletionPolicy="Delete", **spec)
+
+
+async def test_deleted_objects_are_ordered_away_however_many_go_at_once(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """As a deleted namespace takes its objects; the controller that does it is played by this test."""
+    names = [f"team-{number}" for number in range(5)]
+    with running(operator(bare_api)):
+        for name in names:
+            await deleting(api, name, PINNED)
+        await create(api, "stays", OTHER)
+        await eventually(ready(api, names[0]))
+        await eventually(ready(api, "stays"))
+        for name in names:
+            await api.delete(IMAGEPREPULLS, name, namespace="default")
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, other="Present"))
+    assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
+
+
+async def test_what_was_deleted_while_the_operator_was_down_is_found_by_the_next_one(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(operator(bare_api)):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        # Its CRD is known then.
+        await eventually(lambda: crd_noted(api))
+    await api.delete(IMAGEPREPULLS, "web", namespace="default")
+    with running(operator(bare_api)):
+        for node in NODE_NAMES:
+            await eventually(holds(api, node))
+    assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
+
+
+async def crd_noted(api: ApiClient) -> bool:
+    lease = await api.get(LEASES, "imageprepull-operator", "default")
+    crd = await api.get(CRDS, "imageprepulls.imageprepull.io")
+    return bool(lease["metadata"]["annotations"]["imageprepull.io/crd-uid"] == crd["metadata"]["uid"])
+
+
+async def make_anew(api: ApiClient) -> None:
+    """Both CRDs, as an upgrade after an accident does it."""
+    for file in CRD_FILES:
+        crd = yaml.safe_load(file.read_text())
+        await eventually(
+            partial(api.apply, CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
+        )
+    await eventually(lambda: established(api))
+
+
+async def test_a_crd_that_is_deleted_and_made_anew_takes_nothing_back_even_of_a_single_object(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    first = operator(bare_api)
+    with running(first):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        await eventually(lambda: crd_noted(api))
+        await api.delete(CRDS, "imageprepulls.imageprepull.io")
+        await eventually(lambda: has_ended(first))
+    await make_anew(api)
+    second = operator(bare_api)
+    with running(second):
+
+        async def held() -> str:
+            _, text = await asyncio.to_thread(second.ask, "/readyz?verbose")
+            assert "maybe with their CRD" in text
+            return text.partition("approve-removals=")[2].partition(")")[0]
+
+        token = await eventually(held)
+        await stays_without_orders(agents)
+        assert await holds(api, "n1", pinned="Present")()
+        # Another start knows no better.
+    third = operator(bare_api)
+    with running(third):
+        await eventually(lambda: answers(third, "/readyz"))
+        await stays_without_orders(agents)
+        approval = {"metadata": {"annotations": {"imageprepull.io/approve-removals": token}}}
+        await api.merge_patch(LEASES, "imageprepull-operator", approval, namespace="default")
+        await eventually(holds(api, "n1"))
+        await eventually(lambda: crd_noted(api))
+
+
+async def test_deleted_nodeprepulls_come_back_and_take_nothing_back(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(operator(bare_api)):
+        await deleting(api, "web", PINNED)
+        await deleting(api, "late", OTHER)
+        await eventually(ready(api, "web"))
+        await eventually(ready(api, "late"))
+        for node in NODE_NAMES:
+            await api.delete(NODEPREPULLS, node)
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, pinned="Present", other="Present"))
+    # And with nobody there to see it.
+    for node in NODE_NAMES:
+        await api.delete(NODEPREPULLS, node)
+    await api.delete(IMAGEPREPULLS, "late", namespace="default")
+    with running(operator(bare_api)):
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, pinned="Present"))
+        await stays_without_orders(agents)
+
+
+@pytest.fixture
+async def user(api: ApiClient) -> AsyncIterator[None]:
+    """What the operator's own user may do: all of these, until a test takes some away."""
+    await allow(api)
+    binding = {
+        "metadata": {"name": "bare-operator"},
+        "roleRef": {"apiGroup": ROLES.group, "kind": "ClusterRole", "name": "bare-operator"},
+        "subjects": [{"apiGroup": ROLES.group, "kind": "User", "name": USER}],
+    }
+    await api.create(BINDINGS, binding)
+    yield
+    await api.delete(BINDINGS, "bare-operator")
+    await api.delete(ROLES, "bare-operator")
+
+
+async def allow(api: ApiClient, *, without: str = "") -> None:
+    rules = [
+        {"apiGroups": [group], "resources": [one], "verbs": ["*"]}
+        for group, resources in ALL_KINDS.items()
+        for one in resources
+        if one != without
+    ]
+    role = {"apiVersion": ROLES.api_version, "kind": ROLES.kind, "metadata": {"name": "bare-operator"}}
+    await api.apply(ROLES, "bare-operator", role | {"rules": rules}, field_manager="test", force=True)
+
+
+@pytest.mark.parametrize("starved", ["nodes", "imageprepulls"])
+async def test_an_operator_that_may_not_look_orders_nothing_until_it_may(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents, user: None, starved: str
+) -> None:
+    """Its watches go on, so that it hears of the deletion: hearing is not enough."""
+    child = operator(bare_api, f"--token-file={bare_api.user_token_file}")
+    with running(child):
+        await deleting(api, "web", PINNED)
+        await deleting(api, "stays", OTHER)
+        await eventually(ready(api, "web"))
+        await eventually(ready(api, "stays"))
+        await allow(api, without=starved)
+        await eventually(lambda: refused(child, starved))
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        await stays_without_orders(agents)
+        assert child.ended() is None, child.tail()
+        await allow(api)
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, other="Present"), within=40)
+    assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
+
+
+async def refused(child: Operator, plural: str) -> bool:
+    """Whether the operator has met the refusal; its log names the resource."""
+    return f'resource \\"{plural}\\"' in child.tail(200)
+
+
+@pytest.fixture
+def unharmed(bare_api: BareApi) -> Iterator[BareApi]:
+    """The server is up in the end, whatever a restore made of it."""
+    yield bare_api
+    if not bare_api.children:
+        bare_api.start()
+
+
+async def test_an_old_backup_takes_nothing_back(
+    unharmed: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """Objects made after the backup are gone, younger generations too; nobody ordered that."""
+    await deleting(api, "web", PINNED)
+    with running(operator(unharmed)):
+        await eventually(ready(api, "web"))
+        await eventually(lambda: crd_noted(api))
+    backup = await asyncio.to_thread(unharmed.back_up)
+    child = operator(unharmed, "--lease-seconds=120")
+    with running(child):
+        await deleting(api, "late", OTHER)
+        edit = {"spec": {"images": [{"image": PINNED}, {"image": OTHER}]}}
+        await api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default")
+        await eventually(ready(api, "late"))
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, pinned="Present", other="Present"))
+        await asyncio.to_thread(unharmed.restore, backup)
+        await eventually(lambda: only_old_objects(api))
+        await stays_without_orders(agents)
+        assert child.ended() is None, "its memory of what was is the danger"
+    with running(operator(unharmed)):
+        await stays_without_orders(agents)
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, pinned="Present"))
+
+
+async def only_old_objects(api: ApiClient) -> bool:
+    found, _ = await api.list(IMAGEPREPULLS)
+    assert [one["metadata"]["name"] for one in found] == ["web"]
+    assert [one["image"] for one in found[0]["spec"]["images"]] == [PINNED]
+    return True

@@ -18,8 +18,9 @@ import pytest
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import check_layers, parse_config, parse_index, parse_manifest
-from imageprepull.oci.platform import Platform, select
+from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
+from imageprepull.oci.selection import select
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.credentials import DockerConfig
 from imageprepull.registry.errors import ErrorKind, RegistryError

@@ -14,8 +14,8 @@ from imageprepull.oci.platform import (
     check_platform,
     preferences,
     rank,
-    select,
 )
+from imageprepull.oci.selection import select
 
 ATTESTATION = {"vnd.docker.reference.type": "attestation-manifest"}
 

@@ -14,8 +14,9 @@ import tests.testbed.faulty_registry_manifests  # noqa: F401 - registers the swi
 from imageprepull.oci.descriptor import OCI_FOREIGN_LAYER, OCI_INDEX, OCI_MANIFEST, Descriptor
 from imageprepull.oci.digests import InvalidDigest, check_digest
 from imageprepull.oci.manifest import InvalidManifest, parse_index, parse_manifest
-from imageprepull.oci.platform import Platform, select
+from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
+from imageprepull.oci.selection import select
 from imageprepull.registry.errors import ErrorKind, RegistryError
 from tests.testbed.faulty_registry_quirks import Held, QuirkyRegistry, entry
 

@@ -18,8 +18,9 @@ from imageprepull.oci.manifest import (
     parse_index,
     parse_manifest,
 )
-from imageprepull.oci.platform import NoMatchingPlatform, Platform, check_platform, select
+from imageprepull.oci.platform import NoMatchingPlatform, Platform, check_platform
 from imageprepull.oci.reference import Reference
+from imageprepull.oci.selection import select
 from imageprepull.registry.client import RegistryClient
 
 NESTED_INDEXES = 3

@@ -1,4 +1,4 @@
-"""Platforms, and which manifest of an index a node takes: the rules of github.com/containerd/platforms.
+"""Platforms, and which of them runs on which: the rules of github.com/containerd/platforms.
 
 The choice must be containerd's own, since CRI names an image by the config of the manifest *it* would choose.
 """
@@ -10,14 +10,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # descriptor.py holds a Platform: at run time the import goes one way only.
-    from imageprepull.oci.descriptor import Descriptor
 
 MAX_LISTED = 20
 _PART = re.compile(r"[A-Za-z0-9_.-]+")
-_ATTESTATION = "vnd.docker.reference.type"
 # Architecture and variant by the names that kernels, Debian and Docker use.
 _ARCHITECTURES = {
     "i386": ("386", ""),
@@ -138,29 +133,6 @@ def rank(candidate: Platform, wanted: Platform) -> int | None:
         ):
             return place
     return None
-
-
-def select(manifests: Sequence[Descriptor], wanted: Platform) -> Descriptor:
-    """The entry of an index that containerd would take: the best match, the first of equals.
-
-    An entry without a platform is taken when none matches. Attestations never are.
-    The result may be an index itself.
-
-    Raises:
-        NoMatchingPlatform: lists the platforms of the index.
-    """
-    images = [entry for entry in manifests if _ATTESTATION not in entry.annotations]
-    best: tuple[int, Descriptor] | None = None
-    for entry in images:
-        place = rank(entry.platform, wanted) if entry.platform else None
-        if place is not None and (best is None or place < best[0]):
-            best = (place, entry)
-    if best is not None:
-        return best[1]
-    unsaid = [entry for entry in images if entry.platform is None]
-    if unsaid:
-        return unsaid[0]
-    raise NoMatchingPlatform(wanted, [str(entry.platform) for entry in images if entry.platform])
 
 
 def check_platform(found: Platform, wanted: Platform) -> None:

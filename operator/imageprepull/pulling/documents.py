@@ -20,7 +20,8 @@ from imageprepull.oci.manifest import (
     parse_index,
     parse_manifest,
 )
-from imageprepull.oci.platform import Platform, check_platform, select
+from imageprepull.oci.platform import Platform, check_platform
+from imageprepull.oci.selection import select
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 

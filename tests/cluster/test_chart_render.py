@@ -8,6 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from imageprepull.agent.kubelet import DEFAULT
 from imageprepull.unpacking.capabilities import NEEDED
 from tests.cluster.chart_render import CHART, NAMESPACE, Manifest, helm, one, render, template
 
@@ -208,6 +209,18 @@ def test_presets_say_where_the_runtime_has_its_things(
     assert f"--address=unix://{socket_folder}/containerd.sock" in arguments
     assert f"--spool-dir={root}/imageprepull" in arguments
     assert f"--hosts-dir={hosts}" in arguments
+
+
+def test_agents_are_told_the_kubelets_thresholds() -> None:
+    def told(**kubelet: object) -> list[str]:
+        arguments = pod_of(render({"kubelet": kubelet}), "DaemonSet")["containers"][0]["args"]
+        return [one for one in arguments if one.startswith("--kubelet-")]
+
+    assert told() == [f"--kubelet-eviction-hard={DEFAULT}", "--kubelet-image-gc-high=85"]
+    assert told(evictionHard="", imageGCHighThresholdPercent=75) == [
+        "--kubelet-eviction-hard=",
+        "--kubelet-image-gc-high=75",
+    ]
 
 
 def test_roles_for_people_can_be_left_out() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from imageprepull.agent.kubelet import thresholds_of
 from imageprepull.cli import agent
 from imageprepull.kube.access import AccessError
+from imageprepull.pulling.space import Thresholds
 
 
 def parsed(*flags: str) -> argparse.Namespace:
@@ -32,6 +34,9 @@ def test_flags_become_settings() -> None:
             "--report-interval=0.5",
             "--failed-retry-interval=9",
             "--keep-blobs=never",
+            "--kubelet-eviction-hard=imagefs.available<10Gi",
+            "--kubelet-image-gc-high=70",
+            "--disk-interval=3",
         )
     )
     assert (settings.node_name, settings.namespace, settings.access.server) == (
@@ -43,6 +48,8 @@ def test_flags_become_settings() -> None:
     assert (settings.delays.resync, settings.delays.retry_slow) == (7, 9)
     assert settings.pace.report_interval == 0.5
     assert settings.keep_blobs == "never"
+    assert settings.thresholds == thresholds_of("imagefs.available<10Gi", 70)
+    assert settings.disk_interval == 3
     assert settings.address == "unix:///run/containerd/containerd.sock"
 
 
@@ -51,6 +58,7 @@ def test_name_and_namespace_come_from_the_pod(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("POD_NAMESPACE", "system")
     settings = agent.settings_of(parsed("--server=http://127.0.0.1:1"))
     assert (settings.node_name, settings.namespace) == ("n2", "system")
+    assert settings.thresholds == Thresholds(), "the kubelet's own defaults"
 
 
 def test_what_is_missing_is_named() -> None:

@@ -50,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resync", type=seconds, default=None)
     parser.add_argument("--failed-retry-interval", type=seconds, default=None)
     parser.add_argument("--backoff-base", type=seconds, default=None)
+    parser.add_argument(
+        "--kubelet-eviction-hard",
+        default=None,
+        metavar="EXPRESSIONS",
+        help="the kubelet's evictionHard, as for its own flag; default: the kubelet's",
+    )
+    parser.add_argument(
+        "--kubelet-image-gc-high", type=int, default=85, metavar="PERCENT", help="default: %(default)s"
+    )
+    parser.add_argument("--disk-interval", type=seconds, default=None, help="between two looks at the disks")
     parser.add_argument("--log-format", choices=("auto", "json", "console"), default="auto")
     outside = parser.add_argument_group("outside a pod")
     outside.add_argument("--server", default="", help="URL of the API server; default: the pod's own cluster")
@@ -72,6 +82,7 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         AccessError: there is no way to the API server.
         ValueError: a required flag is missing; the message names it.
     """
+    from imageprepull.agent.kubelet import DEFAULT, thresholds_of  # noqa: PLC0415
     from imageprepull.agent.pace import Pace  # noqa: PLC0415 - see above, here and below.
     from imageprepull.agent.reconciler import Delays  # noqa: PLC0415
     from imageprepull.agent.settings import AgentSettings  # noqa: PLC0415
@@ -94,6 +105,10 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         keep_blobs=args.keep_blobs,
         sync=args.sync,
         extraction=args.extraction,
+        thresholds=thresholds_of(
+            DEFAULT if args.kubelet_eviction_hard is None else args.kubelet_eviction_hard,
+            args.kubelet_image_gc_high,
+        ),
         pace=Pace(**given(report_interval=args.report_interval, heartbeat=args.heartbeat)),
         delays=Delays(
             **given(resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval)
@@ -103,6 +118,7 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
             spool_dir=args.spool_dir,
             boot_id_file=args.boot_id_file,
             health_port=args.health_port,
+            disk_interval=args.disk_interval,
         ),
     )
 

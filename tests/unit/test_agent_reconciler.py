@@ -362,3 +362,28 @@ async def test_a_comparison_ends_when_the_image_is_paused(bench: Bench) -> None:
     await bench.spec(image("a", repair="1", state=Desired.PAUSED))
     assert bench.node.verifications["a"].cancelled()
     assert bench.reconciler.running == frozenset()
+
+
+async def test_an_image_that_is_taken_away_again_and_again_comes_back_ever_later(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a"))
+
+    async def take() -> list[str]:
+        bench.node.holds = set()
+        bench.reconciler.suspect_all()
+        return await bench.steps()
+
+    assert await take() == ["pull a"]
+    bench.node.succeed("a")
+    await bench.steps()
+    assert await take() == []
+    (view,) = bench.reconciler.views.values()
+    assert view.backoff is not None
+    assert view.backoff.reason == "ImageLost"
+    assert bench.states() == ["a Waiting"]
+    assert await bench.steps(seconds=31) == ["pull a"]
+    bench.node.succeed("a")
+    await bench.steps()
+    assert await take() == []
+    assert await bench.steps(seconds=29) == []
+    assert await bench.steps(seconds=32) == ["pull a"]

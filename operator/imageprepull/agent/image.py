@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from imageprepull.agent.backoff import Backoff
+from imageprepull.agent.losing import Losses
 from imageprepull.agent.node import Held, Pulled
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
@@ -40,6 +41,7 @@ class ImageView:
     lack: NoRoom | None = None
     """What the last attempt had no room for."""
     gate: Gate | None = None
+    losses: Losses = field(default_factory=Losses)
     verifying: bool = False
     repaired: str = ""
     """The last `repair` of an entry that was carried out, and what came of it."""

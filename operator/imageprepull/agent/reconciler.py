@@ -19,6 +19,7 @@ from imageprepull.agent.clock import Clock
 from imageprepull.agent.comparing import compared
 from imageprepull.agent.disk import waiting
 from imageprepull.agent.image import Gate, ImageView
+from imageprepull.agent.losing import LossPace, lost
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
@@ -40,6 +41,7 @@ class Delays:
     ask_again: float = 2
     retry_base: float = 2
     retry_slow: float = 900
+    losses: LossPace = field(default_factory=LossPace)
 
 
 class Reconciler:
@@ -230,6 +232,8 @@ class Reconciler:
                 self._on_change()
                 continue
             first = view.held is None and view.pulled is None
+            if view.held is not None and view.held.present and not held.present:
+                self._note_loss(view)
             if held != view.held:
                 view.held = held
                 self._on_change()
@@ -401,6 +405,15 @@ class Reconciler:
         view.due = self._clock.now() + backoff.delay
         view.next_attempt = self._clock.stamp(backoff.delay) if backoff.delay else None
         return backoff
+
+    def _note_loss(self, view: ImageView) -> None:
+        view.losses, backoff = lost(
+            view.losses, self._clock.now(), self._delays.losses, self._clock.uniform()
+        )
+        if backoff is not None:
+            view.backoff = backoff
+            view.due = self._clock.now() + backoff.delay
+            view.next_attempt = self._clock.stamp(backoff.delay)
 
     async def _unpin(self, key: Key) -> None:
         view = self.views.get(key)

@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--failed-retry-interval", type=seconds, default=None)
     parser.add_argument("--backoff-base", type=seconds, default=None)
     parser.add_argument(
+        "--loss-backoff-base",
+        type=seconds,
+        default=None,
+        help="before an image that vanished again within an hour is brought back; doubled each time up to 15 min",
+    )
+    parser.add_argument(
         "--kubelet-eviction-hard",
         default=None,
         metavar="EXPRESSIONS",
@@ -83,6 +89,7 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         ValueError: a required flag is missing; the message names it.
     """
     from imageprepull.agent.kubelet import DEFAULT, thresholds_of  # noqa: PLC0415
+    from imageprepull.agent.losing import LossPace  # noqa: PLC0415
     from imageprepull.agent.pace import Pace  # noqa: PLC0415 - see above, here and below.
     from imageprepull.agent.reconciler import Delays  # noqa: PLC0415
     from imageprepull.agent.settings import AgentSettings  # noqa: PLC0415
@@ -111,7 +118,8 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         ),
         pace=Pace(**given(report_interval=args.report_interval, heartbeat=args.heartbeat)),
         delays=Delays(
-            **given(resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval)
+            losses=LossPace(**given(base=args.loss_backoff_base)),
+            **given(resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval),
         ),
         **given(
             address=args.address,

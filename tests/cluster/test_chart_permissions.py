@@ -66,6 +66,40 @@ def test_the_operator_has_exactly_what_it_uses() -> None:
     )
 
 
+def test_an_uninstall_may_stop_the_operator_and_order_in_its_place_and_only_while_it_lasts() -> None:
+    assert granted("uninstall") == (
+        each("imageprepull.io", "nodeprepulls", "list patch")
+        | each("apps", "deployments/scale", "patch", "imageprepull-operator")
+        | each("coordination.k8s.io", "leases", "get", "imageprepull-operator")
+    )
+    hooks = [found for found in render() if found["metadata"]["name"] == "imageprepull-uninstall"]
+    assert len(hooks) == 6
+    for hook in hooks:
+        marks = hook["metadata"]["annotations"]
+        assert marks["helm.sh/hook"] == "pre-delete"
+        weight = 0 if hook["kind"] == "Job" else -5
+        assert int(marks["helm.sh/hook-weight"]) == weight
+        assert ("hook-succeeded" in marks["helm.sh/hook-delete-policy"]) == (hook["kind"] != "Job")
+    assert not [
+        found
+        for found in render({"uninstall": {"unpin": False}})
+        if found["metadata"]["name"].endswith("uninstall")
+    ]
+
+
+def test_the_uninstall_names_what_the_release_made() -> None:
+    objects = render(release="blue")
+    (container,) = one(objects, "Job")["spec"]["template"]["spec"]["containers"]
+    operator = one(objects, "Deployment")
+    assert f"--deployment={operator['metadata']['name']}" in container["args"]
+    (lease,) = [
+        argument
+        for argument in operator["spec"]["template"]["spec"]["containers"][0]["args"]
+        if argument.startswith("--lease-name=")
+    ]
+    assert lease in container["args"]
+
+
 def test_pods_leases_and_configmaps_are_seen_in_the_release_namespace_only() -> None:
     for component in ("operator", "agent"):
         wide = permissions(one(render(), "ClusterRole", f"imageprepull-{component}")["rules"])

@@ -89,7 +89,7 @@ def test_every_object_has_its_labels_and_namespaced_ones_the_release_namespace(v
         labels = document["metadata"]["labels"]
         assert labels["app.kubernetes.io/managed-by"] == "Helm"
         assert values.get("commonLabels", {}).items() <= labels.items()
-        namespaced = {"ServiceAccount", "Role", "RoleBinding", "Deployment", "DaemonSet", "ConfigMap"}
+        namespaced = {"ServiceAccount", "Role", "RoleBinding", "Deployment", "DaemonSet", "ConfigMap", "Job"}
         expected = NAMESPACE if document["kind"] in namespaced else None
         assert document["metadata"].get("namespace") == expected
 

@@ -6,9 +6,11 @@ All objects here ask for Delete: an order that is wrong costs images.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import yaml
 
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, Kind
-from tests.cluster.bare_api import USER, BareApi, Operator, running
+from tests.cluster.bare_api import USER, BareApi, Child, Operator, free_port, running
 from tests.cluster.fake_agents import FakeAgents
 from tests.cluster.operator_bench import (
     CRD_FILES,
@@ -270,3 +272,81 @@ async def only_old_objects(api: ApiClient) -> bool:
     assert [one["metadata"]["name"] for one in found] == ["web"]
     assert [one["image"] for one in found[0]["spec"]["images"]] == [PINNED]
     return True
+
+
+class Uninstall(Child):
+    """The process of the chart's pre-delete hook. The Deployment that it would stop does not exist here."""
+
+    def __init__(self, api: BareApi, *, server: str = "", timeout: float = 4) -> None:
+        log = api.folder / "uninstall.log"
+        log.unlink(missing_ok=True)
+        program = Path(sys.executable).with_name("imageprepull")
+        flags = [
+            "uninstall",
+            f"--server={server or api.server}",
+            f"--token-file={api.token_file}",
+            f"--ca-file={api.ca_file}",
+            "--namespace=default",
+            f"--timeout={timeout}",
+            "--poll=0.2",
+        ]
+        super().__init__([str(program), *flags], log)
+
+
+async def test_an_uninstall_unpins_where_agents_answer_and_names_the_others(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(operator(bare_api)):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+    agents.silent.add("n2")
+    uninstall = Uninstall(bare_api)
+    with running(uninstall):
+        await eventually(lambda: has_ended(uninstall))
+    assert uninstall.ended() == 0
+    said = uninstall.tail()
+    assert "unpinned on 2 nodes" in said
+    assert "1 nodes did not answer, images may stay pinned there: n2" in said
+    assert orders(agents) == {(node, "Unpin") for node in NODE_NAMES}, "nobody ordered a removal"
+    for node in NODE_NAMES:
+        assert await holds(api, node, pinned="Absent")()
+        document = await api.get(NODEPREPULLS, node)
+        assert not document["metadata"].get("finalizers")
+        assert all("pin" not in entry for entry in document["spec"]["images"])
+    agents.silent.clear()
+    with running(operator(bare_api)):
+        await eventually(holds(api, "n2", pinned="Present"))
+        await eventually(ready(api, "web"))
+
+
+async def test_an_uninstall_waits_for_an_operator_that_leads(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """Its orders would not stand: whoever leads would order the images back."""
+    leader = operator(bare_api)
+    with running(leader):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        uninstall = Uninstall(bare_api, timeout=30)
+        with running(uninstall):
+            await stays_without_orders(agents)
+            leader.stop()
+            await eventually(lambda: has_ended(uninstall))
+    assert "unpinned on 3 nodes" in uninstall.tail()
+    assert "did not answer" not in uninstall.tail()
+
+
+@pytest.mark.parametrize("broken", ["no API server", "no CRD"])
+async def test_an_uninstall_ends_well_whatever_is_broken(
+    bare_api: BareApi, api: ApiClient, broken: str
+) -> None:
+    if broken == "no CRD":
+        await api.delete(CRDS, "nodeprepulls.imageprepull.io")
+    nowhere = f"https://127.0.0.1:{free_port()}"
+    server = nowhere if broken == "no API server" else ""
+    uninstall = Uninstall(bare_api, server=server, timeout=2)
+    with running(uninstall):
+        await eventually(lambda: has_ended(uninstall))
+    assert uninstall.ended() == 0
+    assert ("cannot order it" in uninstall.tail()) == (broken == "no API server")
+    await make_anew(api)

@@ -73,3 +73,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- define "imageprepull.hostsFolder" -}}
 {{- if contains ":" . -}}{{ replace ":" "_" . }}_{{- else -}}{{ . }}{{- end -}}
 {{- end -}}
+
+{{- /* What the uninstall hook may do, before it starts and no longer than it takes. */ -}}
+{{- define "imageprepull.uninstallRights" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: "-5"
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}

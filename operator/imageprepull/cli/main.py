@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "pull": "pull images into a running containerd, without Kubernetes",
     "agent": "run the node agent (in the DaemonSet)",
     "operator": "run the operator (in the Deployment)",
+    "uninstall": "unpin all images on all nodes (in the chart's pre-delete hook)",
 }
 
 

@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--event-interval", DEFAULT.event_interval, "between two Events of one reason on one object"),
     ):
         parser.add_argument(flag, type=float, default=default, metavar="SECONDS", help=f"seconds {meaning}")
+    add_outside(parser)
+
+
+def add_outside(parser: argparse.ArgumentParser) -> None:
+    """The flags that `access_of` reads."""
     outside = parser.add_argument_group("outside a pod")
     outside.add_argument("--server", help="URL of the API server")
     outside.add_argument("--token-file", type=Path, help="bearer token for --server")

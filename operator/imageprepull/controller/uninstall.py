@@ -1,0 +1,174 @@
+"""Before the release goes: every node lets go of every image, and those that do not answer are named.
+
+Run by cli/uninstall.py, in the chart's pre-delete hook. It stops the operator, which would order the images back,
+and then orders in its place what the operator would order of a deleted object: Absent, never with Delete. Objects
+and images stay; an operator that is installed again finds the objects and orders the images anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+
+from imageprepull.controller.intake import read_node_prepull
+from imageprepull.controller.render import done_removals
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import DEPLOYMENTS, LEASES, NODEPREPULLS
+from imageprepull.resources.base import encode
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
+
+logger = structlog.get_logger(__name__)
+AT_ONCE = 8
+NODES_PER_SECOND = 200
+"""All NodePrepulls are listed again and again: so many are worth a second between two lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What is uninstalled. `timeout` is for everything, in seconds; `poll` the shortest pause between two questions."""
+
+    namespace: str
+    deployment: str
+    lease: str
+    timeout: float = 100
+    poll: float = 1
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Nodes that hold nothing for us any more, those that did not answer in time, and what went wrong on the way."""
+
+    let_go: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+async def let_go_everywhere(api: ApiClient, release: Release, outcome: Outcome) -> None:
+    """Order it and wait, and keep `outcome` up to date.
+
+    What the API server refuses, or a node does not do, is noted there and never raised.
+    """
+    end = time.monotonic() + release.timeout
+    try:
+        async with asyncio.timeout(release.timeout):
+            await _noting(outcome, "stop the operator", lambda: _stop_operator(api, release, end))
+            while True:
+                if await _noting(outcome, "order it", lambda: _one_round(api, outcome)):
+                    return
+                nodes = len(outcome.left) + len(outcome.let_go)
+                await asyncio.sleep(max(release.poll, nodes / NODES_PER_SECOND))
+    except TimeoutError:
+        logger.warning("not all nodes have answered in time", left=len(outcome.left))
+
+
+async def _noting(outcome: Outcome, what: str, work: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await work()
+    except ApiError as error:
+        problem = f"cannot {what}: {error}"
+        if problem not in outcome.problems:
+            outcome.problems.append(problem)
+            logger.warning("refused", problem=problem)
+        return False
+
+
+async def _stop_operator(api: ApiClient, release: Release, end: float) -> bool:
+    """Scale it away and wait until it leads no more; at most a third of the time, for it may be gone or hang."""
+    try:
+        await api.merge_patch(
+            DEPLOYMENTS,
+            release.deployment,
+            {"spec": {"replicas": 0}},
+            namespace=release.namespace,
+            subresource="scale",
+        )
+    except ApiError as error:
+        if not error.not_found:
+            raise
+    seen: tuple[str, float] = ("", 0.0)
+    patience = time.monotonic() + (end - time.monotonic()) / 3
+    while (now := time.monotonic()) < patience:
+        try:
+            lease = await api.get(LEASES, release.lease, release.namespace)
+        except ApiError as error:
+            if error.not_found:
+                return True
+            raise
+        spec, version = lease.get("spec") or {}, str(lease["metadata"]["resourceVersion"])
+        if seen[0] != version:
+            seen = version, now
+        # A leader that was killed releases nothing: its Lease is free when it was not renewed for its duration.
+        if not spec.get("holderIdentity") or now >= seen[1] + float(spec.get("leaseDurationSeconds") or 0):
+            return True
+        await asyncio.sleep(release.poll)
+    return False
+
+
+async def _one_round(api: ApiClient, outcome: Outcome) -> bool:
+    """Order it where it is not ordered, and see who has done it; whether all have."""
+    try:
+        documents, _ = await api.list(NODEPREPULLS)
+    except ApiError as error:
+        if error.not_found:
+            # Without its CRD there is nobody to order anything.
+            outcome.left.clear()
+            return True
+        raise
+    found = [(document["metadata"]["name"], read_node_prepull(document)) for document in documents]
+    done = {name for name, known in found if known is not None and has_let_go(known.object)}
+    outcome.let_go = sorted(done)
+    outcome.left = sorted(name for name, _ in found if name not in done)
+    if not outcome.left:
+        return True
+    behind = [known.object for _, known in found if known is not None and not is_ordered(known.object)]
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def order(prepull: NodePrepull) -> None:
+        async with at_once:
+            await _order(api, prepull)
+
+    refused = [
+        error
+        for error in await asyncio.gather(*map(order, behind), return_exceptions=True)
+        if error is not None
+    ]
+    if refused:
+        raise refused[0]
+    return False
+
+
+async def _order(api: ApiClient, prepull: NodePrepull) -> None:
+    metadata = prepull.metadata
+    body: dict[str, Any] = {
+        # Refused when it changed meanwhile: the next round looks again.
+        "metadata": {"resourceVersion": metadata.resource_version},
+        "spec": {"images": [encode(let_go_of(entry)) for entry in prepull.spec.images]},
+    }
+    try:
+        await api.merge_patch(NODEPREPULLS, metadata.name, body)
+    except ApiError as error:
+        if not (error.conflict or error.not_found):
+            raise
+
+
+def let_go_of(entry: DesiredImage) -> DesiredImage:
+    """The order for one image. A removal that was ordered and still waits is taken back as well: the agent is leaving."""
+    return msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=OnRemoval.UNPIN, pin=False)
+
+
+def is_ordered(prepull: NodePrepull) -> bool:
+    """Whether the node's spec says so of every image."""
+    return all(entry == let_go_of(entry) for entry in prepull.spec.images)
+
+
+def has_let_go(prepull: NodePrepull) -> bool:
+    """Whether the node's agent has said that it has done just that."""
+    done = done_removals(prepull.status, prepull.metadata.generation)
+    return is_ordered(prepull) and all((one.reference, one.digest) in done for one in prepull.spec.images)

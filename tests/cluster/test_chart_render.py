@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import kubernetes_validate
 import pytest
 import yaml
+from yarl import URL
 
 from imageprepull.agent.kubelet import DEFAULT
+from imageprepull.registry.proxies import Proxies
 from imageprepull.unpacking.capabilities import NEEDED
 from tests.cluster.chart_render import CHART, NAMESPACE, Manifest, helm, one, render, template
 
@@ -30,6 +33,7 @@ VARIANTS: dict[str, Manifest] = {
             "hostsConfigMap": {"name": "mine", "items": [{"key": "a.toml", "registry": "other.example:443"}]},
             "caConfigMap": "ca",
         },
+        "proxy": {"http": "http://proxy.example:3128", "https": "user:p$(x)@proxy.example:3128", "noProxy": "10.0.0.0/8"},
         "operator": {
             "replicas": 2,
             "extraArgs": ["--resync=60"],
@@ -108,6 +112,8 @@ def test_every_object_has_its_labels_and_namespaced_ones_the_release_namespace(v
         {"registry": {"plainHTTP": ["http://registry.example"]}},
         {"registry": {"hosts": {"https://registry.example": "x"}}},
         {"registry": {"hostsConfigMap": {"name": "a", "items": [{"key": "b"}]}}},
+        {"proxy": {"https": "http://proxy.example:3128/path"}},
+        {"proxy": {"noProxy": "10.0.0.0/8;.example.com"}},
         {"operator": {"replicas": -1}},
         {"operator": {"healthPort": 0}},
         {"agent": {"healthPort": 65536}},
@@ -221,6 +227,35 @@ def test_agents_are_told_the_kubelets_thresholds() -> None:
         "--kubelet-eviction-hard=",
         "--kubelet-image-gc-high=75",
     ]
+
+
+@pytest.mark.parametrize("kind", ["DaemonSet", "Deployment"])
+def test_registries_are_reached_through_the_proxy_and_the_api_server_is_not(kind: str) -> None:
+    def environment(**proxy: str) -> dict[str, str]:
+        (container,) = pod_of(render({"proxy": proxy}), kind)["containers"]
+        service = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+        return {
+            one["name"]: as_the_kubelet_expands(one["value"], service)
+            for one in container["env"]
+            if "value" in one
+        }
+
+    assert environment() == {}
+    assert environment(noProxy="registry.example") == {}
+    assert environment(http="one:1").keys() == {"HTTP_PROXY", "NO_PROXY"}
+    found = environment(https="http://me:p$(NODE_NAME)$@proxy:3128", noProxy=".corp, 192.168.0.0/16")
+    assert found["HTTPS_PROXY"] == "http://me:p$(NODE_NAME)$@proxy:3128"
+    proxies = Proxies.from_environment(found)
+    for direct in ("10.96.0.1", "imageprepull.imageprepull-system.svc", "a.corp", "192.168.3.4"):
+        assert proxies.choose(URL(f"https://{direct}/v2/")) is None, direct
+    through = proxies.choose(URL("https://registry.example/v2/"))
+    assert through is not None
+    assert str(through.url) == "http://proxy:3128"
+
+
+def as_the_kubelet_expands(text: str, known: dict[str, str]) -> str:
+    """`$(NAME)` of what is known, and `$$` as one `$`."""
+    return re.sub(r"\$\$|\$\((\w+)\)", lambda found: known.get(found[1], found[0]) if found[1] else "$", text)
 
 
 def test_roles_for_people_can_be_left_out() -> None:

@@ -80,3 +80,17 @@ helm.sh/hook: pre-delete
 helm.sh/hook-weight: "-5"
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}
+
+{{- /* The variables that registry/proxies.py reads. `$` is doubled, or the kubelet would expand what a password has. */ -}}
+{{- define "imageprepull.proxyEnv" -}}
+{{- if or .Values.proxy.http .Values.proxy.https -}}
+{{- with .Values.proxy.http }}
+- {name: HTTP_PROXY, value: {{ replace "$" "$$" . | quote }}}
+{{- end }}
+{{- with .Values.proxy.https }}
+- {name: HTTPS_PROXY, value: {{ replace "$" "$$" . | quote }}}
+{{- end }}
+# The kubelet puts the API server's address in: a library that reads these variables must not take it elsewhere.
+- {name: NO_PROXY, value: {{ printf "$(KUBERNETES_SERVICE_HOST),.svc%s" (.Values.proxy.noProxy | empty | ternary "" (printf ",%s" (replace "$" "$$" .Values.proxy.noProxy))) | quote }}}
+{{- end -}}
+{{- end -}}

@@ -28,5 +28,6 @@ Where things are
     disk, accounting, watch, machine  a fresh disk, CPU seconds, when the CRI answers, the state of the machine
     daemon, contenders, trial, plan   who pulls, one pull, and all of them in order
     report     medians, ratios, the table and the JSON
+    neighbour, fsync_loop   what a pull does to others on the same disk: `python -m benchmarks.neighbour`
     limits     what the machine can do at all: inflate, hash, create and write, per core
 """

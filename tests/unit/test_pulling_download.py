@@ -148,8 +148,23 @@ async def test_bytes_corrupt_twice_are_the_registrys_fault(bench: Bench) -> None
     bench.registry.faults[BLOB.digest] = [Fault(change=lambda body: b"x" + body[1:]) for _ in range(2)]
     with pytest.raises(PullError) as caught:
         await bench.fetch(bench.wanted(keep=True))
-    assert (caught.value.reason, caught.value.permanent) == ("DigestMismatch", True)
+    assert (caught.value.reason, caught.value.permanent) == ("CorruptUpstream", True)
+    assert bench.registry.address in caught.value.message
+    assert len(bench.registry.gets(BLOB.digest)) == 2, "no endless retry"
     assert bench.left() == [] or read_held(bench.folder) == 0
+
+
+async def test_row_59_what_this_node_held_is_not_the_registrys_fault(bench: Bench) -> None:
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=2_000_000), *[Fault(status=503) for _ in range(50)]]
+    with pytest.raises(PullError):
+        await bench.fetch(bench.wanted(keep=True))
+    (spooled,) = [path for path in bench.folder.glob("sha256-*") if path.suffix != ".json"]
+    spooled.write_bytes(b"x" + spooled.read_bytes()[1:])
+    bench.registry.faults[BLOB.digest] = [
+        Fault(),  # the rest
+        Fault(change=lambda body: b"x" + body[1:]),
+    ]
+    assert await bench.fetch() == BODY, "the registry has its two chances still"
 
 
 def read_held(folder: Path) -> int:

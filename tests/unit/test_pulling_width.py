@@ -8,7 +8,6 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imageprepull.pulling.range_memory import RangeMemory
 from imageprepull.pulling.width import Width, WidthTerms
 
 TERMS = WidthTerms(first=4, window=1, gain=1.08, again=15, settle=5)
@@ -99,17 +98,3 @@ def test_it_is_never_above_the_cap_nor_below_one(
             width.pushed_back(now, running=before)
             assert width.within(cap) <= before
         assert 1 <= width.within(cap) <= cap
-
-
-def test_a_host_without_ranges_is_remembered_for_a_while_and_others_are_not_blamed() -> None:
-    memory = RangeMemory(600)
-    assert not memory.without("registry", 0)
-    memory.learn("registry", "mirror", ranged=False, now=0)
-    assert memory.without("registry", 599)
-    assert not memory.without("registry", 601)
-    assert not memory.without("other", 1)
-    memory.learn("registry", "upstream", ranged=True, now=10)
-    assert not memory.without("registry", 11), "the mirror is not asked any more"
-    memory.learn("other", "mirror", ranged=True, now=20)
-    memory.learn("registry", "mirror", ranged=True, now=20)
-    assert not memory.without("registry", 21), "the mirror has learnt it"

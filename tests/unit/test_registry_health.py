@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.registry.health import FAULTY, LACKS, RANGES, Breakers, FaultMemory, RangeMemory
+from imageprepull.registry.health import FAULTY, LACKS, RANGES, Breakers, FaultMemory, RangeMemory, Ranges
 from imageprepull.registry.redirects import Locations
 
 
@@ -112,12 +112,27 @@ def test_a_hosts_way_with_ranges_is_forgotten() -> None:
     clock = Clock()
     ranges = RangeMemory(clock)
     assert ranges.known("h") is None
-    ranges.learn("h", does=True)
-    assert ranges.known("h") is True
-    ranges.learn("h", does=False)
-    assert ranges.known("h") is False
+    for did in Ranges:
+        ranges.learn("registry", "h", did)
+        assert ranges.known("h") is did
+    assert ranges.without("registry")
     clock.now += RANGES
     assert ranges.known("h") is None
+    assert not ranges.without("registry")
+
+
+def test_a_registry_gives_whole_blobs_while_the_host_that_answers_for_it_does() -> None:
+    ranges = RangeMemory(Clock())
+    assert not ranges.without("registry")
+    ranges.learn("registry", "mirror", Ranges.IGNORED)
+    assert ranges.without("registry")
+    assert not ranges.without("other"), "its hosts are others"
+    ranges.learn("registry", "upstream", Ranges.SERVED)
+    assert not ranges.without("registry"), "the mirror is not asked any more"
+    ranges.learn("registry", "mirror", Ranges.REFUSED)
+    assert ranges.without("registry")
+    ranges.learn("other", "mirror", Ranges.SERVED)
+    assert not ranges.without("registry"), "the mirror has learnt it"
 
 
 def test_places_are_bounded_and_what_is_used_stays() -> None:

@@ -19,6 +19,7 @@ from imageprepull.pulling.filling import Filling
 from imageprepull.pulling.retry import RetryState
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
+from imageprepull.registry.errors import CORRUPT_UPSTREAM
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +33,11 @@ async def download(order: Order, source: Source | None = None) -> None:
     With `source` the bytes come from there, and from the registry only those that it fails to bring.
 
     Raises:
-        PullError: DigestMismatch after one more download from zero, or what the registry said last.
+        PullError: CorruptUpstream when every host has served wrong bytes, or what the registry said last.
     """
     spool, digest = order.spool, order.descriptor.digest
     retry = RetryState()
-    mismatched = False
+    blamed: set[str] = set()
     while True:
         if source is not None:
             await _copy(order, source)
@@ -51,16 +52,7 @@ async def download(order: Order, source: Source | None = None) -> None:
             return
         await in_thread(spool.reset)
         order.listener.restarted()
-        for origin in filling.origins:
-            order.registry.distrust(origin, digest)
-        # Bytes of an earlier life or of another mirror may be to blame once; twice it is the registry.
-        failure = PullError(
-            "DigestMismatch",
-            f"the blob {digest} of {order.reference} has another digest than its name says; "
-            "push the image again or repair the registry's storage",
-            permanent=mismatched,
-        )
-        mismatched = True
+        failure = _judged(order, filling, blamed)
         delay = retry.decide(
             failure,
             gained=False,
@@ -71,6 +63,33 @@ async def download(order: Order, source: Source | None = None) -> None:
             raise failure
         log.info("downloading a blob again", blob=digest, delay=round(delay, 2), error=failure.message)
         await asyncio.sleep(delay)
+
+
+def _judged(order: Order, filling: Filling, blamed: set[str]) -> PullError:
+    """Whose bytes were wrong; permanent when nobody is left who could have the right ones.
+
+    `blamed` are the hosts that have served wrong bytes to this download; those of `filling` are added.
+    """
+    digest = order.descriptor.digest
+    if filling.fetched < order.descriptor.size:
+        # What an earlier life left or the runtime's copy had: none of it is there any more.
+        return PullError(
+            "DigestMismatch", f"what this node held of the blob {digest} is not what its name says"
+        )
+    again = bool(blamed)
+    # One that was blamed before was asked last: whoever else there is did not have the blob.
+    nobody_else = bool(filling.origins & blamed)
+    for origin in filling.origins:
+        order.registry.distrust(origin, digest)
+    blamed |= filling.origins
+    # A single host gets a second chance: bytes can be damaged on their way, too.
+    final = again and (nobody_else or order.registry.distrusts_all(order.reference, digest))
+    return PullError(
+        CORRUPT_UPSTREAM,
+        f"the blob {digest} of {order.reference} came with another digest than its name says, from "
+        f"{', '.join(sorted(blamed))}; push the image again or repair the registry's storage",
+        permanent=final,
+    )
 
 
 async def _copy(order: Order, source: Source) -> None:

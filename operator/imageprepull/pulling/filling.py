@@ -43,11 +43,12 @@ class _Running:
 
 
 class Filling:
-    """One run until every byte is held. `origins` are the registry hosts that sent some of them."""
+    """One run until every byte is held. `origins` are the registry hosts that sent some of them, `fetched` how many."""
 
     def __init__(self, order: Order) -> None:
         """Nothing is asked yet."""
         self.origins: set[str] = set()
+        self.fetched = 0
         self._order = order
         self._reach = Reach.UNKNOWN
         self._running: list[_Running] = []
@@ -122,8 +123,7 @@ class Filling:
         self._order.pool.ended()
 
     def _reach_now(self) -> Reach:
-        registry, now = self._order.reference.registry, asyncio.get_running_loop().time()
-        if self._reach is Reach.UNKNOWN and self._order.pool.hosts.without(registry, now):
+        if self._reach is Reach.UNKNOWN and self._order.registry.gives_whole_blobs(self._order.reference):
             return Reach.STREAM
         return self._reach
 
@@ -160,8 +160,6 @@ class Filling:
         self.origins.add(origin)
         if ranged is None:
             return
-        loop = asyncio.get_running_loop()
-        self._order.pool.hosts.learn(self._order.reference.registry, origin, ranged=ranged, now=loop.time())
         if ranged and self._reach is Reach.UNKNOWN:
             self._reach = Reach.RANGES
             self._order.pool.changed()
@@ -185,6 +183,7 @@ class Filling:
     def received(self, host: str, count: int) -> None:
         """For a connection: a batch was written."""
         self._order.listener.received(host, count)
+        self.fetched += count
         if count:
             self._order.pool.came(count)
             self._grown.set()

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from imageprepull.pulling.assignment import BlobWork, assign
 from imageprepull.pulling.limiter import Limiter
-from imageprepull.pulling.range_memory import RangeMemory
 from imageprepull.pulling.ranges import Span
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.width import Width
@@ -32,7 +31,6 @@ class Pool:
 
     def __init__(self, limiter: Limiter, settings: PullSettings) -> None:
         """Share the slots of `limiter`, of which this is the only user."""
-        self.hosts = RangeMemory(settings.rangeless_seconds)
         self._limiter = limiter
         self._settings = settings
         self._width = Width(settings.width)

@@ -24,8 +24,6 @@ class PullSettings:
     """Bytes of one ranged request; a blob that is no larger is asked for as a whole."""
     small_blob: int = 1024 * 1024
     """Blobs up to this size may use every connection that is allowed, however narrow the pool is at the time."""
-    rangeless_seconds: float = 600.0
-    """How long a host that answered a range with the whole blob is not asked for ranges again."""
     width: WidthTerms = field(default_factory=WidthTerms)
     write_batch: int = 2 * 1024 * 1024
     """Bytes gathered before a thread writes and hashes them: fewer hops between loop and thread."""

@@ -121,6 +121,15 @@ class RegistryClient:
         """
         return self._blobs.open(reference, descriptor, offset, length)
 
+    def gives_whole_blobs(self, reference: Reference) -> bool:
+        """Whether a part of a blob, asked of the registry now, would likely be answered by all of it."""
+        return self._blobs.ranges.without(reference.registry)
+
     def distrust(self, host: str, digest: str) -> None:
         """Remember that a host (`BlobStream.origin`) served wrong bytes for a digest: it is asked last from now on."""
         self._walk.memory.distrusted[host, digest] = None
+
+    def distrusts_all(self, reference: Reference, digest: str) -> bool:
+        """Whether every host that may be asked for a blob has served wrong bytes for it."""
+        distrusted = self._walk.memory.distrusted
+        return all((host.name, digest) in distrusted for host in self._walk.hosts(reference, by_tag=False))

@@ -98,6 +98,9 @@ class RegistryError(Exception):
         return line
 
 
+CORRUPT_UPSTREAM = "CorruptUpstream"
+
+
 class DigestMismatch(RegistryError):
     """Bytes that are not what the descriptor promised: the host, or a cache before it, serves corrupt content."""
 
@@ -158,8 +161,11 @@ def verdict(errors: Sequence[RegistryError]) -> RegistryError:
     """The one error to report when every host of a registry failed.
 
     The last host is the upstream: what it says counts, and the mirrors' errors stand beside it. A mirror's 404 or
-    429 says nothing about the image; an upstream's 404 does.
+    429 says nothing about the image; an upstream's 404 does. Where all of them served other content than was asked
+    for, it is CorruptUpstream: no host is left that could be the only one that is damaged.
     """
     last = errors[-1]
+    if all(isinstance(error, DigestMismatch) for error in errors):
+        last.reason = CORRUPT_UPSTREAM
     last.others = tuple(error for error in errors[:-1] if error is not last)
     return last

@@ -15,7 +15,7 @@ from imageprepull.registry.answer import Answer
 from imageprepull.registry.asking import OK, PARTIAL, Asker
 from imageprepull.registry.blobs import ENCODINGS, BlobStream, range_matches
 from imageprepull.registry.errors import RegistryError
-from imageprepull.registry.health import RangeMemory
+from imageprepull.registry.health import RangeMemory, Ranges
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.walk import Walk
 
@@ -113,9 +113,9 @@ class Blobs:
         self, host: RegistryHost, reference: Reference, path: str, span: _Span, deadline: float | None
     ) -> Answer:
         """The part from one host, or the whole blob where the host does no ranges."""
-        answer, refused = None, False
-        if not span.whole and self.ranges.known(host.url) is not False:
-            answer, refused = await self._part(host, reference, path, span, deadline)
+        answer, did = None, None
+        if not span.whole and self.ranges.known(host.url) is not Ranges.REFUSED:
+            answer, did = await self._part(host, reference, path, span, deadline)
         if answer is not None:
             return answer
         answer = await self._asker.ask_blob(
@@ -126,15 +126,15 @@ class Blobs:
         if problem := await _unfit(answer, _Span(span.descriptor, 0, span.descriptor.size)):
             answer.response.close()
             raise problem
-        if refused:
-            self.ranges.learn(host.url, does=False)
+        if did is not None:
+            self.ranges.learn(reference.registry, host.url, did)
         return answer
 
     async def _part(
         self, host: RegistryHost, reference: Reference, path: str, span: _Span, deadline: float | None
-    ) -> tuple[Answer | None, bool]:
-        """The answer to a range, or None when the blob must be asked for without one; and if that is the host's way."""
-        proven = bool(self.ranges.known(host.url))
+    ) -> tuple[Answer | None, Ranges]:
+        """The answer to a range, or None when the blob must be asked for without one; and what the host did."""
+        proven = self.ranges.known(host.url) in (Ranges.SERVED, Ranges.IGNORED)
         patience = deadline if proven else deadline or self._first_byte
         try:
             answer = await self._asker.ask_blob(
@@ -144,16 +144,17 @@ class Blobs:
             # Some never answer a range. The plain request has its full time.
             if proven or not error.unanswered or error.reason != "Stalled":
                 raise
-            return None, True
-        if answer.status == PARTIAL:
-            self.ranges.learn(host.url, does=True)
+            return None, Ranges.REFUSED
+        did = Ranges.SERVED if answer.status == PARTIAL else Ranges.IGNORED
+        if answer.status in (OK, PARTIAL):
+            self.ranges.learn(reference.registry, host.url, did)
         if answer.status in (OK, PARTIAL) and await _unfit(answer, span) is None:
-            return answer, False
+            return answer, did
         if answer.status not in (OK, PARTIAL, *RANGE_REFUSED):
             raise await answer.error()
         # Refused, or another part: the whole blob, and the caller passes over what it has.
         answer.response.close()
-        return None, answer.status in RANGES_UNKNOWN
+        return None, Ranges.REFUSED if answer.status in RANGES_UNKNOWN else Ranges.IGNORED
 
     async def _outside(self, near: RegistryHost, span: _Span, error: RegistryError) -> _Source:
         """From where the manifest says that a foreign layer is; raises `error` when there is no such place."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from imageprepull.registry.bounded import Bounded
 from imageprepull.registry.errors import RegistryError
@@ -116,18 +117,37 @@ class FaultMemory:
         return fault
 
 
+class Ranges(Enum):
+    """What a host did when it was asked for a part of a blob.
+
+    `IGNORED`: the whole blob came, as from a pull-through cache that is still being filled: a part may be asked for
+    later, but to ask for several at once would fetch the blob as often. `REFUSED`: an error or silence; parts are
+    not asked for.
+    """
+
+    SERVED = auto()
+    IGNORED = auto()
+    REFUSED = auto()
+
+
 class RangeMemory:
-    """Which hosts serve ranges and which refuse or swallow requests for them; forgotten after a while."""
+    """How hosts (by URL) deal with ranges; forgotten after a while, since a cache that was cold becomes warm."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._known: Bounded[str, tuple[bool, float]] = Bounded(HOSTS)
+        self._known: Bounded[str, tuple[Ranges, float]] = Bounded(HOSTS)
+        self._asked: Bounded[str, str] = Bounded(HOSTS)
 
-    def known(self, host: str) -> bool | None:
-        """True or False, or None while nothing is known."""
-        does, until = self._known.get(host, (False, 0.0))
-        return does if self._clock() < until else None
+    def known(self, host: str) -> Ranges | None:
+        """What it did last, or None while nothing is known."""
+        did, until = self._known.get(host, (None, 0.0))
+        return did if self._clock() < until else None
 
-    def learn(self, host: str, *, does: bool) -> None:
-        """What a host did."""
-        self._known[host] = does, self._clock() + RANGES
+    def learn(self, registry: str, host: str, did: Ranges) -> None:
+        """A part was asked of `registry`, and it was this host of it that answered."""
+        self._known[host] = did, self._clock() + RANGES
+        self._asked[registry] = host
+
+    def without(self, registry: str) -> bool:
+        """Whether the host that answered last for `registry` is believed to give whole blobs only."""
+        return self.known(self._asked.get(registry, "")) in (Ranges.IGNORED, Ranges.REFUSED)

@@ -29,9 +29,13 @@ class PinNotices:
 
     def tell(self, now: NodePrepull) -> None:
         """An Event on each ImagePrepull that pins an image on the node."""
-        owners = {owner.rpartition("/")[2] for entry in now.spec.images if entry.pin for owner in entry.owners}
+        owners = {
+            owner.rpartition("/")[2] for entry in now.spec.images if entry.pin for owner in entry.owners
+        }
         why = now.status.disk.message if now.status.disk else ""
-        text = f"node {now.metadata.name} is short of disk, its images are not pinned until there is room: {why}"
+        text = (
+            f"node {now.metadata.name} is short of disk, its images are not pinned until there is room: {why}"
+        )
         for known in self._world.prepulls.values():
             if known.uid in owners:
                 self._events.tell(known.prepull.metadata, Notice("Warning", PINS_YIELDED, text))

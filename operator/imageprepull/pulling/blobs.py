@@ -7,10 +7,11 @@ has the blob and that the caller's own lease holds it, whoever brought it there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
@@ -188,12 +189,13 @@ async def hold_blob(
     locks: KeyedLock,
     wanted: Wanted,
     *,
+    labels: Mapping[str, str],
     complete: Callable[[], None],
     stall: float,
 ) -> None:
     """Bring a blob that the content store lacks into it, held by the lease of `containerd` (a lease-bound view).
 
-    `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may
+    `labels` are what is known of it beside its source; each transaction more would cost a write to disk. `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may
     take no byte before the ingest is given up.
     """
     descriptor = wanted.descriptor
@@ -201,11 +203,11 @@ async def hold_blob(
         complete()
         # Not before it is complete: the ref's lock would make a pod's own pull wait for the registry twice.
         async with locks.hold(descriptor.digest):
-            if await held_content(containerd, wanted.lease, wanted.reference, descriptor):
+            if await held_content(containerd, wanted.lease, wanted.reference, descriptor, labels):
                 return
-            labels = source_label(wanted.reference.domain, wanted.reference.path, {})
-            if not await placing.place(containerd, descriptor, path, labels):
-                await _ingest(containerd, descriptor, path, labels, stall)
+            all_labels = {**labels, **source_label(wanted.reference.domain, wanted.reference.path, {})}
+            if not await placing.place(containerd, descriptor, path, all_labels):
+                await _ingest(containerd, descriptor, path, all_labels, stall)
             reached(Step.INGESTED, descriptor.digest)
 
 
@@ -229,9 +231,13 @@ async def _ingest(
 
 
 async def held_content(
-    containerd: Containerd, lease: str, reference: Reference, descriptor: Descriptor
+    containerd: Containerd,
+    lease: str,
+    reference: Reference,
+    descriptor: Descriptor,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
-    """Whether the content store has a blob; if so, our lease holds it from now on.
+    """Whether the content store has a blob; if so, our lease holds it from now on, and it bears the `labels`.
 
     The order matters: AddResource of a missing blob succeeds, and Info alone keeps nothing alive.
     """
@@ -241,7 +247,8 @@ async def held_content(
     found = await containerd.content.info(descriptor.digest)
     if found is None:
         return False
-    missing = source_label(reference.domain, reference.path, found.labels)
+    missing = {key: value for key, value in labels.items() if found.labels.get(key) != value}
+    missing |= source_label(reference.domain, reference.path, found.labels)
     if missing:
         await containerd.content.update_labels(descriptor.digest, missing)
     return True

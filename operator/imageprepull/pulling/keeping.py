@@ -34,8 +34,7 @@ async def keep_now(containerd: Containerd, blobs: LayerBlobs, lease: str = "") -
 
     async def keep(digest: str) -> None:
         async with slots:
-            await blobs.ingest(containerd, digest, lease)
-            await blobs.label(containerd, digest)
+            await blobs.ingest(containerd, digest, lease, unpacked=True)
             await blobs.release(digest)
 
     async with asyncio.TaskGroup() as group:

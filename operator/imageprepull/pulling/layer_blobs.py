@@ -83,8 +83,12 @@ class LayerBlobs:
                 held = self._held[digest] = _Held(growing, stack)
         return held.growing
 
-    async def ingest(self, containerd: Containerd, digest: str, lease: str = "") -> None:
+    async def ingest(
+        self, containerd: Containerd, digest: str, lease: str = "", *, unpacked: bool = False
+    ) -> None:
         """See to it that the content store has a blob, and the lease of `containerd` (`lease`) holds it.
+
+        `unpacked`: its diff ID is proven, and is written on it.
 
         Raises:
             PullError: the download failed, or RuntimeStalled.
@@ -99,15 +103,11 @@ class LayerBlobs:
                 self.machinery.placing,
                 self.machinery.blobs,
                 self._wanted(digest, lease),
+                labels={UNCOMPRESSED: self.layers[self._positions[digest][0]].diff_id} if unpacked else {},
                 complete=lambda: self._complete(digest),
                 stall=self.machinery.settings.ingest_stall,
             )
             self._in_content.add(digest)
-
-    async def label(self, containerd: Containerd, digest: str) -> None:
-        """Say on a blob of the content store what it unpacks to."""
-        diff_id = self.layers[self._positions[digest][0]].diff_id
-        await containerd.content.update_labels(digest, {UNCOMPRESSED: diff_id})
 
     def spooled(self) -> list[str]:
         """Digests that are held here and that the content store lacks, lowest layer first."""

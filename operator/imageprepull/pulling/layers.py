@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import structlog
 
@@ -220,8 +220,16 @@ class LayerWork:
         layer = self._layers[number]
         await self._blobs.ingest(self._containerd, layer.descriptor.digest)
         await self._parent(number)
-        async with self._machinery.applies.slot(number):
+        async with self._turn_to_apply(number):
             await self._chain.apply(layer, extracting=lambda: self._extracting(number))
+
+    @asynccontextmanager
+    async def _turn_to_apply(self, number: int) -> AsyncIterator[None]:
+        async with AsyncExitStack() as turns:
+            if self._urgency.manners().polite:
+                await turns.enter_async_context(self._machinery.polite_applies.slot(number))
+            await turns.enter_async_context(self._machinery.applies.slot(number))
+            yield
 
     async def _parent(self, number: int) -> None:
         if number:

@@ -20,7 +20,9 @@ from imageprepull.runtime.connection import Containerd
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machinery:
-    """`snapshotter_root` is the snapshotter's folder as this process sees it; syncfs needs it.
+    """`polite_applies` is taken before `applies` by images that nobody waits for; it follows the disks (pressure.py).
+
+    `snapshotter_root` is the snapshotter's folder as this process sees it; syncfs needs it.
 
     The locks are in this process only. Across processes the ingest's ref and the snapshot's name do their work.
     """
@@ -34,6 +36,7 @@ class Machinery:
     slots: Slots
     rooms: Rooms
     applies: Limiter
+    polite_applies: Limiter
     settings: PullSettings
     boot_id: str
     snapshotter_root: Path

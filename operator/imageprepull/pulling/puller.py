@@ -95,6 +95,7 @@ class Puller:
             slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
             rooms=self._rooms,
             applies=Limiter(settings.parallel_applies),
+            polite_applies=Limiter(settings.parallel_applies),
             settings=settings,
             boot_id=boot_id,
             snapshotter_root=snapshotter_root,
@@ -104,13 +105,15 @@ class Puller:
 
     async def __aenter__(self) -> Self:
         """Watch the disks, as long as the block lasts; it bounds the life of background work too."""
-        slots, settings = self._machinery.slots, self._machinery.settings
+        machinery, pressure = self._machinery, self._machinery.settings.pressure
+        most = max(machinery.slots.limit, machinery.applies.limit)
+
+        def at_once(count: int) -> None:
+            machinery.slots.polite = machinery.polite_applies.limit = count
+
         self._watching = [
             asyncio.create_task(self._rooms.follow(), name="room on disks"),
-            asyncio.create_task(
-                follow(settings.pressure, slots.limit, lambda most: setattr(slots, "polite", most)),
-                name="pressure on disks",
-            ),
+            asyncio.create_task(follow(pressure, most, at_once), name="pressure on disks"),
         ]
         return self
 

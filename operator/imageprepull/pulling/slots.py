@@ -51,6 +51,11 @@ class Slots:
         )
 
     @property
+    def running(self) -> int:
+        """How many workers have their turn now."""
+        return self._running
+
+    @property
     def polite(self) -> int:
         """How many polite workers may have their turn at once."""
         return self._polite

@@ -18,6 +18,7 @@ from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.images import BadSpec, read_images
 from imageprepull.controller.nodes import read_node
 from imageprepull.controller.pins import yielded
+from imageprepull.controller.registries import behind, has_work, ordered_holds
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownNodePrepull, KnownPrepull, World, read_agent
 from imageprepull.kube.informer import Change
@@ -115,9 +116,31 @@ class Intake:
                 self.on_pins_yielded(now.object)
         self._queues.nodes.add(name)
         self._mark_owners(name)
+        after = self._world.node_prepulls.get(name)
+        self._mark_held(before.object if before else None, after.object if after else None)
+
+    def _mark_held(self, before: NodePrepull | None, now: NodePrepull | None) -> None:
+        """A registry told one node to wait: the others that may ask it have to know, too."""
+        if now is None or (before is not None and before.status.registries == now.status.registries):
+            return
+        holds = ordered_holds([now.status], clock.now())
+        if not holds:
+            return
+        for name, known in self._world.node_prepulls.items():
+            if has_work(known.object.status) and behind(known.object.spec.registries, holds):
+                self._queues.nodes.add(name)
+
+    def node_prepull_written(self, document: dict[str, Any]) -> None:
+        """The answer to a write. The watch may have overtaken it, with what the agent wrote at once: that stays."""
+        known = self._world.node_prepulls.get(document["metadata"]["name"])
+        if known is not None:
+            seen, answered = known.object.metadata, decode(Metadata, document["metadata"])
+            if seen.uid == answered.uid and int(seen.resource_version) > int(answered.resource_version):
+                return
+        self.node_prepull_read(document)
 
     def node_prepull_read(self, document: dict[str, Any]) -> None:
-        """A NodePrepull as just read or written."""
+        """A NodePrepull as just read."""
         found = read_node_prepull(document)
         if found is not None:
             name = found.object.metadata.name

@@ -10,8 +10,10 @@ from typing import Any
 
 import structlog
 
+from imageprepull.controller import clock
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.registries import behind, ordered_holds, standing
 from imageprepull.controller.render import Owners, Rendered, done_removals, render
 from imageprepull.controller.repairs import (
     ANNOTATION,
@@ -28,7 +30,7 @@ from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
 from imageprepull.resources.base import encode
-from imageprepull.resources.nodeprepull import NodePrepullSpec
+from imageprepull.resources.nodeprepull import NodePrepullSpec, RegistryHold
 
 logger = structlog.get_logger(__name__)
 FIELD_MANAGER = "imageprepull-operator"
@@ -71,15 +73,18 @@ class NodeWriter:
         known = self._world.node_prepulls.get(name)
         order = _repair_order(known)
         images = ordered(rendered.images, order)
-        if images == (known.object.spec.images if known else []):
+        spec = known.object.spec if known else NodePrepullSpec()
+        holds = self._holds() if images else []
+        if images == spec.images and not behind(spec.registries, holds):
             if known is not None and ANNOTATION in known.object.metadata.annotations:
                 await self._end_repair(name, known, order)
             return
+        registries = standing(spec.registries, holds, clock.now())
         await self._rate.slot()
-        body = _body(node, known, NodePrepullSpec(images=images))
+        body = _body(node, known, NodePrepullSpec(images=images, registries=registries))
         document = await self._api.apply(NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True)
         self._writes.inc()
-        self._intake.node_prepull_read(document)
+        self._intake.node_prepull_written(document)
         logger.info("node prepull written", node=name, images=len(images))
 
     def _render(self, name: str, confirmed: frozenset[str]) -> Rendered:
@@ -87,6 +92,10 @@ class NodeWriter:
         done = done_removals(known.object.status, known.object.metadata.generation) if known else set()
         owners = Owners(self._world.planned, self._world.choices, self._witness.gone, confirmed)
         return render(name, self._world.current(name), owners, done)
+
+    def _holds(self) -> list[RegistryHold]:
+        statuses = (known.object.status for known in self._world.node_prepulls.values())
+        return ordered_holds(statuses, clock.now())
 
     async def _confirm(self, uids: frozenset[str]) -> frozenset[str]:
         """The uids whose generation is still the one that was planned, by quorum GET (cause b)."""

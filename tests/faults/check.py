@@ -17,7 +17,8 @@ from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, leftovers
 from tests.containerd.differential.trees import differences, scan
 from tests.containerd.layer_trees import layer_folders
-from tests.faults.node import Machine
+from tests.containerd.pull_bench import start_daemon
+from tests.faults.node import Machine, connected
 from tests.testbed.images import BuiltImage
 
 _SHOWN = 5
@@ -50,6 +51,27 @@ async def empty(machine: Machine, containerd: Containerd) -> list[str]:
     ]
     found += [f"blob {left.digest} without the image" for left in await containerd.content.list()]
     return found + await _files(machine, containerd)
+
+
+async def clear(machine: Machine) -> None:
+    """Make a machine empty that may hold anything, after a round that went wrong."""
+    if not machine.daemon.running:
+        await start_daemon(machine)  # type: ignore[arg-type]
+    async with connected(machine) as containerd:
+        for lease in await containerd.leases.list():
+            await containerd.leases.delete(lease.id)
+        for ingest in await containerd.content.list_ingests():
+            await containerd.content.abort(ingest.ref)
+        for record in await containerd.images.list():
+            await containerd.images.delete(record.name)
+        while left := await containerd.snapshots.list(SNAPSHOTTER):
+            parents = {snapshot.parent for snapshot in left}
+            for snapshot in left:
+                if snapshot.name not in parents:
+                    await containerd.snapshots.remove(SNAPSHOTTER, snapshot.name)
+        await empty(machine, containerd)
+    for name in machine.spooled():
+        (machine.spool / name).unlink()
 
 
 async def early_records(containerd: Containerd, image: BuiltImage, reference: str) -> list[str]:

@@ -75,6 +75,22 @@ def refetched_range() -> None:
     spool.read_sidecar = forget
 
 
+def unnoted_range() -> None:
+    """The range map is written only when an attempt ends in good order."""
+    from imageprepull.pulling.spool import SpoolFile  # noqa: PLC0415
+
+    plain = SpoolFile.close
+    note = SpoolFile.note
+
+    def close(self: Any, *, keep: bool) -> None:
+        if keep:
+            note(self)
+        plain(self, keep=keep)
+
+    SpoolFile.note = lambda self: None  # type: ignore[method-assign]
+    SpoolFile.close = close  # type: ignore[method-assign]
+
+
 def early_record() -> None:
     """The records are written before the layers are there."""
     from imageprepull.pulling import image  # noqa: PLC0415
@@ -91,7 +107,15 @@ def early_record() -> None:
 
 DEFECTS: dict[str, Callable[[], None]] = {
     found.__name__.replace("_", "-"): found
-    for found in (unvouched, leaked_lease, leaked_staging, leaked_spool, refetched_range, early_record)
+    for found in (
+        unvouched,
+        leaked_lease,
+        leaked_staging,
+        leaked_spool,
+        refetched_range,
+        unnoted_range,
+        early_record,
+    )
 }
 
 

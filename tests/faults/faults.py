@@ -11,7 +11,10 @@ from imageprepull.pulling.steps import Step
 
 class Victim(StrEnum):
     """`ZYGOTE` is the parent of the workers. `LEASE`: another tool deletes the pull's lease, and a collection runs.
-    `GAP`: that collection was at the staged trees, and is not through yet."""
+    `GAP`: that collection was at the staged trees, and is not through yet. `TORN`: the daemon dies while it writes its
+    metadata: at the first of its next fdatasyncs, next time at the second, and so on. `PAUSE`: nothing happens to
+    anybody; the agent stands still until it is told to go on.
+    """
 
     AGENT = "agent"
     WORKER = "worker"
@@ -20,8 +23,12 @@ class Victim(StrEnum):
     CONNECTION = "connection"
     LEASE = "lease"
     GAP = "gap"
+    TORN = "torn"
+    PAUSE = "pause"
 
 
+WITHOUT_DAEMON = frozenset({Victim.AGENT, Victim.WORKER, Victim.ZYGOTE, Victim.CONNECTION})
+"""What can be hit while the daemon is down."""
 STARTED = "started"
 """The step before all steps: the agent runs, and has looked at nothing."""
 SWEPT = "swept"

@@ -41,9 +41,10 @@ class Life:
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def ask(self) -> None:
-        """Let it say `here`, and again when it is idle."""
-        self.process.send_signal(signal.SIGUSR1)
+    def tell_of_daemon(self) -> None:
+        """There is a new one: only now it can say that it is idle."""
+        with contextlib.suppress(ProcessLookupError):  # killed meanwhile
+            self.process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         self.process.kill()
@@ -83,7 +84,18 @@ async def life(
     options: Sequence[str] = (),
 ) -> AsyncIterator[Life]:
     """A victim that is gone with the block."""
-    command = [sys.executable, "-m", "tests.faults.victim", f"--folder={folder}", f"--reference={reference}"]
+    # However the test ends.
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "--",
+        sys.executable,
+        "-m",
+        "tests.faults.victim",
+        f"--folder={folder}",
+        f"--reference={reference}",
+    ]
     command += [f"--digest={digest}", f"--boot-id-file={boot}", f"--defect={defect}", *options]
     command += [f"--fault={fault}" for fault in faults]
     with log.open("ab") as errors:

@@ -49,6 +49,12 @@ class CountingRegistry(FaultyRegistry):
         size = len(self.blobs[digest])
         self.finished.setdefault(digest, RangeMap(size)).add(start, end)
 
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await super()._blob(request)
+        except ConnectionError:
+            return web.Response()  # the victim died, or we have cut it off: nobody reads this.
+
     async def _send(
         self, request: web.Request, response: web.StreamResponse, body: bytes, fault: Fault
     ) -> None:
@@ -70,8 +76,6 @@ class CountingRegistry(FaultyRegistry):
                 await asyncio.sleep(self._next - now)
                 await response.write(piece)
                 self.sent += len(piece)
-        except ConnectionError:
-            return  # the victim died, or we have cut it off.
         finally:
             self._live.discard(transport)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,24 +16,27 @@ from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import start_daemon
-from tests.faults.check import complaints, early_records, empty
+from tests.faults.check import clear, complaints, early_records, empty
 from tests.faults.faults import STARTED, Fault, Victim
 from tests.faults.life import Life, life
 from tests.faults.node import Machine, connected
 from tests.faults.registry import CountingRegistry
 from tests.faults.tally import Hit
+from tests.faults.torn import SYNCS, kill_at_sync
 from tests.testbed.images import BuiltImage
 
-_MOST_LIVES = 30
+_LONGEST = 150.0
+"""Seconds of a round."""
 
 
 @dataclass
 class Outcome:
-    """`complaints` are empty for a good round. `reasons`: what attempts failed with on the way."""
+    """`complaints` are empty for a good round. `reasons`: what attempts failed with; `steps`: how often each was done."""
 
     hits: list[Hit] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    steps: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     log: str = field(default="", repr=False)
 
@@ -51,22 +55,21 @@ class Round:
         """Leaves the machine empty, whatever was found."""
         self.registry.forget()
         self._left = list(faults)
+        self._torn = 0
         self._outcome = Outcome()
         since, started = time.time(), time.monotonic()
         log = self.machine.folder / "victim.log"
         log.unlink(missing_ok=True)
         try:
-            for _ in range(_MOST_LIVES):
-                if await self._live(since):
-                    break
-            else:
-                self._outcome.complaints.append(f"not finished after {_MOST_LIVES} lives")
+            async with asyncio.timeout(_LONGEST):
+                while not await self._live(since):
+                    pass
         except TimeoutError:
-            self._outcome.complaints.append("nothing happened any more")
+            self._outcome.complaints.append("not finished in time")
         self._outcome.seconds = time.monotonic() - started
         if self._outcome.complaints:
             self._outcome.log = log.read_text(errors="replace")
-        await self._clear()
+            await clear(self.machine)
         return self._outcome
 
     async def _live(self, since: float) -> bool:
@@ -82,28 +85,23 @@ class Round:
             defect=self.defect,
             options=self.options,
         ) as victim:
-            step, deaf = STARTED, False
+            step = STARTED
             while (line := await victim.next()) is not None:
                 match line:
                     case ["step", name, *subject]:
                         step = name
+                        self._outcome.steps[name] += 1
                         self._note(name, subject)
                     case ["fault", _, who, *_]:
                         self._left.pop(0)
                         self._outcome.hits.append(Hit(Victim(who), step))
                         await self._strike(Victim(who), victim)
-                        # What it said of the daemon that was killed says nothing of this one.
-                        deaf = deaf or who == Victim.DAEMON
-                        if deaf and victim.process.returncode is None:
-                            victim.ask()
-                    case ["here"]:
-                        deaf = False
                     case ["failed", reason, *_]:
                         self._outcome.reasons.append(reason)
                     case ["given-up"]:
                         self._outcome.complaints.append(f"given up: {self._outcome.reasons[-1:]}")
                         return True
-                    case ["idle"] if not deaf:
+                    case ["idle"]:
                         await self._look(victim, since)
                         return True
             await victim.process.wait()
@@ -122,10 +120,20 @@ class Round:
                 await asyncio.to_thread(self.machine.daemon.kill)
                 await asyncio.sleep(self.pause.choice((0, 0, 0.3)))  # it is down for a while, as on a node.
                 await start_daemon(self.machine)  # type: ignore[arg-type]
+                victim.tell_of_daemon()
+            case Victim.TORN:
+                await stopped(victim)
+                self._torn = self._torn % SYNCS + 1
+                await kill_at_sync(self.machine, self._torn, victim.go_on)
+                await start_daemon(self.machine)  # type: ignore[arg-type]
+                victim.tell_of_daemon()
             case Victim.CONNECTION:
                 self.registry.cut()
+            case Victim.PAUSE:
+                await stopped(victim)
+                victim.go_on()
             case Victim.LEASE | Victim.GAP:
-                await _stopped(victim)
+                await stopped(victim)
                 async with connected(self.machine) as containerd:
                     await (_lose_leases(containerd) if who is Victim.LEASE else self._tear(containerd))
                 victim.go_on()
@@ -175,34 +183,10 @@ class Round:
                 outcome.complaints.append(f"processes outlive the agent: {left}")
             outcome.complaints += await empty(self.machine, containerd)
 
-    async def _clear(self) -> None:
-        """For the next round: after a bad one the machine may hold anything."""
-        if not self._outcome.complaints:
-            return
-        if not self.machine.daemon.running:
-            await start_daemon(self.machine)  # type: ignore[arg-type]
-        async with connected(self.machine) as containerd:
-            for lease in await containerd.leases.list():
-                await containerd.leases.delete(lease.id)
-            for ingest in await containerd.content.list_ingests():
-                await containerd.content.abort(ingest.ref)
-            for record in await containerd.images.list():
-                await containerd.images.delete(record.name)
-            left = await containerd.snapshots.list(SNAPSHOTTER)
-            while left:
-                parents = {snapshot.parent for snapshot in left}
-                for snapshot in left:
-                    if snapshot.name not in parents:
-                        await containerd.snapshots.remove(SNAPSHOTTER, snapshot.name)
-                left = await containerd.snapshots.list(SNAPSHOTTER)
-            await empty(self.machine, containerd)
-        for name in self.machine.spooled():
-            (self.machine.spool / name).unlink()
 
-
-async def _stopped(victim: Life) -> None:
-    """Wait until the kernel says that every thread of it stands still."""
-    await asyncio.to_thread(os.waitid, os.P_PID, victim.process.pid, os.WSTOPPED | os.WNOWAIT)
+async def stopped(victim: Life) -> None:
+    """Wait until the kernel says that every thread of it stands still, or that it has died."""
+    await asyncio.to_thread(os.waitid, os.P_PID, victim.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 async def _lose_leases(containerd: Containerd) -> None:

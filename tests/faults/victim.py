@@ -3,7 +3,7 @@
 Lock, runtime, sweep, reconciler, workers and pull are the product's own; only the NodePrepull is replaced by one image
 on the command line. It tells each step on standard output, one line each, so that its parent knows how far it was:
 
-    started | step NAME SUBJECT | fault NUMBER VICTIM STEP | failed REASON MESSAGE | given-up | here | idle
+    started | step NAME SUBJECT | fault NUMBER VICTIM STEP | failed REASON MESSAGE | given-up | idle
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprepull.cli.start import raise_file_limit, start_workers
-from tests.faults.faults import STARTED, SWEPT, Fault, Victim
+from tests.faults.faults import STARTED, SWEPT, WITHOUT_DAEMON, Fault, Victim
 
 if TYPE_CHECKING:
     from imageprepull.agent.settings import AgentSettings
@@ -54,6 +54,9 @@ class Executioner:
         self._seen: dict[str, int] = {}
         self._last = STARTED
         self._turn = threading.Lock()
+        self._torn = False
+        self.deaf = False
+        """The daemon was killed: what is known of it says nothing of the next one, until we are told of it."""
 
     def begin(self) -> None:
         """The pull begins: times count from now."""
@@ -64,11 +67,27 @@ class Executioner:
         self._last = step
         self._seen[step] = self._seen.get(step, 0) + 1
         fault = self._due()
-        if fault is not None and fault.step == step and fault.occurrence <= self._seen[step]:
+        if (
+            fault is not None
+            and fault.step == step
+            and fault.occurrence <= self._seen[step]
+            and self._may(fault)
+        ):
             if fault.delay:
                 self._later(fault)
             else:
                 self._carry_out(fault)
+
+    def heard(self) -> None:
+        """There is a daemon again."""
+        self.deaf = self._torn = False
+
+    def disarm(self) -> bool:
+        """The pull is over: nothing happens any more, so that the parent can look. False when something just did."""
+        with self._turn:
+            if not self.deaf:
+                self._faults.clear()
+            return not self.deaf
 
     def _due(self) -> Fault | None:
         return self._faults[self._number] if self._number < len(self._faults) else None
@@ -78,14 +97,21 @@ class Executioner:
         if fault is not None and not fault.step:
             self._later(fault)
 
+    def _may(self, fault: Fault) -> bool:
+        """The daemon cannot be hit while it is down; while it is waited for its death, nobody can."""
+        return not self.deaf or (fault.victim in WITHOUT_DAEMON and not self._torn)
+
     def _later(self, fault: Fault) -> None:
-        timer = threading.Timer(fault.delay, self._carry_out, [fault])
+        timer = threading.Timer(max(fault.delay, 0.01), self._carry_out, [fault])
         timer.daemon = True
         timer.start()
 
     def _carry_out(self, fault: Fault) -> None:
         with self._turn:
             if self._due() is not fault:
+                return
+            if not self._may(fault):
+                self._later(fault)
                 return
             victim = self._worker() if fault.victim is Victim.WORKER else 0
             if fault.victim is Victim.WORKER and not victim:
@@ -104,13 +130,16 @@ class Executioner:
             case Victim.AGENT:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Victim.DAEMON:
+                self.deaf = True
                 os.kill(int(self._daemon_pid.read_text()), signal.SIGKILL)
             case Victim.WORKER:
                 os.kill(worker, signal.SIGKILL)
             case Victim.ZYGOTE:
                 os.kill(self._zygote, signal.SIGKILL)
-            case Victim.LEASE | Victim.GAP:
+            case Victim.LEASE | Victim.GAP | Victim.PAUSE | Victim.TORN:
                 # The parent does it, and lets us go on.
+                self._torn = victim is Victim.TORN
+                self.deaf = self.deaf or self._torn
                 os.kill(os.getpid(), signal.SIGSTOP)
             case Victim.CONNECTION:
                 pass  # the parent's
@@ -204,8 +233,11 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
     from imageprepull.resources.nodeprepull import DesiredImage, Retry  # noqa: PLC0415
     from imageprepull.telemetry.metrics import AgentMetrics  # noqa: PLC0415
 
+    waits = [""]
+
     def note(why: str) -> None:
-        if why:
+        if why and why != waits[-1]:
+            waits.append(why)
             say("waiting", why)
 
     settings = settings_of(args)
@@ -244,7 +276,7 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
                             reconnect=settings.reconnect,
                         )
                     ),
-                    tasks.create_task(tell(reconciler, node, asked)),
+                    tasks.create_task(tell(reconciler, node, asked, executioner)),
                 ]
                 reconciler.take_spec([image])
                 await stop.wait()
@@ -254,17 +286,17 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
         await workers.close()
 
 
-async def tell(reconciler: Any, node: Any, asked: asyncio.Event) -> None:
+async def tell(reconciler: Any, node: Any, asked: asyncio.Event, executioner: Executioner) -> None:
     """Say when the image is there, and nothing is left to do; and each new failure.
 
-    `asked`: say `here`, and then once more that it is idle when it is: the daemon was another one before.
+    `asked`: there is another daemon than before.
     """
     told: object = None
     idle = False
     while True:
         if asked.is_set():
             asked.clear()
-            say("here")
+            executioner.heard()
             idle = False
         for view in reconciler.views.values():
             failure = view.backoff and (view.backoff.reason, view.backoff.message)
@@ -280,9 +312,9 @@ async def tell(reconciler: Any, node: Any, asked: asyncio.Event) -> None:
                 and not node.puller._background
                 and node.puller.extraction.known(node.runtime.snapshotter)
             )
-            if quiet and not idle:
+            if quiet and not idle and executioner.disarm():
                 say("idle")
-            idle = quiet
+                idle = True
         # It looks at the state that the agent's reporter samples in the same way.
         await asyncio.sleep(0.02)
 

@@ -302,10 +302,17 @@ class ImagePull:
         await self._put_documents(containerd, image)
         if request.sync == "before":
             await self._make_durable(image)
-        await write_records(containerd, request.reference, image, pin=request.pin)
+        # Once a record is there the image may look finished: who gave up now would never come to sync its layers.
+        await patiently(
+            lambda: write_records(containerd, request.reference, image, pin=request.pin),
+            machinery.settings.visible_timeout,
+        )
         names = record_names(request.reference, image.target.digest, image.manifest.config.digest)
-        shown = await wait_visible(
-            machinery.containerd, names, image.manifest.config.digest, machinery.settings
+        shown = await patiently(
+            lambda: wait_visible(
+                machinery.containerd, names, image.manifest.config.digest, machinery.settings
+            ),
+            machinery.settings.visible_timeout,
         )
         reached(Step.VISIBLE, image.target.digest)
         seconds = self._elapsed("ready")

@@ -1,0 +1,41 @@
+"""Another tool deletes the lease under a pull, and a collection runs: nothing damaged is ever committed."""
+
+from __future__ import annotations
+
+import pytest
+
+from imageprepull.pulling.steps import Step
+from tests.faults.faults import Fault, Victim
+from tests.faults.stage import Stage
+
+pytestmark = pytest.mark.timeout(200)
+STEPS = (
+    Step.DOCUMENTED,
+    Step.STAGED,
+    Step.UNPACKED,
+    Step.PREPARED,
+    Step.EXCHANGED,
+    Step.COMMITTED,
+    Step.RECORDED,
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_lease_that_vanishes(stage: Stage, step: Step) -> None:
+    outcome = await stage.round([Fault(Victim.LEASE, step.value)])
+    assert outcome.complaints == []
+    assert len(outcome.hits) == 1
+    assert stage.registry.again == 0
+
+
+@pytest.mark.parametrize("occurrence", [1, 6, 12])
+async def test_a_collection_that_is_half_through_a_staged_tree(stage: Stage, occurrence: int) -> None:
+    outcome = await stage.round([Fault(Victim.GAP, Step.UNPACKED.value, occurrence)])
+    assert outcome.complaints == []
+    assert len(outcome.hits) == 1
+
+
+async def test_a_lease_that_vanishes_too_often_is_a_failure_with_its_reason(stage: Stage) -> None:
+    outcome = await stage.round([Fault(Victim.LEASE, Step.ASKED.value)] * 4)
+    assert outcome.complaints == []
+    assert outcome.reasons == ["RuntimeLostLayers"], "and the attempt after it finishes the image"

@@ -1,0 +1,33 @@
+"""Kills by seed, at random moments. `python -m tests.faults` is the same for longer."""
+
+from __future__ import annotations
+
+import pytest
+
+from imageprepull.pulling.steps import Step
+from tests.faults.faults import random_faults
+from tests.faults.stage import DURATION, Stage
+from tests.faults.tally import Hit, missed, rarest
+
+KILLS = 13
+"""On each of the two versions."""
+
+
+@pytest.mark.timeout(400)
+async def test_pulls_survive_random_kills(stage: Stage, all_hits: list[Hit]) -> None:
+    seed = 0
+    while len(stage.hits) < KILLS:
+        seed += 1
+        faults = random_faults(seed, duration=DURATION, rare=rarest(stage.hits))
+        outcome = await stage.round(faults)
+        again = f"--version {stage.machine.daemon.version} --faults {' '.join(map(str, faults))}"
+        assert not outcome.complaints, "\n".join(
+            [f"again: python -m tests.faults {again}", *outcome.complaints]
+        )
+
+
+def test_no_step_was_left_out(all_hits: list[Hit]) -> None:
+    """By this and the tests before it."""
+    if len(all_hits) < 2 * len(Step):
+        pytest.skip("only together with the other tests of this folder")
+    assert missed(all_hits, tuple(Step)) == []

@@ -20,9 +20,14 @@ def names(product: Product, kind: str) -> list[str]:
 
 
 def uids(product: Product) -> dict[str, str]:
-    """Pods of the product: name and uid."""
-    pods = product.cluster.get("pods", "-n", NAMESPACE)["items"]
+    """Pods of the product, but for an uninstall's, whose log is kept for a while: name and uid."""
+    selector = "app.kubernetes.io/component!=uninstall"
+    pods = product.cluster.get("pods", "-n", NAMESPACE, "-l", selector)["items"]
     return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
+
+
+def pinned(product: Product, image: str) -> set[str]:
+    return {node for node in NODES if any(one.get("pinned") for one in product.images_named(node, image))}
 
 
 def test_an_upgrade_rolls_all_pods_and_a_pull_in_the_middle_fetches_no_layer_again(product: Product) -> None:
@@ -51,20 +56,25 @@ def test_an_upgrade_rolls_all_pods_and_a_pull_in_the_middle_fetches_no_layer_aga
         product.install()
 
 
-def test_an_uninstall_keeps_crds_objects_and_images_and_an_install_goes_on_from_there(
+def test_an_uninstall_unpins_keeps_crds_objects_and_images_and_an_install_goes_on_from_there(
     product: Product,
 ) -> None:
     image = product.push(runnable(layer(1)), "tests/uninstall")
-    product.apply("uninstall", image)
+    product.apply("uninstall", image, deletionPolicy="Delete")
     digest = product.until_ready("uninstall")["status"]["images"][0]["digest"]
+    assert pinned(product, image) == {"b", "c"}, "node a's containerd knows no pins"
     product.cluster.proxy.forget()
     try:
         product.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout=2m")
+        said = product.cluster.kubectl("-n", NAMESPACE, "logs", "job/imageprepull-uninstall")
+        assert "unpinned on 3 nodes" in said
+        assert "did not answer" not in said
         for kind in (
             "deployment",
             "daemonset",
             "clusterrole",
             "clusterrolebinding",
+            "serviceaccount",
             "validatingadmissionpolicy",
         ):
             assert names(product, kind) == []
@@ -74,11 +84,15 @@ def test_an_uninstall_keeps_crds_objects_and_images_and_an_install_goes_on_from_
             assert product.images_named(node, image), "an uninstall removes no image"
             (entry,) = product.cluster.get("nodeprepull", node)["spec"]["images"]
             assert entry["reference"] == image
-            assert entry.get("state", "Present") == "Present"
+            assert (entry["state"], entry.get("onRemoval", "Unpin")) == ("Absent", "Unpin")
+        assert pinned(product, image) == set()
+        # Nobody is left who would have to agree.
+        product.cluster.kubectl("delete", "nodeprepull", "b", "--timeout=10s")
     finally:
         product.install()
     product.apply("after", image)
     product.until_ready("after")
+    product.until("pinned again", lambda: pinned(product, image) == {"b", "c"})
     assert product.get("uninstall")["status"]["images"][0]["digest"] == digest
     assert product.cluster.proxy.requests(path="/tests/uninstall/blobs/") == [], (
         "what is there is not fetched again"

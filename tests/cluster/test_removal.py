@@ -1,0 +1,171 @@
+"""deletionPolicy on real nodes: what goes, what stays, and who is told why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cluster.product import NAMESPACE, Product, layer, runnable
+
+pytestmark = pytest.mark.timeout(300)
+NODES = ("a", "b", "c")
+DELETE = {"deletionPolicy": "Delete"}
+
+
+def holding(product: Product, image: str) -> set[str]:
+    return {node for node in NODES if product.images_named(node, image)}
+
+
+def entry(product: Product, node: str, image: str, part: str = "spec") -> dict[str, Any]:
+    """What the node's object says about an image; empty when it says nothing."""
+    document = product.cluster.get("nodeprepull", node)
+    images = document.get(part, {}).get("images", [])
+    return next((one for one in images if one["reference"] == image), {})
+
+
+def until_gone(product: Product, image: str, nodes: tuple[str, ...] = NODES) -> None:
+    product.until(f"{image} is gone from {nodes}", lambda: not holding(product, image) & set(nodes))
+    # The object forgets it when the agent has said so.
+    for node in nodes:
+        until_forgotten(product, node, image)
+
+
+def until_forgotten(product: Product, node: str, image: str) -> None:
+    product.until(f"{image} is forgotten on {node}", lambda: not entry(product, node, image))
+
+
+def until_seen(product: Product, node: str, image: str) -> None:
+    product.until(f"the agent of {node} knows {image}", lambda: entry(product, node, image, "status"))
+
+
+def pod(name: str, node: str, image: str) -> str:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "main", "image": image, "imagePullPolicy": "IfNotPresent"}],
+        },
+    }
+    return json.dumps(document)
+
+
+def test_delete_removes_what_was_brought_and_leaves_what_others_have_pulled_or_retain(
+    product: Product,
+) -> None:
+    ours, theirs, retained = (
+        product.push(runnable(layer(1)), f"tests/removal-{name}") for name in ("ours", "theirs", "retained")
+    )
+    product.cluster.node("b").crictl("pull", theirs)
+    product.apply("deleting", ours, theirs, **DELETE)
+    product.apply("retaining", retained)
+    product.until_ready("deleting")
+    product.until_ready("retaining")
+    product.delete("deleting")
+    product.delete("retaining")
+    until_gone(product, ours)
+    until_gone(product, theirs, ("a", "c"))
+    assert holding(product, theirs) == {"b"}
+    assert holding(product, retained) == set(NODES)
+
+
+def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None:
+    image = product.push(runnable(layer(1)), "tests/removal-used")
+    product.apply("used", image, **DELETE)
+    product.until_ready("used")
+    product.cluster.kubectl("apply", "-f", "-", stdin=pod("user", "b", image))
+    product.cluster.kubectl("wait", "--for=condition=Ready", "pod/user", "--timeout=60s")
+    try:
+        product.delete("used")
+        until_gone(product, image, ("a", "c"))
+        waiting = product.until(
+            "b says who uses it",
+            lambda: (
+                found
+                if (found := entry(product, "b", image, "status")).get("reason") == "ImageInUse"
+                else None
+            ),
+        )
+        assert waiting["state"] == "Waiting"
+        assert "container main of pod default/user" in waiting["message"]
+        assert holding(product, image) == {"b"}
+        assert not any(shown.get("pinned") for shown in product.images_named("b", image))
+    finally:
+        product.cluster.kubectl("delete", "pod", "user", "--wait")
+    until_gone(product, image)
+
+
+def test_of_two_tags_of_one_image_the_first_goes_while_both_are_pulled_and_the_last_takes_all(
+    product: Product,
+) -> None:
+    built = runnable(layer(1), layer(2))
+    one, two = (product.push(built, "tests/removal-tags", tag) for tag in ("one", "two"))
+    held = built.layers[2].blob.digest
+    product.cluster.proxy.hold(held, after=1000)
+    product.apply("one", one, **DELETE)
+    product.apply("two", two, **DELETE)
+    for node in NODES:
+        until_seen(product, node, one)
+        until_seen(product, node, two)
+    product.until("the last layer is withheld on all nodes", lambda: product.cluster.proxy.waiting(held) >= 3)
+    product.delete("one")
+    product.cluster.proxy.release(held)
+    product.until_ready("two")
+    for node in NODES:
+        until_forgotten(product, node, one)
+    assert holding(product, two) == set(NODES)
+    assert all(shown["pinned"] for shown in product.images_named("b", two))
+    product.delete("two")
+    until_gone(product, two)
+    assert not holding(product, one)
+
+
+def test_a_deleted_namespace_takes_its_images_and_does_not_hang(product: Product) -> None:
+    """All of its objects at once: the brake on mass removals is for what vanished unseen."""
+    image = product.push(runnable(layer(1)), "tests/removal-namespace")
+    documents = [
+        {
+            "apiVersion": "imageprepull.io/v1alpha1",
+            "kind": "ImagePrepull",
+            "metadata": {"name": name, "namespace": "team"},
+            "spec": {"images": [{"image": image}], **DELETE},
+        }
+        for name in ("one", "two", "three")
+    ]
+    product.cluster.kubectl("create", "namespace", "team")
+    try:
+        objects = {"apiVersion": "v1", "kind": "List", "items": documents}
+        product.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(objects))
+        product.until("all nodes hold it", lambda: holding(product, image) == set(NODES))
+    finally:
+        product.cluster.kubectl("delete", "namespace", "team", "--timeout=60s")
+    until_gone(product, image)
+
+
+def test_what_is_deleted_while_the_operator_is_away_stays_until_it_is_back(product: Product) -> None:
+    image = product.push(runnable(layer(1)), "tests/removal-away")
+    product.apply("away", image, **DELETE)
+    product.until_ready("away")
+    scale = ("-n", NAMESPACE, "scale", "deployment/imageprepull-operator")
+    product.cluster.kubectl(*scale, "--replicas=0")
+    try:
+        product.until(
+            "the operator is away",
+            lambda: (
+                not product.cluster.get(
+                    "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator"
+                )["items"]
+            ),
+        )
+        product.delete("away")
+        for node in NODES:
+            assert entry(product, node, image).get("state", "Present") == "Present"
+        assert holding(product, image) == set(NODES)
+    finally:
+        product.cluster.kubectl(*scale, "--replicas=1")
+    until_gone(product, image)

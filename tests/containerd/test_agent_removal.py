@@ -1,0 +1,159 @@
+"""The agent's reconciler over a real containerd: Absent entries while their image is pulled, and afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.containerd_node import ContainerdNode
+from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.kube.access import ClusterAccess
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
+from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.discovery import discover
+from imageprepull.telemetry.metrics import AgentMetrics
+from tests.containerd.conftest import SNAPSHOTTER
+from tests.containerd.pull_bench import BOOT, OWNER, PullBench, fake_serve, layer, pull_bench
+from tests.testbed.daemon import ContainerdDaemon
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
+from tests.testbed.images import build_image
+
+
+@pytest.fixture
+async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon) as bench:
+        yield bench
+        await bench.assert_clean()
+
+
+class Agent:
+    """A reconciler, and the question when it has come so far."""
+
+    def __init__(self, reconciler: Reconciler, changed: asyncio.Event) -> None:
+        self.reconciler = reconciler
+        self._changed = changed
+
+    async def until(self, *states: ImageState | str) -> None:
+        """Wait for the states of the entries, in the spec's order; a layer's state stands for a pull's progress."""
+        async with asyncio.timeout(20):
+            while not self._is(states):
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _is(self, states: tuple[ImageState | str, ...]) -> bool:
+        views = list(self.reconciler.views.values())
+        return len(views) == len(states) and all(
+            state == view.state
+            or (view.progress and state in map(str, (one.state for one in view.progress.layers)))
+            for view, state in zip(views, states, strict=True)
+        )
+
+
+@asynccontextmanager
+async def agent_of(bench: PullBench) -> AsyncIterator[Agent]:
+    settings = AgentSettings(access=ClusterAccess(""), node_name=OWNER, namespace="none")
+    runtime = await discover(bench.containerd)
+    platform = bench.request("a.io/x").platform
+    node = ContainerdNode(bench.containerd, bench.puller, bench.client, runtime, settings, platform, BOOT)
+    changed = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(
+            node,
+            tasks,
+            clock=Clock(),
+            metrics=AgentMetrics(),
+            on_change=changed.set,
+            delays=Delays(retry_base=0.05),
+        )
+        running = tasks.create_task(reconciler.run())
+        yield Agent(reconciler, changed)
+        running.cancel()
+
+
+def gone(entry: DesiredImage, on_removal: OnRemoval = OnRemoval.DELETE) -> DesiredImage:
+    return msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=on_removal, pin=False)
+
+
+async def held(bench: PullBench) -> tuple[set[str], set[str], set[str]]:
+    """Records, snapshots and blobs of the runtime."""
+    return (
+        {record.name for record in await bench.containerd.images.list()},
+        {found.name for found in await bench.containerd.snapshots.list(SNAPSHOTTER)},
+        {blob.digest for blob in await bench.containerd.content.list()},
+    )
+
+
+async def test_an_image_that_is_let_go_while_it_is_pulled_leaves_nothing(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("going-0"), layer("going-1", 400_000)])
+    fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=100_000)]
+    entry = DesiredImage(reference=fake_serve(fake, image), digest=image.digest, pin=True)
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([entry])
+        await agent.until("Applied")
+        agent.reconciler.take_spec([gone(entry)])
+        await agent.until(ImageState.ABSENT)
+        assert await held(bench) == (set(), set(), set())
+        assert bench.spooled() == []
+
+
+@pytest.mark.parametrize("state", ["pulled", "being pulled"])
+async def test_of_two_tags_one_is_let_go_and_then_the_other_with_everything(
+    bench: PullBench, fake: FaultyRegistry, state: str
+) -> None:
+    image = build_image([layer("tags-0"), layer("tags-1", 400_000)])
+    release = asyncio.Event()
+    if state == "being pulled":
+        fake.faults[image.layers[1].blob.digest] = [
+            Fault(hold_after=100_000, release=release) for _ in range(2)
+        ]
+    one, two = (
+        DesiredImage(reference=fake_serve(fake, image, tag), digest=image.digest, pin=True)
+        for tag in ("1", "2")
+    )
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([one, two])
+        await agent.until(*["Ready"] * 2 if state == "pulled" else ["Pulling"] * 2)
+        agent.reconciler.take_spec([gone(one), two])
+        release.set()
+        await agent.until(ImageState.ABSENT, ImageState.READY)
+        assert (await bench.presence(two.reference, image.digest, pin=True)).present
+        agent.reconciler.take_spec([gone(two)])
+        await agent.until(ImageState.ABSENT)
+        assert await held(bench) == (set(), set(), set())
+
+
+async def test_an_image_that_is_retained_is_unpinned_and_stays(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("retained")])
+    entry = DesiredImage(reference=fake_serve(fake, image), digest=image.digest, pin=True)
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([entry])
+        await agent.until(ImageState.READY)
+        agent.reconciler.take_spec([gone(entry, OnRemoval.UNPIN)])
+        await agent.until(ImageState.ABSENT)
+        assert (await bench.presence(entry.reference, image.digest)).present
+        for record in await bench.containerd.images.list():
+            assert not {"io.cri-containerd.pinned", "imageprepull.io/pinned"} & record.labels.keys()
+
+
+async def test_when_one_of_two_tags_is_retained_both_stay(bench: PullBench, fake: FaultyRegistry) -> None:
+    image = build_image([layer("all-must-say-so")])
+    one, two = (
+        DesiredImage(reference=fake_serve(fake, image, tag), digest=image.digest) for tag in ("1", "2")
+    )
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([one, two])
+        await agent.until(ImageState.READY, ImageState.READY)
+        agent.reconciler.take_spec([gone(one), gone(two, OnRemoval.UNPIN)])
+        await agent.until(ImageState.ABSENT, ImageState.ABSENT)
+        for entry in (one, two):
+            assert (await bench.presence(entry.reference, image.digest)).present

@@ -86,7 +86,7 @@ class Intake:
             self._queues.plan.add(PLAN)
 
     def node(self, change: Change) -> None:
-        """A Node came, went or changed; heartbeats and conditions do not count."""
+        """A Node came, went or changed; heartbeats and conditions other than disk pressure do not count."""
         name = change.object["metadata"]["name"]
         if change.type == "deleted":
             self._world.nodes.pop(name, None)

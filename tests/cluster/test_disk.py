@@ -1,0 +1,94 @@
+"""Nodes without room: what waits and why, and pins that yield before the kubelet evicts, on real nodes.
+
+The thresholds are moved and not the disks filled: the nodes' disks are one with the machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.cluster.product import Product, layer, runnable
+
+pytestmark = pytest.mark.timeout(420)
+NODES = ("a", "b", "c")
+
+
+def reported(product: Product, node: str, image: str) -> dict[str, Any]:
+    """An image as the node's agent reports it."""
+    for found in product.cluster.get("nodeprepull")["items"]:
+        if found["metadata"]["name"] == node:
+            images = found.get("status", {}).get("images", [])
+            return next((one for one in images if image in one["reference"]), {})
+    return {}
+
+
+def test_what_must_stay_free_is_not_pulled_into_and_is_said_with_figures(product: Product) -> None:
+    image = product.push(runnable(layer(1)), "tests/min-free")
+    product.apply("min-free", image, limits={"minFreeDisk": "99%"})
+    for node in NODES:
+        product.until(
+            f"{node} waits for room",
+            lambda node=node: reported(product, node, image).get("reason") == "InsufficientDisk",  # type: ignore[misc]
+        )
+        found = reported(product, node, image)
+        assert (found["state"], found.get("attempts", 0)) == ("Waiting", 0)
+        assert "must stay free" in found["message"]
+        assert not product.images_named(node, image)
+    product.apply("min-free", image, limits={"minFreeDisk": "1Gi"})
+    product.until_ready("min-free")
+
+
+@contextmanager
+def agents_told(product: Product, eviction_hard: str) -> Iterator[None]:
+    """Agents that take the kubelet's thresholds for others; afterwards they are as before."""
+    product.install(f"kubelet.evictionHard={eviction_hard}")
+    try:
+        yield
+    finally:
+        product.install()
+
+
+def pinned(product: Product, node: str, image: str) -> bool:
+    return any(one.get("pinned") for one in product.images_named(node, image))
+
+
+def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(product: Product) -> None:
+    kept = product.push(runnable(layer(1)), "tests/yielding")
+    later = product.push(runnable(layer(1)), "tests/later")
+    product.apply("yielding", kept)
+    product.until_ready("yielding")
+    able = [node for node in NODES if pinned(product, node, kept)]
+    assert able, "some node's containerd knows pins"
+    with agents_told(product, "imagefs.available<97%"):
+        for node in NODES:
+            disk = product.until(
+                f"{node} is under pressure",
+                lambda node=node: (
+                    product.cluster.get("nodeprepull", node)["status"].get("disk", {}).get("pressure")  # type: ignore[misc]
+                    and product.cluster.get("nodeprepull", node)["status"]["disk"]
+                ),
+            )
+            assert disk["pinsYielded"]
+            assert "the kubelet evicts pods below" in disk["message"]
+            product.until(f"{node} has no pin", lambda node=node: not pinned(product, node, kept))  # type: ignore[misc]
+            assert product.images_named(node, kept)
+        product.apply("later", later)
+        for node in NODES:
+            product.until(
+                f"{node} waits",
+                lambda node=node: reported(product, node, later).get("reason") == "NodeDiskPressure",  # type: ignore[misc]
+            )
+        events = product.until("an Event", lambda: events_on(product, "yielding", "PinsYielded"))
+        assert "not pinned until there is room" in events[0]["note"]
+    product.until_ready("later")
+    for node in able:
+        product.until(f"{node} has its pin again", lambda node=node: pinned(product, node, kept))  # type: ignore[misc]
+
+
+def events_on(product: Product, name: str, reason: str) -> list[dict[str, Any]]:
+    found = product.cluster.get("events.events.k8s.io")["items"]
+    return [one for one in found if one["reason"] == reason and one.get("regarding", {}).get("name") == name]

@@ -20,6 +20,8 @@ from imageprepull.resources.nodeprepull import (
     Disk,
     ImageLimits,
     OnRemoval,
+    RegistryHold,
+    RegistryStatus,
     Retry,
 )
 
@@ -51,6 +53,8 @@ class FakeNode:
         self.users = ""
         self.collected = asyncio.Event()
         self.collected.set()
+        self.registry_holds: list[RegistryHold] = []
+        self.registry_statuses: list[RegistryStatus] = []
 
     async def held(self, image: DesiredImage) -> Held:
         if self.down:
@@ -108,6 +112,12 @@ class FakeNode:
 
     def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
         self.downloads = parallel_downloads
+
+    def hold(self, registries: Sequence[RegistryHold]) -> None:
+        self.registry_holds = list(registries)
+
+    def registries(self) -> list[RegistryStatus]:
+        return self.registry_statuses
 
     def about(self) -> Agent:
         return Agent(version="0.1.0")

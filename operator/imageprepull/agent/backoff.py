@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from imageprepull.registry.holds import REGISTRY_HELD
+
 LONGEST_RETRY_AFTER = 24 * 3600.0
 
 
@@ -48,8 +50,12 @@ def after_failure(
 ) -> Backoff:
     """What follows a failed attempt. `uniform` in [0, 1) is the jitter: half to whole of a delay.
 
-    A server's own Retry-After is a lower bound, never shortened by our cap.
+    A server's own Retry-After is a lower bound, never shortened by our cap, and stretched by up to a tenth: all nodes
+    are told the same moment. An attempt that was held back before it asked anybody costs none of the `limit`.
     """
+    if failure.reason == REGISTRY_HELD and not failure.permanent:
+        wait = (failure.retry_after or pace.base) * (1 + 0.1 * uniform)
+        return Backoff(previous.attempts if previous else 0, False, failure.reason, failure.message, wait)
     attempts = 1 if failure.gained or previous is None else previous.attempts + 1
     final = failure.permanent or attempts >= max(1, limit)
     if final:
@@ -58,5 +64,5 @@ def after_failure(
         # The exponent is bounded because 2.0**1024 overflows.
         delay = min(pace.cap, pace.base * 2.0 ** min(attempts - 1, 32)) * (0.5 + 0.5 * uniform)
     if failure.retry_after is not None:
-        delay = max(delay, min(failure.retry_after, LONGEST_RETRY_AFTER))
+        delay = max(delay, min(failure.retry_after * (1 + 0.1 * uniform), LONGEST_RETRY_AFTER))
     return Backoff(attempts, final, failure.reason, failure.message, delay)

@@ -13,6 +13,7 @@ import structlog
 
 from imageprepull import __version__
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
+from imageprepull.agent.registries import hold_times, registry_statuses
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
@@ -26,7 +27,7 @@ from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.space import NoRoom
 from imageprepull.registry.client import RegistryClient
 from imageprepull.resources.free_space import parse_amount
-from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
+from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, RegistryHold, RegistryStatus
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
 from imageprepull.runtime.errors import SocketMissing, TimedOut
@@ -138,6 +139,14 @@ class ContainerdNode:
         """As `Node.set_limits`."""
         self.puller.parallel_downloads = parallel_downloads
         self.registry.stall_timeout = stall_timeout
+
+    def hold(self, registries: Sequence[RegistryHold]) -> None:
+        """As `Node.hold`."""
+        self.registry.hold(hold_times(registries))
+
+    def registries(self) -> list[RegistryStatus]:
+        """As `Node.registries`."""
+        return registry_statuses(self.registry.rate_limits, self.registry.holds, time.time())
 
     def about(self) -> Agent:
         """As `Node.about`."""

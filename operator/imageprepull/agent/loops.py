@@ -63,7 +63,13 @@ async def serve_node(
             return None
         views = list(reconciler.views.values())
         metrics.layers.set(layers_in_work(views))
-        return Report(current.metadata.generation, node.about(), disk.report() or node.disk(), views)
+        return Report(
+            current.metadata.generation,
+            node.about(),
+            disk.report() or node.disk(),
+            views,
+            node.registries(),
+        )
 
     async def write(patch: dict[str, object]) -> object:
         return await api.merge_patch(NODEPREPULLS, settings.node_name, patch, subresource="status")
@@ -77,6 +83,7 @@ async def serve_node(
             return
         if old is None or old.metadata.uid != new.metadata.uid:
             reporter.forget()
+        node.hold(new.spec.registries)
         reconciler.take_spec(disk.effective(new.spec.images))
 
     async def reconcile() -> None:

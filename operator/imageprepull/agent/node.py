@@ -8,7 +8,7 @@ from typing import Protocol
 
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
-from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk
+from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, RegistryHold, RegistryStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,12 @@ class Node(Protocol):
 
     def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
         """The node's limits over all pulls, effective at once; seconds without a byte end a connection."""
+
+    def hold(self, registries: Sequence[RegistryHold]) -> None:
+        """Leave these registries alone until they say, and no others."""
+
+    def registries(self) -> list[RegistryStatus]:
+        """What registries said about their limits, and which are held."""
 
     def about(self) -> Agent:
         """Versions and abilities, for the status."""

@@ -25,12 +25,14 @@ from imageprepull.resources.nodeprepull import (
     NodeImageStatus,
     NodePrepullStatus,
     PhaseSeconds,
+    RegistryStatus,
     SourceBytes,
 )
 
 SOFT_BYTES = 16 * 1024
 HARD_BYTES = 64 * 1024
 SHORT_MESSAGE = 120
+FEW_REGISTRIES = 8
 _PIN_INEFFECTIVE = (
     "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
     "the image; containerd tells it from 1.6.24 and 1.7.5 on"
@@ -45,6 +47,7 @@ class Report:
     agent: Agent
     disk: Disk | None
     images: Sequence[ImageView]
+    registries: Sequence[RegistryStatus] = ()
 
 
 def build_status(
@@ -61,6 +64,7 @@ def build_status(
         images=images[: bounds.IMAGES],
         images_omitted=max(0, len(images) - bounds.IMAGES),
         layers_omitted=sum(max(0, layers_of(view) - bounds.LAYERS) for view in report.images),
+        registries=list(report.registries[: bounds.REGISTRIES]),
     )
     return shrink(status, soft, hard)
 
@@ -167,6 +171,9 @@ def shrink(status: NodePrepullStatus, soft: int, hard: int) -> NodePrepullStatus
         return status
     images = list(status.images)
     omitted = status.layers_omitted
+    few = msgspec.structs.replace(status, registries=status.registries[:FEW_REGISTRIES])
+    excess -= size_of(status) - size_of(few)
+    status = few
     # Failed images' layers first: they do not move any more.
     order = sorted(range(len(images)), key=lambda i: (images[i].state != ImageState.FAILED, -i))
     for index in order:
@@ -226,9 +233,13 @@ def same_news(one: NodePrepullStatus, other: NodePrepullStatus) -> bool:
 def bare(status: NodePrepullStatus) -> NodePrepullStatus:
     """Without what only the heartbeat brings."""
     disk = status.disk
+    # How many requests are left changes with each of them; that none is left shows in the state.
+    registries = [msgspec.structs.replace(registry, remaining=None) for registry in status.registries]
     if disk is not None:
         disk = msgspec.structs.replace(disk, capacity=0, available=0)
-    return msgspec.structs.replace(status, heartbeat=None, disk=disk if disk != Disk() else None)
+    return msgspec.structs.replace(
+        status, heartbeat=None, disk=disk if disk != Disk() else None, registries=registries
+    )
 
 
 def verdict_of(status: NodePrepullStatus) -> str:

@@ -95,6 +95,18 @@ class RegistryClient:
         """What hosts said about how often they may be asked, by the host and port that answered."""
         return self._transport.limits
 
+    @property
+    def holds(self) -> Mapping[str, float]:
+        """Hosts that are not asked now, and until when (`time.time()`)."""
+        return self._transport.holds.standing()
+
+    def hold(self, until: Mapping[str, float]) -> None:
+        """Make no request to these hosts (host and port) before that time, nor to any other host than usual.
+
+        A request fails as RegistryHeld with the seconds that are left, unless another host of the registry answers.
+        """
+        self._transport.holds.order(until)
+
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
         return self

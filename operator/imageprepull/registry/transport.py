@@ -18,6 +18,7 @@ from yarl import URL
 from imageprepull.registry.answer import Answer
 from imageprepull.registry.errors import RegistryError
 from imageprepull.registry.faults import fault
+from imageprepull.registry.holds import Holds
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.proxies import Proxies
 from imageprepull.registry.rate_limits import RateLimits
@@ -53,6 +54,7 @@ class Transport:
     ) -> None:
         self.stall_timeout = stall_timeout
         self.limits = RateLimits()
+        self.holds = Holds()
         self._connect_timeout = connect_timeout
         self._probe_timeout = min(probe_timeout, connect_timeout)
         self._proxies = proxies or Proxies()
@@ -104,6 +106,7 @@ class Transport:
         own headers are sent to its own origin only.
         """
         name, request = url.host_port_subcomponent or "", f"{method} {url.path}"
+        self.holds.check(name, request)
         sent = CIMultiDict({"User-Agent": "imageprepull", "Accept-Encoding": "identity"})
         if host.headers and url.origin() == self.base(host).origin():
             sent.update(host.headers)

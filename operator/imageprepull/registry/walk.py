@@ -13,6 +13,7 @@ from typing import TypeVar
 from imageprepull.oci.reference import Reference
 from imageprepull.registry.errors import RegistryError, verdict
 from imageprepull.registry.health import Breakers, FaultMemory
+from imageprepull.registry.holds import REGISTRY_HELD
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.hosts import HostsConfig
 
@@ -76,6 +77,8 @@ class Walk:
         try:
             found = await ask(host, deadline)
         except RegistryError as error:
+            if error.reason == REGISTRY_HELD:
+                raise  # Nobody was asked: it says nothing about the host.
             if not error.unanswered:
                 self._breakers.answered(host.url)
             elif mirror:

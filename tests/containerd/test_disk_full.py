@@ -238,3 +238,34 @@ async def test_an_image_that_is_there_is_pinned_on_a_full_disk(
         await bench.pull(reference, pin=True)
         assert (await bench.presence(reference, pin=True)).present
         assert (await leftovers(runtime)).leases == []
+
+
+async def test_a_spool_on_a_disk_of_its_own_is_asked_for_what_is_written_there(
+    small: SmallDisk, runtime: Containerd, fake: FaultyRegistry, path: dict[str, Any]
+) -> None:
+    """Blobs are not linked then but sent, so that the runtime's disk has to take them too."""
+    image = build_image([incompressible("apart", 12 * MB)])
+    reference = fake_serve(fake, image)
+    blob = image.layers[0].blob
+    before = small.blobs()
+    spool = small.daemon.folder / "spool"
+    if spool.exists():
+        spool.rmdir()
+    with disk(1) as other:
+        apart = SmallDisk(replace(small.daemon, folder=other))
+        spool.symlink_to(other / "spool")
+        (other / "spool").mkdir()
+        try:
+            async with pull_bench(runtime, small.daemon, **path) as bench:
+                await asyncio.to_thread(apart.leave, 5 * MB)
+                with pytest.raises(NoRoom) as caught:
+                    await bench.pull(reference)
+                assert str(spool) in caught.value.message
+                assert fake.gets(blob.digest) == []
+                apart.relieve()
+                await bench.pull(reference)
+                assert (await bench.presence(reference)).present
+                assert small.blobs() - before >= {blob.digest.removeprefix("sha256:")}
+                await bench.assert_clean()
+        finally:
+            spool.unlink()

@@ -269,3 +269,21 @@ async def test_a_spool_on_a_disk_of_its_own_is_asked_for_what_is_written_there(
                 await bench.assert_clean()
         finally:
             spool.unlink()
+
+
+async def test_an_image_is_not_compared_with_its_blobs_where_there_is_no_room_for_that(
+    small: SmallDisk, runtime: Containerd, fake: FaultyRegistry, workers: Workers
+) -> None:
+    image = build_image([layer("compared", 100_000)])
+    reference = fake_serve(fake, image)
+    async with pull_bench(runtime, small.daemon, thresholds=Thresholds(), workers=workers) as bench:
+        await bench.pull(reference)
+        request = bench.request(reference, keep_lease_on_failure=True)
+        await asyncio.to_thread(small.leave, 60 * MB)
+        with pytest.raises(NoRoom) as caught:
+            await bench.puller.verify(request, Watched(reference))
+        assert caught.value.reason == "InsufficientDisk"
+        assert (await bench.presence(reference)).present
+        small.relieve()
+        assert (await bench.puller.verify(request, Watched(reference))).whole == 1
+        await bench.assert_clean()

@@ -24,6 +24,7 @@ from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.need import Need, usual_ratio
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.staging import CannotStageError, Staging
@@ -101,6 +102,7 @@ async def verify(
 
     Raises:
         PullError: BrokenChain, when what is broken is in use and stays; NotPresent, when a layer is missing.
+        NoRoom: a layer cannot be unpacked beside the one that is there.
         RuntimeFault: the runtime does not answer.
     """
     containerd, settings = machinery.containerd, machinery.settings
@@ -242,7 +244,10 @@ class _Verification:
 
     async def _is_broken(self, staging: Staging, position: int, layer: ChainLayer, folder: Path) -> bool:
         shown = self._progress.layers[position]
-        digest = layer.descriptor.digest
+        digest, size = layer.descriptor.digest, layer.descriptor.size
+        # It is unpacked beside the one that is there, and removed before the next one.
+        unpacked = round(size * usual_ratio(layer.descriptor.media_type))
+        await self._machinery.rooms.check(Need(spool=size, snapshots=unpacked), self._request.min_free)
         try:
             staged = await staging.unpack(
                 layer,

@@ -190,6 +190,16 @@ async def test_others_that_fit_are_pulled_meanwhile(bench: Bench) -> None:
     assert await bench.spec(image("large"), image("small")) == ["pull small"]
 
 
+async def test_what_another_pull_has_brought_may_make_it_fit(bench: Bench) -> None:
+    await bench.spec(image("large"), image("other"))
+    bench.refuse("large", 40)
+    assert await bench.steps() == []
+    bench.node.succeed("other")
+    assert "pull large" in await bench.steps()
+    bench.refuse("large", 40)
+    assert await bench.steps() == [], "refused anew: nothing came that could change it"
+
+
 async def test_a_changed_wish_is_tried_at_once(bench: Bench) -> None:
     await bench.spec(image("a"))
     bench.refuse("a", 40)

@@ -335,6 +335,9 @@ class Reconciler:
             self._metrics.pull_ended("succeeded")
             for phase, seconds in pulled.seconds.items():
                 self._metrics.took(phase, seconds)
+            for other in self.views.values():
+                # Layers that it shares with this one are there now: it may need less than it did.
+                other.lack = None
             return
         self._metrics.pull_ended("failed", failure.reason)
         backoff = self._back_off(view, image, failure, sum(layer.done for layer in progress.layers))

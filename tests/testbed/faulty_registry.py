@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from aiohttp import web
 
@@ -22,7 +22,8 @@ class Fault:
 
     `status` answers with that and nothing else. `cut_after` closes the connection after so many bytes of the body.
     `hold_after` sends so many bytes and then waits for `release` (or for ever, without one). `change` replaces the
-    body. `ignore_range` answers 200 with everything.
+    body. `ignore_range` answers 200 with everything. `lengths` answers so, too, and says the length of the body twice
+    (`twice`) or beside chunked encoding (`chunked`): clients differ in what they make of it.
     """
 
     status: int = 0
@@ -32,6 +33,7 @@ class Fault:
     release: asyncio.Event | None = None
     change: Callable[[bytes], bytes] | None = None
     ignore_range: bool = False
+    lengths: Literal["", "twice", "chunked"] = ""
 
 
 class FaultyRegistry:
@@ -80,6 +82,8 @@ class FaultyRegistry:
                 {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "unknown"}]}, status=404
             )
         media_type, body = self.manifests[reference]
+        if fault.lengths:
+            return ill_measured(request, body, media_type, fault.lengths)
         headers = {
             "Docker-Content-Digest": next(d for d, m in self.manifests.items() if m[1] is body and ":" in d)
         }
@@ -96,6 +100,8 @@ class FaultyRegistry:
             return web.json_response({"errors": [{"code": "BLOB_UNKNOWN", "message": "unknown"}]}, status=404)
         body = self.blobs[digest]
         body = fault.change(body) if fault.change else body
+        if fault.lengths:
+            return ill_measured(request, body, "application/octet-stream", fault.lengths)
         start, end = 0, len(body)
         span = request.headers.get("Range", "")
         ranged = bool(span) and not fault.ignore_range
@@ -131,3 +137,20 @@ class FaultyRegistry:
     def _fault(self, request: web.Request, key: str) -> Fault:
         faults = self.faults[key]
         return faults.pop(0) if faults else Fault()
+
+
+def ill_measured(request: web.Request, body: bytes, media_type: str, lengths: str) -> web.Response:
+    """Write an answer past aiohttp, which would not make such a one, and end the connection."""
+    length = f"Content-Length: {len(body)}\r\n"
+    sent = b"" if request.method == "HEAD" else body
+    if lengths == "twice":
+        length += length
+    else:
+        length += "Transfer-Encoding: chunked\r\n"
+        sent = sent and f"{len(sent):x}\r\n".encode() + sent + b"\r\n0\r\n\r\n"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nConnection: close\r\n{length}\r\n"
+    assert request.transport is not None
+    assert isinstance(request.transport, asyncio.Transport)
+    request.transport.write(head.encode() + sent)
+    request.transport.close()
+    return web.Response()

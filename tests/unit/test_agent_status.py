@@ -57,6 +57,23 @@ def view_of(
     return view
 
 
+def test_an_image_that_is_left_to_the_runtime_says_so_while_it_comes_and_when_it_is_there() -> None:
+    def said(state: str, note: str) -> tuple[str, str, str]:
+        view = view_of(state=state)
+        assert view.progress is not None
+        view.progress.note = note
+        if state == "Pulling":
+            view.backoff = Backoff(1, False, "Stalled", "of the attempt before", 5)
+        (shown,) = build_status(report_of(view), WHEN).images
+        return shown.state, shown.reason, shown.message
+
+    for state in ("Pulling", "Ready"):
+        assert said(state, "not valid HTTP") == (state, "LeftToRuntime", "not valid HTTP")
+    assert said("Pulling", "") == ("Pulling", "Stalled", "of the attempt before")
+    assert said("Ready", "") == ("Ready", "", "")
+    assert said("Failed", "not valid HTTP")[1].startswith("RegistryUnreachable")
+
+
 def report_of(*views: ImageView, runtime: str = "containerd 2.4.2") -> Report:
     return Report(7, Agent(version="0.1.0", runtime=runtime), Disk(capacity=10, available=5), views)
 

@@ -76,6 +76,8 @@ def image_status(view: ImageView) -> NodeImageStatus:
     ready = state is ImageState.READY
     progress = view.progress
     reason, message = (shown.reason, shown.message) if shown else notice(view)
+    if view.running and view.progress is not None and view.progress.note:
+        reason, message = notice(view)
     if view.gate is not None and state in (ImageState.WAITING, ImageState.PAUSED):
         reason, message = view.gate.reason, view.gate.message
     return NodeImageStatus(
@@ -100,6 +102,9 @@ def notice(view: ImageView) -> tuple[str, str]:
     """Reason and message of an image that has not failed, for what its users should know all the same."""
     if view.state is ImageState.READY and view.desired.pin and view.held and not view.held.pinned:
         return "PinIneffective", _PIN_INEFFECTIVE
+    here = view.state is ImageState.PULLING or (view.state is ImageState.READY and view.pulled is not None)
+    if here and view.progress is not None and view.progress.note:
+        return "LeftToRuntime", view.progress.note
     return "", ""
 
 

@@ -36,7 +36,8 @@ def ignore_change() -> None:
 class ImageProgress:
     """An image while it is pulled. `layers` is empty until manifest and config are known.
 
-    `phase` is one of Resolving, Pulling, Finishing, Ready, KeepingBlobs, Done.
+    `phase` is one of Resolving, Pulling, Finishing, Ready, KeepingBlobs, Done; or PullingByRuntime, where `note` says
+    why.
     `seconds`: `resolve`, `ready` and `done` from the start of the pull; `download` and `extract` are the spans of
     those two, which overlap.
     """
@@ -44,6 +45,7 @@ class ImageProgress:
     reference: str
     on_change: Callable[[], None] = ignore_change
     digest: str = ""
+    note: str = ""
     phase: str = "Resolving"
     layers: list[LayerProgress] = field(default_factory=list)
     bytes_by_host: dict[str, int] = field(default_factory=dict)

@@ -17,7 +17,7 @@ import structlog
 from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.durability import read_boot_id
-from imageprepull.pulling.errors import as_pull_error
+from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
 from imageprepull.pulling.image import ImagePull, request_lease_id
 from imageprepull.pulling.leases import discard_lease
@@ -28,6 +28,7 @@ from imageprepull.pulling.pressure import follow
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.request import PullOutcome, PullRequest, Until
 from imageprepull.pulling.rooms import Places, Rooms
+from imageprepull.pulling.runtime_pull import pull_by_runtime, runtime_may
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.space import NO_THRESHOLDS, Thresholds
@@ -35,6 +36,7 @@ from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import RuntimeFault
 from imageprepull.unpacking.workers import Workers
 
 log = structlog.get_logger(__name__)
@@ -164,12 +166,26 @@ class Puller:
 
         With `until="ready"` it returns when the image is visible and leaves the rest (blobs, syncing) to the background:
         `progress.phase` becomes Done when that is finished. With "done" it waits for that too.
+        What only our registry client cannot fetch is left to the runtime, once; `progress.note` then says why.
 
         Raises:
             PullError: why not; `permanent` says whether trying again can help.
         """
         attempt = ImagePull(self._machinery, request, progress)
-        outcome = await attempt.run()
+        try:
+            outcome = await attempt.run()
+        except PullError as error:
+            if not runtime_may(self._machinery, error):
+                raise
+            outcome = await pull_by_runtime(self._machinery, request, progress, error)
+            try:
+                await self.abandon(dataclasses.replace(request, digest=outcome.digest))
+            except RuntimeFault as fault:
+                # It expires by itself, and the next start of an agent sweeps it.
+                log.warning(
+                    "cannot drop the lease of the failed attempt", image=progress.reference, error=str(fault)
+                )
+            return outcome
         if until == "done":
             try:
                 done = await attempt.settle()

@@ -58,6 +58,8 @@ class PullSettings:
     visible_poll: float = 0.02
     visible_poll_cap: float = 0.5
     cleanup_timeout: float = 30.0
+    runtime_pull_timeout: float = 3600.0
+    """The CRI tells no progress, so a stall cannot be told from a slow download; this ends what hangs for good."""
     settle_patience: float = 300.0
     """How long what follows a ready image, keeping its blobs and syncing it, waits for a daemon that went away."""
     daemon_patience: float = 5.0

@@ -8,6 +8,8 @@ import aiohttp
 
 from imageprepull.registry.errors import ErrorKind, RegistryError
 
+PROTOCOL_ERROR = "ProtocolError"
+"""An answer that our HTTP client refuses as invalid; others may take it."""
 _NOT_TLS = ("WRONG_VERSION", "WRONG VERSION", "RECORD LAYER", "HTTP_REQUEST")
 # What a server's alert says when it wants a client certificate, and when it does not take the one it got.
 _NO_CLIENT_CERTIFICATE = ("CERTIFICATE_REQUIRED", "CERTIFICATE REQUIRED")
@@ -65,7 +67,7 @@ def _describe(error: BaseException) -> tuple[str, ErrorKind, str]:
             permanent,
             f"not a usable address: {text}",
         ),
-        (aiohttp.ClientResponseError, "ProtocolError", permanent, f"not valid HTTP: {text}"),
+        (aiohttp.ClientResponseError, PROTOCOL_ERROR, permanent, f"not valid HTTP: {text}"),
     )
     for kinds, reason, kind, message in table:
         if isinstance(error, kinds):

@@ -94,6 +94,17 @@ class Cri:
         )
         return [_image(image) for image in answer.images]
 
+    async def pull_image(self, ref: str, deadline: float) -> str:
+        """Have the runtime pull an image, without credentials, within `deadline` seconds; the image's ID."""
+        answer = await self._rpc.unary(
+            f"{_IMAGES}/PullImage",
+            pb.PullImageRequest(image=pb.ImageSpec(image=ref)),
+            pb.PullImageResponse,
+            operation=f"pull {ref} through the CRI",
+            deadline=deadline,
+        )
+        return answer.image_ref
+
     async def remove_image(self, ref: str) -> None:
         """Remove every record of the image and wait for the garbage collection, as the kubelet does."""
         await self._rpc.unary(

@@ -1,0 +1,121 @@
+"""An image that our registry client cannot fetch, pulled by the runtime itself through the CRI: once, and said so.
+
+Go's HTTP client takes some answers that ours refuses as invalid. The runtime follows its own hosts.toml and proxy, and
+tells no progress; what it brought is given the same records and pins as what we bring.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.durability import make_durable
+from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.pulling.records import record_names, write_records
+from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.visible import CRI_NAMESPACE, wait_visible
+from imageprepull.registry.faults import PROTOCOL_ERROR
+from imageprepull.resources.nodeprepull import LayerState
+
+log = structlog.get_logger(__name__)
+
+
+def runtime_may(machinery: Machinery, failure: PullError) -> bool:
+    """Whether the runtime is asked for what failed here: not where the administrator wants our path or none."""
+    return (
+        failure.reason == PROTOCOL_ERROR
+        and failure.permanent
+        and machinery.containerd.namespace == CRI_NAMESPACE
+        and machinery.extraction.wish != "fast"
+    )
+
+
+async def pull_by_runtime(
+    machinery: Machinery, request: PullRequest, progress: ImageProgress, failure: PullError
+) -> PullOutcome:
+    """Let the runtime pull what ended in `failure` here. The caller gives up what the failed attempt has kept.
+
+    Raises:
+        PullError: the reason of `failure`, permanent: the runtime could not do it either.
+    """
+    began = time.monotonic()
+    digest = progress.digest or request.digest or request.reference.digest
+    # By digest, or a tag that has moved would bring another image than was asked for.
+    name = request.reference.digest_record(digest) if digest else request.reference.canonical
+    progress.note = f"left to the runtime's own pull, which shows no progress: {failure.message}"
+    progress.enter("PullingByRuntime")
+    log.warning("an image is left to the runtime", image=name, reason=failure.reason, error=failure.message)
+    try:
+        await machinery.containerd.cri.pull_image(name, machinery.settings.runtime_pull_timeout)
+        return await _finish(machinery, request, progress, name, began)
+    except Exception as error:
+        found = as_pull_error(error)
+        raise PullError(
+            failure.reason,
+            f"{failure.message}; the runtime's own pull failed, too: {found.message}",
+            permanent=True,
+        ) from error
+
+
+async def _finish(
+    machinery: Machinery, request: PullRequest, progress: ImageProgress, name: str, began: float
+) -> PullOutcome:
+    containerd = machinery.containerd
+    record = await containerd.images.get(name)
+    if record is None:
+        raise PullError("NotVisible", f"the runtime pulled {name} and has no record of it")
+    image = await _documents(machinery, request, record.target)
+    progress.digest = record.target.digest
+    progress.layers = [
+        LayerProgress(
+            digest=layer.descriptor.digest,
+            size=layer.descriptor.size,
+            diff_id=layer.diff_id,
+            chain_id=layer.chain_id,
+            state=LayerState.APPLIED,
+            done=layer.descriptor.size,
+        )
+        for layer in image.layers
+    ]
+    progress.enter("Finishing")
+    # Some of the layers may be what an attempt of ours has committed and not synced.
+    await make_durable(
+        containerd,
+        request.snapshotter,
+        machinery.snapshotter_root,
+        machinery.boot_id,
+        [layer.chain_id for layer in image.layers],
+    )
+    config = image.manifest.config.digest
+    await write_records(containerd, request.reference, image, pin=request.pin)
+    names = record_names(request.reference, record.target.digest, config)
+    shown = await wait_visible(containerd, names, config, machinery.settings)
+    seconds = time.monotonic() - began
+    progress.seconds["ready"] = progress.seconds["done"] = seconds
+    progress.enter("Done")
+    return PullOutcome(
+        digest=record.target.digest,
+        config_digest=config,
+        layers=tuple(progress.layers),
+        seconds_ready=seconds,
+        seconds_kept=seconds,
+        seconds_done=seconds,
+        bytes_downloaded=sum(progress.bytes_by_host.values()),
+        bytes_by_host=dict(progress.bytes_by_host),
+        pinned=bool(shown and shown.pinned),
+    )
+
+
+async def _documents(machinery: Machinery, request: PullRequest, target: Descriptor) -> ImageDocuments:
+    async def local(descriptor: Descriptor) -> bytes:
+        body = await read_local(machinery.containerd, descriptor)
+        if body is None:
+            raise PullError("NotVisible", f"the runtime pulled {target.digest} and lacks {descriptor.digest}")
+        return body
+
+    return await read_image(target, request.platform, local)

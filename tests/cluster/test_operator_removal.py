@@ -225,8 +225,6 @@ async def test_an_old_backup_takes_nothing_back(
         await eventually(lambda: only_old_objects(api))
         await stays_without_orders(agents)
         assert child.ended() is None, "its memory of what was is the danger"
-    with running(operator(unharmed)):
-        await stays_without_orders(agents)
         for node in NODE_NAMES:
             await eventually(holds(api, node, pinned="Present"))
 

@@ -113,7 +113,7 @@ async def remove_image(
     verdict = decide(found, wanted, users)
     if verdict.users:
         more = f" and {len(verdict.users) - 1} more" if len(verdict.users) > 1 else ""
-        raise PullError(IN_USE, f"{verdict.users[0]}{more} uses it; it is removed when they are gone")
+        raise PullError(IN_USE, f"{verdict.users[0]}{more} uses it; it is removed when nobody does")
     if verdict.kept:
         return verdict
     targets = {record.target.digest for record in found.records}

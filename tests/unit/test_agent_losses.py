@@ -63,3 +63,29 @@ async def test_other_namespaces_are_nobodys_loss() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert told == []
+
+
+async def test_containers_that_go_free_images_and_lose_none() -> None:
+    told: list[str] = []
+    freed = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        assert 'topic=="/containers/delete"' in filters
+        for _ in range(3):
+            yield FakeEvent("k8s.io", "/containers/delete")
+        await asyncio.Event().wait()
+
+    def on_freed() -> None:
+        told.append("freed")
+        freed.set()
+
+    task = asyncio.create_task(
+        follow_losses(
+            subscribe, lambda: told.append("loss"), on_freed, namespace="k8s.io", settle=0.01, reconnect=60
+        )
+    )
+    async with asyncio.timeout(5):
+        await freed.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert told == ["freed"]

@@ -6,6 +6,7 @@ inside the package. (Compiled under containerd's own paths they would import a t
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,8 @@ VIRTUAL = "imageprepull/runtime/protos"
 
 
 def main() -> int:
+    # The plug-in for types is a program beside this Python; without it all would be deleted and nothing made.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     sources = sorted((HERE / "src").glob("*.proto"))
     for stale in [*HERE.glob("*_pb2.py"), *HERE.glob("*_pb2.pyi")]:
         stale.unlink()

@@ -130,6 +130,21 @@ async def test_of_two_tags_one_is_let_go_and_then_the_other_with_everything(
         assert await held(bench) == (set(), set(), set())
 
 
+async def test_of_two_tags_that_are_let_go_at_once_nothing_stays(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("both-at-once")])
+    one, two = (
+        DesiredImage(reference=fake_serve(fake, image, tag), digest=image.digest) for tag in ("1", "2")
+    )
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([one, two])
+        await agent.until(ImageState.READY, ImageState.READY)
+        agent.reconciler.take_spec([gone(one), gone(two)])
+        await agent.until(ImageState.ABSENT, ImageState.ABSENT)
+        assert await held(bench) == (set(), set(), set())
+
+
 async def test_an_image_that_is_retained_is_unpinned_and_stays(
     bench: PullBench, fake: FaultyRegistry
 ) -> None:

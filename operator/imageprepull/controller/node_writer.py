@@ -132,7 +132,7 @@ class NodeWriter:
             "resourceVersion": known.object.metadata.resource_version,
             "annotations": {ANNOTATION: None},
         }
-        self._intake.node_prepull_read(
+        self._intake.node_prepull_written(
             await self._api.merge_patch(NODEPREPULLS, name, {"metadata": metadata})
         )
         self._writes.inc()

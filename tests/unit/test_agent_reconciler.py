@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
 
 import pytest
 
 from imageprepull.agent.node import Compared, NodeError
 from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.agent.status import image_status
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
@@ -134,6 +137,52 @@ async def test_a_permanent_error_is_final_at_once(bench: Bench) -> None:
     bench.node.fail("a", "NotFound", permanent=True)
     assert await bench.steps() == ["abandon a"]
     assert bench.states() == ["a Failed"]
+
+
+async def test_a_permanent_error_is_not_tried_again_whatever_happens_until_it_is_slowly_due(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a", "NotFound", permanent=True)
+    await bench.steps()
+    for owners, priority in ((["shop/web/1"], 0), (["shop/web/1", "shop/other/2"], 7)):
+        assert await bench.spec(image("a", owners=owners, priority=priority)) == []
+    for _ in range(7):
+        bench.reconciler.suspect_all()
+        assert await bench.steps(seconds=100) == []
+    assert bench.states() == ["a Failed"]
+    shown = image_status(bench.reconciler.views["a", image("a").digest])
+    assert (shown.reason, shown.attempts) == ("NotFound", 1)
+    due = datetime.fromisoformat(shown.next_attempt or "")
+    assert 0 < (due - bench.clock.wall()).total_seconds() <= 900 * 1.2 - 700
+    assert await bench.steps(seconds=900 * 1.2 - 700) == ["pull a"]
+
+
+async def test_attempts_and_the_next_one_show_and_the_waits_grow(bench: Bench) -> None:
+    await bench.spec(image("a", limit=6))
+    waits = []
+    for attempt in range(1, 6):
+        bench.node.fail("a", "RegistryUnreachable")
+        await bench.steps()
+        shown = image_status(bench.reconciler.views["a", image("a").digest])
+        assert (shown.state, shown.reason, shown.attempts) == ("Waiting", "RegistryUnreachable", attempt)
+        due = datetime.fromisoformat(shown.next_attempt or "")
+        waits.append((due - bench.clock.wall()).total_seconds())
+        assert await bench.steps(seconds=waits[-1] - 1) == [], "not before it is due"
+        assert await bench.steps(seconds=2) == ["pull a"]
+        assert image_status(bench.reconciler.views["a", image("a").digest]).next_attempt is None
+    assert all(before < after for before, after in pairwise(waits))
+
+
+async def test_what_the_operator_holds_back_waits_for_it_and_costs_no_attempt(bench: Bench) -> None:
+    await bench.spec(image("a", limit=2))
+    for _ in range(3):
+        bench.node.fail("a", "RegistryHeld", retry_after=200)
+        await bench.steps()
+        assert bench.states() == ["a Waiting"]
+        assert image_status(bench.reconciler.views["a", image("a").digest]).attempts == 0
+        assert await bench.steps(seconds=199) == []
+        assert await bench.steps(seconds=25) == ["pull a"]
 
 
 async def test_gained_bytes_reset_the_count(bench: Bench) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 
 from imageprepull.controller.clock import rfc3339
+from imageprepull.controller.dirty import Rate
 from imageprepull.controller.intake import Intake, Queues
+from imageprepull.controller.node_writer import NodeWriter
 from imageprepull.controller.registries import behind, has_work, ordered_holds, standing
+from imageprepull.controller.settings import OperatorSettings
+from imageprepull.controller.standby import Standby
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import World
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import ImageSummary, NodePrepullStatus, RegistryHold, RegistryStatus
+from tests.unit.controller_doubles import nodes
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -119,3 +125,36 @@ def added(name: str, status: dict[str, object], **spec: object) -> Change:
 )
 def test_a_node_has_work_while_an_image_is_not_ready(summary: ImageSummary | None, expected: bool) -> None:
     assert has_work(NodePrepullStatus(summary=summary)) is expected
+
+
+class Api:
+    """A FAKE API server for one apply: it serves what it was given."""
+
+    def __init__(self) -> None:
+        self.applied: list[dict[str, Any]] = []
+
+    async def apply(self, kind: object, name: str, body: dict[str, Any], **_: object) -> dict[str, Any]:
+        self.applied.append(body)
+        return {**body, "metadata": {**body["metadata"], "uid": name, "resourceVersion": "2"}}
+
+
+async def test_the_order_is_written_once_into_the_spec_of_a_node_that_pulls() -> None:
+    api = Api()
+    standby = Standby(cast("Any", api), OperatorSettings(access=cast("Any", None), identity="one"))
+    world, writer = standby.world, NodeWriter(cast("Any", api), standby, Rate(1000))
+    until = rfc3339(datetime.now(UTC) + timedelta(minutes=5))
+    line = {"host": "hub", "state": "Throttled", "until": until}
+    entry = {"reference": "docker.io/library/a:1", "digest": "sha256:" + "a" * 64, "owners": ["shop/web/1"]}
+    owner = [{"apiVersion": "v1", "kind": "Node", "name": "busy", "uid": "uid-busy"}]
+    world.nodes.update(nodes("busy", "told", "idle"))
+    standby.intake.node_prepull(added("told", {"registries": [line]}))
+    for name, images in (("busy", [entry]), ("idle", [])):
+        change = added(name, {}, images=images)
+        change.object["metadata"]["ownerReferences"] = [{**owner[0], "name": name, "uid": f"uid-{name}"}]
+        standby.intake.node_prepull(change)
+        for _ in range(2):
+            await writer.write(name)
+    (body,) = api.applied
+    assert body["metadata"]["name"] == "busy"
+    assert body["spec"]["registries"] == [{"host": "hub", "notBefore": until}]
+    assert [image["reference"] for image in body["spec"]["images"]] == [entry["reference"]]

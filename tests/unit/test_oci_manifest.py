@@ -22,6 +22,7 @@ from imageprepull.oci.descriptor import (
     Descriptor,
 )
 from imageprepull.oci.manifest import (
+    MAX_LAYERS,
     Config,
     InvalidManifest,
     Manifest,
@@ -170,6 +171,14 @@ def test_a_header_that_contradicts_the_body_is_refused() -> None:
 )  # fmt: skip
 def test_what_is_no_image_is_refused_with_the_reason(document: object, expected: str) -> None:
     assert reason(parse_manifest, document) == expected
+
+
+def test_an_image_has_no_more_layers_than_linux_can_mount() -> None:
+    assert len(parse_manifest(encode(IMAGE | {"layers": [LAYER] * MAX_LAYERS})).layers) == MAX_LAYERS == 500
+    too_many = IMAGE | {"layers": [LAYER] * 501}
+    assert reason(parse_manifest, too_many) == "TooManyLayers"
+    with pytest.raises(InvalidManifest, match="501 layers; Linux mounts at most 500"):
+        parse_manifest(encode(too_many))
 
 
 def test_a_config_is_read() -> None:

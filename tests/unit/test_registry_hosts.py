@@ -92,6 +92,21 @@ def test_hosts_come_in_the_order_of_the_file_and_the_upstream_last(tmp_path: Pat
     assert found[1].name == "a.example:5000"
 
 
+def test_a_file_of_another_systems_editor_names_the_same_hosts(tmp_path: Path) -> None:
+    text = '[host."https://z.example"]\ncapabilities = ["pull"]\n\n[host."https://a.example"] # next\n'
+    expected = [host.url for host in lookup(tmp_path / "unix", text)]
+    found = lookup(tmp_path / "dos", text.replace("\n", "\r\n"))
+    assert [host.url for host in found] == expected
+    assert len(expected) == 3
+    assert found[0].capabilities == {"pull"}
+
+
+def test_a_byte_order_mark_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    # containerd 1.6 reads such a file, 2.4 passes over its mirrors.
+    with pytest.raises(InvalidHostsFile, match=r"hosts\.toml: is not TOML"):
+        lookup(tmp_path, '\ufeff[host."https://m.example"]\n')
+
+
 def test_a_server_takes_the_place_of_the_upstream(tmp_path: Path) -> None:
     found = lookup(
         tmp_path, 'server = "https://other.example"\ncapabilities = ["pull"]\nskip_verify = true\n'

@@ -61,6 +61,11 @@ UNMATCHED = "foo.example, .dot.example, *.star.example, port.example:5000, 10.0.
         ("10.0.0.1/8", "10.2.2.2", "443", True),
         (" ,, :80,a.example/b, ", "a.example", "443", False),
         ("10.example", "10.0.0.1", "443", False),
+        ("10.0.0.0/255.0.0.0", "10.1.1.1", "443", False),
+        ("10.0.0.0/0.255.255.255", "10.1.1.1", "443", False),
+        ("10.0.0.0/+8", "10.1.1.1", "443", False),
+        ("10.0.0.0/", "10.0.0.0", "443", False),
+        ("10.0.0.0/08", "10.1.1.1", "443", True),
         ("bücher.example", "xn--bcher-kva.example", "443", True),
     ],
 )

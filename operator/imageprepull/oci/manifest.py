@@ -25,6 +25,9 @@ from imageprepull.oci.digests import InvalidDigest, check_digest
 from imageprepull.oci.platform import Platform
 
 T = TypeVar("T")
+MAX_LAYERS = 500
+"""Layers of one image. Linux mounts no overlay of more directories (`OVL_MAX_STACK`, fs/overlayfs), so that no container
+could run on it; a manifest has room for 20,000, and each takes memory and a line of a status."""
 _EMPTY = (b"null", b"[]", b"{}", b'""')
 _KNOWN_KEYS = frozenset({"mediaType", "manifests", "config", "layers", "fsLayers", "schemaVersion"})
 
@@ -33,7 +36,7 @@ class InvalidManifest(ValueError):
     """A document that is not used.
 
     `reason` is MalformedDocument, AmbiguousManifest, NotAnImage, UnsupportedLayer, UnsupportedManifest,
-    InvalidDigest or LayerCountMismatch.
+    TooManyLayers, InvalidDigest or LayerCountMismatch.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -146,8 +149,8 @@ def parse_manifest(data: bytes) -> Manifest:
     """Read the manifest of an image.
 
     Raises:
-        InvalidManifest: not a manifest, ambiguous, malformed, an artifact that is no image (NotAnImage), or with
-            a layer that cannot be unpacked (UnsupportedLayer).
+        InvalidManifest: not a manifest, ambiguous, malformed, an artifact that is no image (NotAnImage), with
+            more layers than a node can mount (TooManyLayers) or one that cannot be unpacked (UnsupportedLayer).
     """
     media_type = document_kind(data)
     if media_type not in MANIFESTS:
@@ -160,6 +163,12 @@ def parse_manifest(data: bytes) -> Manifest:
         raise InvalidManifest(
             "NotAnImage",
             f"the config is {config.media_type!r}: an artifact, or an image that must be pushed again with a current tool",
+        )
+    count = len(_decode(keys["layers"], list[msgspec.Raw], "layers")) if "layers" in keys else 0
+    if count > MAX_LAYERS:
+        raise InvalidManifest(
+            "TooManyLayers",
+            f"the image has {count} layers; Linux mounts at most {MAX_LAYERS}: build it with fewer",
         )
     layers = tuple(_descriptors(keys.get("layers"), "layers"))
     for number, layer in enumerate(layers):

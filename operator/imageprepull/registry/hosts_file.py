@@ -46,7 +46,7 @@ def read_folder(folder: Path, upstream: RegistryHost) -> list[RegistryHost]:
     if not data:
         return [_docker_style(folder, upstream)]
     try:
-        text = data.decode()
+        text = data.decode().replace("\r\n", "\n")  # as TOML has it; `_table_order` reads lines
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidHostsFile(path, f"is not TOML: {error}") from None

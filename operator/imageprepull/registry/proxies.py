@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from yarl import URL
 from imageprepull.registry.errors import RegistryError
 
 _SCHEMES = ("http", "https")
+_BITS = re.compile(r"[^/]+/[0-9]+")
 
 _MAPPED = 96
 """Bits before the IPv4 address in ::ffff:10.0.0.1."""
@@ -64,7 +66,10 @@ class NoProxy:
 
     def _add(self, entry: str) -> None:
         if "/" in entry:
-            with suppress(ValueError):  # Go then takes it for a name, which no host has.
+            # What Go's ParseCIDR does not take, a netmask too, is a name to it that no host has.
+            if not _BITS.fullmatch(entry):
+                return
+            with suppress(ValueError):
                 network = ipaddress.ip_network(entry, strict=False)
                 mapped = getattr(network.network_address, "ipv4_mapped", None)
                 if mapped is not None and network.prefixlen >= _MAPPED:

@@ -17,6 +17,7 @@ from imageprepull.agent.disk_pressure import Margins, Short, judge_pressure
 from imageprepull.agent.image import Gate
 from imageprepull.pulling.rooms import FileSystem, Rooms
 from imageprepull.pulling.space import DISK_FULL, NODE_DISK_PRESSURE, NoRoom
+from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import DesiredImage, Disk
 
 logger = structlog.get_logger(__name__)
@@ -103,7 +104,7 @@ class DiskGuard(Unguarded):
                     available=max(0, seen.room.free),
                     pressure=self.short.pressure,
                     pins_yielded=self.short.pressure,
-                    message=self.short.message,
+                    message=bounds.cut(self.short.message, bounds.MESSAGE),
                 )
         return None
 

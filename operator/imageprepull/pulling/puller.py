@@ -117,6 +117,8 @@ class Puller:
             asyncio.create_task(self._rooms.follow(), name="room on disks"),
             asyncio.create_task(follow(pressure, most, at_once), name="pressure on disks"),
         ]
+        for watch in self._watching:
+            watch.add_done_callback(_watch_ended)
         return self
 
     async def __aexit__(
@@ -243,6 +245,12 @@ class Puller:
                 reason=failure.reason,
                 error=failure.message,
             )
+
+
+def _watch_ended(watch: asyncio.Task[None]) -> None:
+    """A defect must not leave the disks unwatched in silence; it is raised when the block ends."""
+    if not watch.cancelled() and (error := watch.exception()) is not None:
+        log.error("a watch over the disks has failed", watch=watch.get_name(), error=repr(error))
 
 
 def _cores() -> int:

@@ -69,8 +69,8 @@ def look_at(places: Places) -> dict[int, FileSystem]:
     """
     found: dict[int, FileSystem] = {}
     for part, folder in places.parts():
-        seen = next((one for one in (folder, *folder.parents) if one.exists()), None)
         try:
+            seen = next((one for one in (folder, *folder.parents) if one.exists()), None)
             if seen is None:
                 continue
             device, space = seen.stat().st_dev, os.statvfs(seen)

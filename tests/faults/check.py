@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.pulling.records import record_names
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import NotFound
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, leftovers
 from tests.containerd.differential.trees import differences, scan
@@ -68,7 +70,8 @@ async def clear(machine: Machine) -> None:
             parents = {snapshot.parent for snapshot in left}
             for snapshot in left:
                 if snapshot.name not in parents:
-                    await containerd.snapshots.remove(SNAPSHOTTER, snapshot.name)
+                    with contextlib.suppress(NotFound):  # collected meanwhile
+                        await containerd.snapshots.remove(SNAPSHOTTER, snapshot.name)
         await empty(machine, containerd)
     for name in machine.spooled():
         (machine.spool / name).unlink()
@@ -115,6 +118,7 @@ async def _layers(containerd: Containerd, image: BuiltImage, *, synced: bool) ->
 
 
 async def _trees(machine: Machine, containerd: Containerd, image: BuiltImage, since: float) -> list[str]:
+    """The directories of the chain against containerd's own."""
     folders = await layer_folders(containerd, image.chain_ids[-1])
     found = []
     for number, (folder, wanted) in enumerate(zip(folders, machine.reference, strict=True)):

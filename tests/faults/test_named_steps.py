@@ -36,10 +36,13 @@ async def test_death_before_the_records(stage: Stage, victim: Victim) -> None:
     await survive(stage, [Fault(victim, step.value, occurrence) for step, occurrence in steps])
 
 
-@BOTH
 @pytest.mark.parametrize("step", AFTER_RECORDS)
-async def test_death_after_the_records(stage: Stage, victim: Victim, step: Step) -> None:
-    await survive(stage, [Fault(victim, step.value)])
+async def test_the_agent_dies_after_the_records(stage: Stage, step: Step) -> None:
+    await survive(stage, [Fault(Victim.AGENT, step.value)])
+
+
+async def test_the_daemon_dies_after_the_records(stage: Stage) -> None:
+    await survive(stage, [Fault(Victim.DAEMON, step.value) for step in AFTER_RECORDS])
 
 
 @BOTH

@@ -1,0 +1,88 @@
+"""The power fails right after an image is ready: what was not written to disk is made anew, what was is not touched."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from imageprepull.pulling.steps import Step
+from tests.faults.check import clear, complaints, early_records
+from tests.faults.faults import Fault, Victim
+from tests.faults.life import life
+from tests.faults.node import Machine, connected
+from tests.faults.power import after_power_cut, bytes_in_layers
+from tests.faults.round import stopped
+from tests.faults.stage import Stage
+
+pytestmark = pytest.mark.timeout(200)
+READY = Fault(Victim.PAUSE, Step.VISIBLE.value)
+
+
+async def start_again(stage: Stage, machine: Machine, since: float) -> list[str]:
+    """Daemon and agent, as at a boot; what is not right when the agent is idle."""
+    await asyncio.to_thread(machine.start)
+    machine.daemon.trust(stage.registry.address)
+    log = Path(machine.folder / "after.log")
+    async with (
+        life(machine.folder, stage.reference, stage.image.digest, boot=machine.boot, log=log) as agent,
+        connected(machine) as containerd,
+    ):
+        await agent.until("idle")
+        found = await complaints(machine, containerd, stage.image, stage.reference, since)
+        assert await agent.stop() == 0
+    return found
+
+
+@pytest.mark.parametrize("sync", ["background", "before"])
+async def test_the_power_fails_when_the_image_is_ready(stage: Stage, sync: str) -> None:
+    node, since = stage.machine, time.time()
+    whole = sum(len(blob) for layer in stage.image.layers for blob in [layer.blob.read()])
+    log = node.folder / "before.log"
+    agent = life(
+        node.folder, stage.reference, stage.image.digest, [READY], boot=node.boot, log=log,
+        options=[f"--sync={sync}"],
+    )  # fmt: skip
+    async with agent as running:
+        await running.until("fault")
+        await stopped(running)
+        with after_power_cut(node) as later:
+            lost = bytes_in_layers(later) < 0.9 * bytes_in_layers(node)
+            assert lost is (sync == "background"), "or the cut is none"
+            stage.registry.forget()
+            assert await start_again(stage, later, since) == []
+            assert stage.registry.sent == (whole if sync == "background" else 0)
+    await clear(node)
+
+
+async def test_the_power_fails_when_the_agent_is_idle(stage: Stage) -> None:
+    node, since = stage.machine, time.time()
+    log = node.folder / "before.log"
+    agent = life(node.folder, stage.reference, stage.image.digest, boot=node.boot, log=log)
+    async with agent as running:
+        await running.until("idle")
+        with after_power_cut(node) as later:
+            stage.registry.forget()
+            assert await start_again(stage, later, since) == []
+            assert stage.registry.sent == 0
+        assert await running.stop() == 0
+    await clear(node)
+
+
+async def test_the_runtime_itself_believes_what_was_not_written(stage: Stage) -> None:
+    """The same cut without an agent afterwards: or the tests above could not fail."""
+    node = stage.machine
+    log = node.folder / "before.log"
+    agent = life(node.folder, stage.reference, stage.image.digest, [READY], boot=node.boot, log=log)
+    async with agent as running:
+        await running.until("fault")
+        await stopped(running)
+        with after_power_cut(node) as later:
+            await asyncio.to_thread(later.start)
+            async with connected(later) as containerd:
+                assert len(await containerd.images.list()) == 3
+                assert await early_records(containerd, stage.image, stage.reference) == []
+            assert bytes_in_layers(later) < 0.9 * bytes_in_layers(node)
+    await clear(node)

@@ -6,16 +6,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
+import jsonschema
 import pytest
+import yaml
 from aiohttp import web
 
 from imageprepull.agent.backoff import Failure, Pace, after_failure
 from imageprepull.agent.containerd_node import ContainerdNode
 from imageprepull.agent.node import Pulled
 from imageprepull.agent.registries import hold_times, registry_statuses
-from imageprepull.agent.status import Report, build_status, same_news
+from imageprepull.agent.status import Report, build_status, patch_of, same_news
 from imageprepull.oci.descriptor import OCI_MANIFEST, Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.reference import Reference
@@ -50,6 +53,7 @@ def test_a_line_says_what_is_waited_for_before_what_is_left() -> None:
             "busy": RateLimit(until=NOW + 30.2),
             "over": RateLimit(remaining=7, until=NOW - 1),
             "good": RateLimit(5000, 4999),
+            "curt": RateLimit(refused=True),
         },
         {"held": NOW + 60, "busy": NOW + 90, "hub": NOW - 5},
         NOW,
@@ -60,7 +64,33 @@ def test_a_line_says_what_is_waited_for_before_what_is_left() -> None:
         RegistryStatus(host="hub", state="Exhausted", remaining=0, window=21600),
         RegistryStatus(host="over", state="Open", remaining=7),
         RegistryStatus(host="good", state="Open", remaining=4999),
+        RegistryStatus(host="curt", state="Throttled"),
     ]
+
+
+async def test_a_refusal_without_a_pause_shows_until_the_host_answers_again() -> None:
+    async with FaultyRegistry() as registry, client_of(registry) as client:
+        registry.manifests[DOCUMENT.digest] = (OCI_MANIFEST, BODY)
+        registry.faults[DOCUMENT.digest] = [Fault(status=429)]
+        reference = Reference.parse(f"{registry.address}/a/b:1")
+        with pytest.raises(RegistryError):
+            await client.fetch_document(reference, DOCUMENT)
+        (line,) = registry_statuses(client.rate_limits, client.holds, time.time())
+        assert (line.host, line.state, line.until) == (registry.address, "Throttled", None)
+        assert await client.fetch_document(reference, DOCUMENT) == BODY
+        (line,) = registry_statuses(client.rate_limits, client.holds, time.time())
+        assert line.state == "Open"
+
+
+def test_the_lines_are_what_the_schema_takes() -> None:
+    lines = registry_statuses(
+        {"hub": RateLimit(100, 0, 21600), "busy": RateLimit(until=NOW + 5)}, {"h" * 300: NOW + 9}, NOW
+    )
+    crd = yaml.safe_load((Path(__file__).parents[2] / "crds/nodeprepulls.yaml").read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
+    status: Any = patch_of(build_status(Report(1, Agent(), None, [], lines), stamp(NOW)))["status"]
+    jsonschema.validate({"registries": status["registries"]}, schema)
+    assert len(status["registries"]) == 3
 
 
 def test_lines_are_bounded_and_those_that_are_waited_for_stay() -> None:

@@ -15,7 +15,7 @@ from imageprepull.resources.nodeprepull import RegistryHold, RegistryStatus
 class RegistryState(StrEnum):
     """How a registry's host is dealt with.
 
-    `THROTTLED`: it refused a request and named a pause. `HELD`: the operator says to leave it alone. `EXHAUSTED`: it
+    `THROTTLED`: it refused a request as one too many, the last one or with a pause that is not over. `HELD`: the operator says to leave it alone. `EXHAUSTED`: it
     answers, but says that no request is left in its window.
     """
 
@@ -50,6 +50,8 @@ def _line(host: str, limit: RateLimit, held: float, now: float) -> RegistryStatu
         state, until = RegistryState.THROTTLED, limit.until
     elif held > now:
         state, until = RegistryState.HELD, held
+    elif limit.refused:
+        state = RegistryState.THROTTLED
     elif limit.remaining == 0:
         state = RegistryState.EXHAUSTED
     else:

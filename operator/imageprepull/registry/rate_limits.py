@@ -19,13 +19,15 @@ class RateLimit:
     """What one host said last.
 
     `remaining` of `limit` requests are left in a window of `window` seconds; None where it was not said. `until` is
-    the time (`time.time()`) before which the host does not want to be asked; None when it takes requests.
+    the time (`time.time()`) before which the host does not want to be asked; None when it takes requests, or when it
+    refused one as too many and named no time: then it is `refused`.
     """
 
     limit: int | None = None
     remaining: int | None = None
     window: int | None = None
     until: float | None = None
+    refused: bool = False
 
 
 class RateLimits(Bounded[str, RateLimit]):
@@ -41,12 +43,12 @@ class RateLimits(Bounded[str, RateLimit]):
             return
         known = self.get(host, RateLimit())
         until = known.until if status == 429 else None  # noqa: PLR2004
-        self[host] = replace(found or known, until=until)
+        self[host] = replace(found or known, until=until, refused=False)
 
     def throttled(self, host: str, pause: float | None) -> None:
         """A host refused a request as one too many, and named `pause` seconds or nothing."""
         until = time.time() + pause if pause else None
-        self[host] = replace(self.get(host, RateLimit()), until=until)
+        self[host] = replace(self.get(host, RateLimit()), until=until, refused=until is None)
 
 
 def parse(headers: Mapping[str, str]) -> RateLimit | None:

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export IMAGEPREPULL_CACHE ?= $(HOME)/.cache/imageprepull
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-unit test-containerd test-cluster test-nightly demo demo-down bench protos crds constraints clean
+.PHONY: help setup lint format test test-unit test-containerd test-cluster test-faults test-nightly demo demo-down bench protos crds constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -33,7 +33,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: setup  ## every part below, with its minutes
-	@tests/parts.sh test-unit test-containerd test-cluster
+	@tests/parts.sh test-unit test-containerd test-faults test-cluster
 
 test-unit: setup  ## seconds, no root
 	$(BIN)/pytest tests/unit
@@ -43,17 +43,24 @@ test-containerd: setup  ## the pull on real daemons: Debian's containerd 1.6 and
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/containerd
 
+test-faults: setup  ## kill agent, worker, containerd, connection and power during a pull, and look at the whole node
+	$(BIN)/python -m tests.testbed packages
+	$(BIN)/python -m tests.testbed build containerd
+	$(BIN)/pytest tests/faults
+
 test-cluster: setup  ## the product on a real three-node cluster
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster -m 'not nightly'
 
-test-nightly: setup  ## the generated layers and the fuzzer at full length; goes on where the last run ended
+test-nightly: setup  ## generated layers, fuzzer and kills at full length; goes on where the last run ended
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster -m nightly
 	$(BIN)/python -m tests.nightly differential --examples 20000
 	$(BIN)/python -m tests.nightly fuzz --seconds 3600
+	$(BIN)/python -m tests.faults --version 1.6 --kills 250
+	$(BIN)/python -m tests.faults --version 2.4 --kills 250
 
 demo: setup  ## the main job, shown on a throw-away cluster on this machine
 	$(BIN)/python -m tests.testbed packages

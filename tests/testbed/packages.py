@@ -28,6 +28,7 @@ PACKAGES = {
     "hostname": "/usr/bin/hostname|/bin/hostname",
     "openssl": "/usr/bin/openssl",
     "socat": "/usr/bin/socat",
+    "strace": "/usr/bin/strace",
     "busybox-static": "/usr/share/doc/busybox-static",
 }
 """Package → a file that shows that it is there (or one of several, by "|")."""

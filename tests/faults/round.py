@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -146,8 +147,9 @@ class Round:
             if "staging" in found.name:
                 await containerd.snapshots.remove(SNAPSHOTTER, found.name)
         for tree in self.machine.snapshots.glob("*/fs/[0-9]*-[0-9]*"):
-            for lost in [path for path in sorted(tree.rglob("*")) if path.is_file()][:1]:
-                lost.unlink()
+            with contextlib.suppress(FileNotFoundError):  # a real one is at it, too
+                for lost in [path for path in sorted(tree.rglob("*")) if path.is_file()][:1]:
+                    lost.unlink()
 
     async def _bury(self, victim: Life) -> None:
         """What must hold as soon as the agent is dead."""

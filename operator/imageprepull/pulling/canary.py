@@ -56,9 +56,10 @@ async def try_staging(
     if (why_not := await workers.probe()) is not None:
         raise NotHere(f"workers cannot be confined: {why_not}")
     lease = f"imageprepull-canary-{secrets.token_hex(8)}"
-    await containerd.leases.create(lease, labels, _LEASE_SECONDS)
     canary = _Canary(containerd.with_lease(lease), snapshotter, roots, labels)
     try:
+        # In here: the daemon may have made it, though its answer was lost.
+        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
         await canary.fly()
     except (UnknownMounts, Unsupported, InvalidRequest) as error:
         raise NotHere(f"{snapshotter} does not do as overlayfs does: {error}") from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from imageprepull.pulling.chain_removal import records_of
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE, MANAGED
 from imageprepull.pulling.leases import drop_lease
@@ -156,9 +156,10 @@ async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> F
 async def collect(containerd: Containerd) -> None:
     """Let the runtime collect now, and wait for it: deletions alone start no collection."""
     lease = f"imageprepull-collect-{secrets.token_hex(8)}"
-    await containerd.leases.create(lease, {}, _LEASE_SECONDS)
     try:
+        # In here: the daemon may have made it, though its answer was lost.
+        await containerd.leases.create(lease, {}, _LEASE_SECONDS)
         await containerd.leases.delete(lease, sync=True)
     except BaseException:
-        await finish_anyway(drop_lease(containerd, lease), _CLEANUP)
+        await finish_anyway(patiently(lambda: drop_lease(containerd, lease), _CLEANUP), _CLEANUP)
         raise

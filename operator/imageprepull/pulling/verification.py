@@ -109,8 +109,9 @@ async def verify(
     lease = f"imageprepull-verify-{secrets.token_hex(12)}"
     # It names no image: a next life of the agent discards it.
     labels = {key: value for key, value in request.lease_labels.items() if key != LEASE_IMAGE}
-    await containerd.leases.create(lease, labels, settings.lease_seconds)
     try:
+        # In here: the daemon may have made it, though its answer was lost.
+        await containerd.leases.create(lease, labels, settings.lease_seconds)
         chain = Chain(
             containerd.with_lease(lease),
             lease=lease,

@@ -83,8 +83,9 @@ class ChainFolders:
         """A collection that takes a child forgets to tell its parent, which can then never be removed: hence the lease."""
         key = extract_key(f"view {top}")
         lease = f"imageprepull-view-{secrets.token_hex(8)}"
-        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
         try:
+            # In here: the daemon may have made it, though its answer was lost.
+            await containerd.leases.create(lease, labels, _LEASE_SECONDS)
             leased = containerd.with_lease(lease)
             return view_folders(await leased.snapshots.view(snapshotter, key, top), self._roots)
         except (UnknownMounts, NotFound):

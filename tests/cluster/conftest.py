@@ -30,11 +30,13 @@ NAME = os.environ.get("IMAGEPREPULL_TEST_CLUSTER", "prod")
 def installed() -> Iterator[Product]:
     cluster = Cluster(NAME)
     cluster.down()
-    cluster.up(disk=6 << 30)
-    product = Product(cluster)
-    product.install()
-    yield product
-    cluster.down()
+    try:
+        cluster.up(disk=6 << 30)
+        product = Product(cluster)
+        product.install()
+        yield product
+    finally:
+        cluster.down()
     assert leftovers(NAME) == []
 
 

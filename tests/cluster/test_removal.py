@@ -78,26 +78,32 @@ def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None
     image = product.push(runnable(layer(1)), "tests/removal-used")
     product.apply("used", image, **DELETE)
     product.until_ready("used")
-    product.cluster.kubectl("apply", "-f", "-", stdin=pod("user", "b", image))
-    product.cluster.kubectl("wait", "--for=condition=Ready", "pod/user", "--timeout=60s")
+    users = {node: f"user-{node}" for node in ("a", "b")}
+    for node, name in users.items():
+        product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, node, image))
+    pods = [f"pod/{name}" for name in users.values()]
+    product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=60s")
     try:
         product.delete("used")
-        until_gone(product, image, ("a", "c"))
-        waiting = product.until(
-            "b says who uses it",
-            lambda: (
-                found
-                if (found := entry(product, "b", image, "status")).get("reason") == "ImageInUse"
-                else None
-            ),
-        )
-        assert waiting["state"] == "Waiting"
-        assert "container main of pod default/user" in waiting["message"]
-        assert holding(product, image) == {"b"}
+        until_gone(product, image, ("c",))
+        for node, name in users.items():
+            waiting = until_in_use(product, node, image)
+            assert waiting["state"] == "Waiting"
+            assert f"container main of pod default/{name}" in waiting["message"]
+        assert holding(product, image) == set(users)
         assert not any(shown.get("pinned") for shown in product.images_named("b", image))
     finally:
-        product.cluster.kubectl("delete", "pod", "user", "--wait")
+        product.cluster.kubectl("delete", *pods, "--wait")
     until_gone(product, image)
+
+
+def until_in_use(product: Product, node: str, image: str) -> dict[str, Any]:
+    def found() -> dict[str, Any]:
+        status = entry(product, node, image, "status")
+        return status if status.get("reason") == "ImageInUse" else {}
+
+    answer: dict[str, Any] = product.until(f"{node} says who uses {image}", found)
+    return answer
 
 
 def test_of_two_tags_of_one_image_the_first_goes_while_both_are_pulled_and_the_last_takes_all(

@@ -8,7 +8,7 @@ import stat
 
 from imageprepull.unpacking.headers import DIRECTORY, REGULAR, Header
 from imageprepull.unpacking.jobs import Refused
-from imageprepull.unpacking.numbers import bound_time
+from imageprepull.unpacking.numbers import bound_time, is_before
 from imageprepull.unpacking.pax import xattrs
 
 _UNCHANGED = (1 << 32) - 1
@@ -25,7 +25,7 @@ def times(header: Header) -> tuple[int, int]:
     """Access and modification time in ns; the access time is never the older one."""
     access = header.access_time
     mtime = header.mtime
-    if access is None or access < mtime:
+    if access is None or is_before(access, mtime):
         access = mtime
     return bound_time(access), bound_time(mtime)
 

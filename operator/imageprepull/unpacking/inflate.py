@@ -12,6 +12,7 @@ import zstandard
 from isal import igzip_lib
 
 from imageprepull.unpacking.frames import FrameWalker, is_skippable
+from imageprepull.unpacking.gzip_header import check_header
 from imageprepull.unpacking.jobs import Limits, Refused
 
 GZIP = b"\x1f\x8b\x08"
@@ -46,15 +47,15 @@ def open_inflater(source: Source, *, detect: bool, limits: Limits) -> Source:
 
 def _gzip(source: Source) -> Source:
     """Members one after the other; whatever else follows is refused, as Go's gzip does."""
+    pending = _member(b"", source)
     decompressor: Any = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    pending = b""
 
     def chunk() -> bytes:
         nonlocal decompressor, pending
         while True:
             if decompressor.eof:
-                pending = decompressor.unused_data or pending
-                if not pending and not (pending := source()):
+                pending = _member(decompressor.unused_data or pending, source)
+                if not pending:
                     return b""
                 decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
             data = b""
@@ -70,6 +71,13 @@ def _gzip(source: Source) -> Source:
                 return found
 
     return chunk
+
+
+def _member(head: bytes, source: Source) -> bytes:
+    """The first bytes of a member, with its whole header if there is so much; b"" at the end. Raises Refused."""
+    while not check_header(head) and (more := source()):
+        head += more
+    return head
 
 
 def _zstd(source: Source, limits: Limits) -> Source:

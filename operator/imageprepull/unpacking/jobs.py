@@ -18,6 +18,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     entries: int = 10_000_000
     path_bytes: int = 4096
     """Longer names cannot be created anyway; the kernel's PATH_MAX."""
+    remembered_bytes: int = 64 << 20
+    """Of directories, whose paths and times have to be remembered to the end: half a million of the usual length."""
     zstd_window: int = 32 << 20
     """Frames that ask for a larger window are left to the portable path: memory stays flat."""
 

@@ -7,6 +7,8 @@ import re
 INT64 = 1 << 63
 _DECIMAL = re.compile(rb"[+-]?[0-9]+")
 _TIME = re.compile(rb"([+-]?[0-9]+)(?:\.([0-9]*))?")
+_YEAR_1 = 62_135_596_800
+"""Seconds from year 1 to 1970 (Go's time package, unixToInternal)."""
 NANO = 1_000_000_000
 
 
@@ -61,3 +63,13 @@ def parse_time(text: bytes) -> int:
 def bound_time(nanoseconds: int) -> int:
     """What containerd sets: times before 1970 or after 2262 become 1970."""
     return nanoseconds if 0 <= nanoseconds < INT64 else 0
+
+
+def is_before(one: int, other: int) -> bool:
+    """Go's `Time.Before` of two times in nanoseconds since 1970: its seconds count from year 1, and overflow."""
+    return _instant(one) < _instant(other)
+
+
+def _instant(nanoseconds: int) -> tuple[int, int]:
+    seconds, rest = divmod(nanoseconds, NANO)
+    return (seconds + _YEAR_1 + INT64) % (2 * INT64) - INT64, rest

@@ -13,6 +13,7 @@ import stat
 
 from imageprepull.unpacking.archive import Archive
 from imageprepull.unpacking.attributes import ACL_DEFAULT, owner, set_all, set_xattrs, times
+from imageprepull.unpacking.directory_times import DirectoryTimes
 from imageprepull.unpacking.headers import (
     BLOCK_DEVICE,
     CHAR,
@@ -34,6 +35,9 @@ OPAQUE = b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {BLOCK_DEVICE: stat.S_IFBLK, CHAR: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _UINT32 = (1 << 32) - 1
+_MOST_RESOLVED_BYTES = 16 << 20
+_RECORD_BYTES = 300
+"""Memory of what is known of a directory beside its path, about."""
 _SURELY_SHORT = 3584
 """Bytes. The runtime puts its own folder before each name, and the kernel takes 4095 in all."""
 
@@ -45,7 +49,7 @@ class Tree:
         self._archive = archive
         self._bottom = bottom
         self._limits = limits
-        self._directories: list[tuple[bytes, bytes, tuple[int, int]]] = []
+        self._directories = DirectoryTimes()
         # Whether something that paths lead through was removed.
         self._rerouted = False
         self._resolved: dict[bytes, bytes] = {b"": b""}
@@ -55,6 +59,7 @@ class Tree:
         # Whether some directory hands owner or access lists on: then nothing may be left out.
         self._inheriting = False
         self.implicit = ImplicitDirectories()
+        self._resolved_bytes = self._implied_bytes = 0
         self.entries = 0
         self._sparse_bytes = 0
 
@@ -106,9 +111,10 @@ class Tree:
 
     def finish(self) -> None:
         """Set the times of directories: all that was made in them has changed them. Raises Refused, OSError."""
-        for name, path, stamps in self._directories:
-            if self._rerouted or name != path:
-                path = root_path(name) or b"."  # noqa: PLW2901 - where the name leads now.
+        for name, stamps, moved in self._directories:
+            path = name
+            if self._rerouted or moved:
+                path = root_path(name) or b"."
                 self.implicit.timed(path)
             os.utime(path, ns=stamps, follow_symlinks=False)
 
@@ -116,8 +122,24 @@ class Tree:
         """Where a parent directory is, made where it is missing."""
         resolved = root_path(head)
         self._make_parents(resolved)
-        self._resolved[head] = resolved
+        self._know(head, resolved)
         return resolved
+
+    def _know(self, name: bytes, path: bytes) -> None:
+        """Remember where a directory is; forgetting costs a few calls, keeping all of them memory without end."""
+        self._resolved_bytes += len(name) + len(path) + _RECORD_BYTES
+        if self._resolved_bytes > _MOST_RESOLVED_BYTES:
+            self._resolved, self._resolved_bytes = {b"": b""}, 0
+        self._resolved[name] = path
+
+    def _check_memory(self) -> None:
+        held = self._directories.bytes_held + self._implied_bytes
+        if held > self._limits.remembered_bytes:
+            raise Refused(
+                "TooManyDirectories",
+                f"directories whose paths take more than {self._limits.remembered_bytes} bytes",
+                final=True,
+            )
 
     def _make_parents(self, path: bytes) -> None:
         missing = []
@@ -135,6 +157,8 @@ class Tree:
                 os.chmod(directory, 0o755)
             self.implicit.used(parent_of(directory))
             self.implicit.made(directory)
+            self._implied_bytes += len(directory) + _RECORD_BYTES
+            self._check_memory()
             if directory in self._ghosts:
                 self.implicit.listed(directory)
 
@@ -195,8 +219,9 @@ class Tree:
             # A link on the way may lead elsewhere in the end.
             os.utime(path, ns=stamps, follow_symlinks=False)
         else:
-            self._resolved[name] = path
-        self._directories.append((name, path, stamps))
+            self._know(path, path)
+        self._directories.add(name, stamps, moved=name != path)
+        self._check_memory()
         if self.implicit:
             if fresh:
                 self.implicit.used(parent)
@@ -207,7 +232,8 @@ class Tree:
         kind = header.type
         self._remove(path)
         if kind == PAX_GLOBAL:
-            self._ghosts.add(path)
+            if self._bottom:
+                self._ghosts.add(path)
             return
         if kind == LINK:
             head, _, base = header.linkname.rpartition(b"/")

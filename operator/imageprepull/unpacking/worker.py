@@ -128,6 +128,11 @@ def _perform(task: Task, descriptors: Sequence[int], channel: Channel, trade: Tr
         return Done(result)
     except Refused as error:
         return NotDone(error.refusal)
+    except MemoryError:
+        # Whoever asks for so much is not handed on: the runtime's own unpacker has no bound at all.
+        return NotDone(
+            Refusal(reason="LayerTooLarge", message="it takes more memory than a worker has", final=True)
+        )
     except OSError as error:
         named = error.filename if isinstance(error.filename, str | bytes) else b""
         return Failed(error.errno or errno.EIO, error.strerror or str(error), os.fsencode(named)[:4096])

@@ -67,7 +67,9 @@ XATTRS = st.dictionaries(
     min_size=1,
     max_size=2,
 )
-FRACTIONS = st.sampled_from(["1300000000.5", "1200000000.123456789", "-3.5", "0", "1400000000", ""])
+FRACTIONS = st.sampled_from(
+    ["1300000000.5", "1200000000.123456789", "-3.5", "0", "1400000000", "", "9223371974719179008"]
+)
 
 
 @st.composite

@@ -113,6 +113,16 @@ LIMITS: dict[str, tuple[Layer, Limits, str]] = {
         Limits(entries=20),
         "TooManyEntries",
     ),
+    "directories": (
+        plain(tar(*(directory(f"{'d' * 200}/{number}") for number in range(50)))),
+        Limits(remembered_bytes=8000),
+        "TooManyDirectories",
+    ),
+    "directories-that-are-not-listed": (
+        plain(tar(*(file(f"{'d' * 200}/{number}/n") for number in range(50)))),
+        Limits(remembered_bytes=8000),
+        "TooManyDirectories",
+    ),
     "name": (plain(tar(file("x/../" * 2000 + "n"))), Limits(), "NameTooLong"),
     "name-in-gnu": (plain(tar(gnu_name("n" * 5000), file("x"))), Limits(), "NameTooLong"),
     "link-target": (plain(tar(symlink("n", "./" * 3000))), Limits(), "NameTooLong"),

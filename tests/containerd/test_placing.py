@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +13,12 @@ import pytest
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.digests import sha256_digest
-from imageprepull.pulling.placing import Placing
+from imageprepull.pulling import placing as placing_module
+from imageprepull.pulling.placing import Placing, any_placed, collect_unrecorded
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.content import private_ref
 from imageprepull.runtime.leases import LeasedResource
-from tests.containerd.conftest import VERSIONS, Leftovers, collect_garbage, leftovers
+from tests.containerd.conftest import VERSIONS, Leftovers, leftovers
 from tests.testbed.daemon import ContainerdDaemon, containerd_daemon
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -80,6 +83,7 @@ async def test_a_placed_blob_is_the_spools_file_and_is_held_by_the_lease_alone(
 
     await store.leases.delete("test", sync=True)
     await store.leases.create("test", {}, 600)
+    await collect_unrecorded(store.with_lease(""), {})
     assert not blob_path(daemon, blob).exists()
     assert path.exists()
 
@@ -93,7 +97,8 @@ async def test_a_placed_file_that_nothing_records_is_collected(
     assert await placing.place(store, blob, path, {})
     lost, lost_path = spooled(spool, b"not recorded")
     blob_path(daemon, lost).hardlink_to(lost_path)
-    await collect_garbage(store)
+    assert any_placed(spool)
+    await collect_unrecorded(store.with_lease(""), {})
     assert not blob_path(daemon, lost).exists()
     assert not await store.content.record(lost, {})
     assert await placing.place(store, lost, lost_path, {})
@@ -163,3 +168,30 @@ async def test_a_runtime_that_isolates_namespaces_is_sent_its_blobs(
     assert files_in(anything.parent) == [anything]
     await alone.leases.delete("test")
     assert await leftovers(alone) == Leftovers()
+
+
+async def test_a_full_disk_is_an_error_and_no_reason_to_give_placing_up(
+    store: Containerd, daemon: ContainerdDaemon, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placing = Placing(content_root(daemon), spool)
+    blob, path = spooled(spool, b"room for this")
+    assert await placing.place(store, blob, path, {})
+
+    def full(*_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    other, other_path = spooled(spool, b"and not for this")
+    with monkeypatch.context() as patched:
+        patched.setattr(placing_module, "give_name", full)
+        with pytest.raises(OSError, match="No space left"):
+            await placing.place(store, other, other_path, {})
+    assert await placing.place(store, other, other_path, {})
+
+
+async def test_one_blob_may_be_placed_several_times_at_once(
+    store: Containerd, daemon: ContainerdDaemon, spool: Path
+) -> None:
+    blob, path = spooled(spool, b"six times")
+    placing = Placing(content_root(daemon), spool)
+    assert await asyncio.gather(*(placing.place(store, blob, path, {}) for _ in range(6))) == [True] * 6
+    assert files_in(spool) == [path]

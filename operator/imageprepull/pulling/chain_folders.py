@@ -71,24 +71,31 @@ class ChainFolders:
         if found is None:
             return []
         name = (snapshotter, top, found.created)
-        if name not in self._known:
+        known = self._known.get(name)
+        if known is None:
+            known = await self._look(containerd, snapshotter, top, labels)
+            if known is None:
+                return []
             if len(self._known) >= _MOST_KNOWN:
                 self._known.pop(next(iter(self._known)))
-            self._known[name] = await self._look(containerd, snapshotter, top, labels)
-        return self._known[name]
+            self._known[name] = known
+        return known
 
     async def _look(
         self, containerd: Containerd, snapshotter: str, top: str, labels: Mapping[str, str]
-    ) -> list[Path]:
-        """A collection that takes a child forgets to tell its parent, which can then never be removed: hence the lease."""
+    ) -> list[Path] | None:
+        """None: it vanished meanwhile. A collection that takes a child forgets to tell its parent, which can then never be removed: hence the lease."""
         key = extract_key(f"view {top}")
         lease = f"imageprepull-view-{secrets.token_hex(8)}"
         try:
             # In here: the daemon may have made it, though its answer was lost.
             await containerd.leases.create(lease, labels, _LEASE_SECONDS)
             leased = containerd.with_lease(lease)
-            return view_folders(await leased.snapshots.view(snapshotter, key, top), self._roots)
-        except (UnknownMounts, NotFound):
+            mounts = await leased.snapshots.view(snapshotter, key, top, labels)
+            return view_folders(mounts, self._roots)
+        except NotFound:
+            return None
+        except UnknownMounts:
             return []
         finally:
             await finish_anyway(patiently(lambda: discard_lease(containerd, lease), _CLEANUP), _CLEANUP)

@@ -4,13 +4,15 @@ containerd shares files between its namespaces: a write that expects a digest wh
 once (core/metadata/content.go, the sharing policy `shared`, which is the default from 1.6 to 2.4). So a verified blob
 costs two short transactions instead of being copied, hashed and written to disk a second time by the daemon.
 
-A file that nothing records is removed by the runtime's own garbage collection: whoever dies in between leaves nothing.
+A file that nothing records is removed by the runtime's own garbage collection, once it has a reason to look at
+content: `collect_unrecorded` gives it one, where an agent may have died in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -24,9 +26,13 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.content import private_ref
 from imageprepull.runtime.errors import NotFound
 
 log = structlog.get_logger(__name__)
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK}
+"""What a link that will never be possible here answers."""
+_LEASE_SECONDS = 600.0
 
 
 class Placing:
@@ -60,6 +66,7 @@ class Placing:
 
         Raises:
             RuntimeFault: the runtime does not answer.
+            OSError: the disk is full or fails.
         """
         folder = self._folder
         if folder is None or not blob.digest.startswith("sha256:"):
@@ -76,6 +83,8 @@ class Placing:
         except FileNotFoundError:
             return False  # the store has never had a blob, and makes the folder itself.
         except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise  # a full or failing disk would not take the blob by another way either.
             log.info("blobs cannot be placed, they are sent", error=str(error))
             self._folder = None
             return False
@@ -95,7 +104,7 @@ class Placing:
 
     async def _try(self, containerd: Containerd, folder: Path) -> bool:
         data = secrets.token_bytes(64)
-        blob = Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+        blob = _nameless(data)
         target = folder / blob.digest.removeprefix("sha256:")
         async with private_file(self._spool_dir, data) as draft:
             await in_thread(lambda: give_name(draft, target))
@@ -109,6 +118,36 @@ class Placing:
         if not believed:
             log.info("the runtime does not share files of its content store, blobs are sent", folder=folder)
         return believed
+
+
+def any_placed(spool_dir: Path) -> bool:
+    """Whether a spool file has a second name, recorded or not. Blocks."""
+    return any(path.stat().st_nlink > 1 for path in spool_dir.glob("sha256-*"))
+
+
+async def collect_unrecorded(containerd: Containerd, labels: Mapping[str, str]) -> None:
+    """Have the runtime remove files of its content store that nothing records; returns when it has.
+
+    It looks for them only when content was deleted since it last did. `labels` say whose the lease is.
+
+    Raises:
+        RuntimeFault: the runtime does not answer.
+    """
+    data = secrets.token_bytes(64)
+    blob = _nameless(data)
+    lease = f"imageprepull-collect-{secrets.token_hex(8)}"
+    leased = containerd.with_lease(lease)
+    try:
+        # In here: the daemon may have made it, though its answer was lost.
+        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
+        await leased.content.put(private_ref(blob.digest), blob, data, {})
+        await leased.content.delete(blob.digest)
+    finally:
+        await containerd.leases.delete(lease, sync=True)
+
+
+def _nameless(data: bytes) -> Descriptor:
+    return Descriptor("application/octet-stream", f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
 
 
 @asynccontextmanager
@@ -135,8 +174,7 @@ def give_name(path: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be done, as over the border of a mount.
     """
-    draft = path.with_name(f"{path.name}.placed")
-    draft.unlink(missing_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.placed")
     os.link(path, draft)
     try:
         fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -15,7 +15,9 @@ import structlog
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
 from imageprepull.pulling.leases import discard_lease, expires_at
+from imageprepull.pulling.placing import any_placed, collect_unrecorded
 from imageprepull.pulling.spool import read_sidecar, remove_spool
+from imageprepull.pulling.threads import in_thread
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
@@ -74,7 +76,10 @@ async def sweep(
             continue
         swept.ingests += await discard_lease(containerd, lease.id)
         swept.leases.append(lease.id)
+    placed = await in_thread(lambda: any_placed(spool_dir))
     swept.spools = remove_spools_except(spool_dir, set(swept.kept_leases), boot_id)
+    if placed and swept.spools:
+        await collect_unrecorded(containerd, {LEASE: owner})
     log.info("swept", **{name: len(getattr(swept, name)) for name in Swept.__slots__})
     return swept
 

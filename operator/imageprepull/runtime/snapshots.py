@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -87,7 +88,9 @@ class Snapshots:
         )
         return [from_message(mount) for mount in answer.mounts]
 
-    async def view(self, snapshotter: str, key: str, parent: str) -> list[Mount]:
+    async def view(
+        self, snapshotter: str, key: str, parent: str, labels: Mapping[str, str] = MappingProxyType({})
+    ) -> list[Mount]:
         """Make a snapshot that shows `parent` and cannot be written to; to be removed like an active one.
 
         Raises:
@@ -95,7 +98,7 @@ class Snapshots:
         """
         answer = await self._rpc.unary(
             f"{_SERVICE}/View",
-            pb.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent),
+            pb.ViewSnapshotRequest(snapshotter=snapshotter, key=key, parent=parent, labels=dict(labels)),
             pb.ViewSnapshotResponse,
             operation=f"view snapshot {parent}",
             settle=True,

@@ -27,6 +27,13 @@ async def test_a_lease_that_vanishes_at_each_step(stage: Stage) -> None:
     assert stage.registry.again == 0
 
 
+async def test_a_lease_that_vanishes_right_before_the_records(stage: Stage) -> None:
+    """The runtime takes records of an image that is not there any more."""
+    outcome = await stage.round([Fault(Victim.LEASE, Step.DOCUMENTED.value, 2)])
+    assert (outcome.complaints, outcome.reasons) == ([], [])
+    assert outcome.steps[Step.RECORDED] == 6, "the first three are taken back"
+
+
 async def test_a_collection_that_is_half_through_a_staged_tree(stage: Stage) -> None:
     outcome = await stage.round(
         [Fault(Victim.GAP, Step.UNPACKED.value, occurrence) for occurrence in (1, 6, 3)]

@@ -27,7 +27,7 @@ from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, o
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
-from imageprepull.pulling.records import put_documents, record_names, write_records
+from imageprepull.pulling.records import missing_below, put_documents, record_names, take_back, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
@@ -307,6 +307,12 @@ class ImagePull:
             lambda: write_records(containerd, request.reference, image, pin=request.pin),
             machinery.settings.visible_timeout,
         )
+        missing = await missing_below(containerd, image, snapshotter=request.snapshotter)
+        if missing:
+            await finish_anyway(
+                take_back(containerd, request.reference, image), machinery.settings.cleanup_timeout
+            )
+            raise ChainLostError(f"{missing} was gone when the records were written")
         names = record_names(request.reference, image.target.digest, image.manifest.config.digest)
         shown = await patiently(
             lambda: wait_visible(

@@ -5,6 +5,7 @@ Only called when every snapshot is committed: the CRI believes a record without 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 
 from imageprepull.oci.descriptor import Descriptor
@@ -13,6 +14,7 @@ from imageprepull.pulling.documents import Document, ImageDocuments, read_local
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import (
     CRI_PINNED,
+    MANAGED,
     PINNED,
     config_labels,
     index_labels,
@@ -96,6 +98,31 @@ async def write_records(
         labels = record_labels(pin=pin, existing=None if known is None else known.labels)
         await containerd.images.create_or_update(name, target, labels)
         reached(Step.RECORDED, name)
+
+
+async def missing_below(containerd: Containerd, image: ImageDocuments, *, snapshotter: str) -> str:
+    """What of an image its records stand on and is not there, in words; empty when all is.
+
+    To be asked when the records are there: they keep alive what is there now. What another tool had collected by
+    deleting the lease was gone before, and nobody was told.
+    """
+    documents = (image.config_document, image.manifest_document, *image.indexes)
+    for digest in (document.descriptor.digest for document in documents):
+        if await containerd.content.info(digest) is None:
+            return f"the document {digest}"
+    top = image.top_chain_id
+    if top and await containerd.snapshots.stat(snapshotter, top) is None:
+        return f"the layer {top}"
+    return ""
+
+
+async def take_back(containerd: Containerd, reference: Reference, image: ImageDocuments) -> None:
+    """Delete those records that we have made: they stand on nothing, and the CRI would believe them."""
+    for name in record_names(reference, image.target.digest, image.manifest.config.digest):
+        known = await containerd.images.get(name)
+        if known is not None and known.target.digest == image.target.digest and MANAGED in known.labels:
+            with contextlib.suppress(NotFound):
+                await containerd.images.delete(name)
 
 
 async def unpin(

@@ -20,7 +20,7 @@ from imageprepull.registry.authorization import GRANTS
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.credentials import Credential
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.registry.trust import refusal
+from imageprepull.registry.trust import Reach, reach, reach_of, refusal
 from tests.testbed.registry_server import FakeServer, FixedHosts, serve
 
 BODY = b"{}"
@@ -350,6 +350,14 @@ async def test_a_redirect_target_that_refuses_does_not_cost_the_token() -> None:
         "http://user:pw@127.0.0.1/token",
         "/token",
         "http://[",
+        "http://xn--/token",
+        "http://h:99999/token",
+        "http://a..b/token",
+        "http://" + "a" * 70 + ".example/token",
+        "http://[::ffff:a9fe:a9fe]/token",
+        "http://[64:ff9b::a9fe:a9fe]/token",
+        "http://2852039166/token",
+        "http://0251.0376.0251.0376/token",
     ],
 )
 async def test_a_realm_where_no_token_service_can_be_is_refused(realm: str) -> None:
@@ -393,14 +401,71 @@ PUBLIC, PRIVATE, LOOPBACK, LINK_LOCAL = "8.8.8.8", "10.1.2.3", "127.0.0.1", "169
         (LOOPBACK, "0.0.0.0", False),
         (LOOPBACK, "::", False),
         (LOOPBACK, "224.0.0.1", False),
+        (PRIVATE, "100.64.0.1", True),
+        (PRIVATE, "fec0::1", True),
+        (PUBLIC, "fec0::1", False),
+        *(
+            (source, metadata, False)
+            for source in (PUBLIC, PRIVATE, LOOPBACK)
+            for metadata in (
+                "100.100.100.200",
+                "168.63.129.16",
+                "fd00:ec2::254",
+                "192.0.0.192",
+                "169.254.170.2",
+            )
+        ),
+        (LINK_LOCAL, PRIVATE, True),
+        (LINK_LOCAL, LOOPBACK, False),
     ],
 )
 def test_a_target_may_be_as_private_as_the_registry(source: str, target: str, allowed: bool) -> None:
-    assert (refusal([source], [target]) is None) is allowed
+    assert (refusal(reach_of([source]), [target]) is None) is allowed
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["::ffff:{}", "64:ff9b::{}", "64:ff9b:1::{}", "64:ff9b:1:2:3:4:{}", "2002:{}::1", "::{}", "::ffff:0:{}",
+     "2001:0:{}::1", "64:ff9b:1:0:{u}::", "64:ff9b:1:{v}::"],
+)  # fmt: skip
+@pytest.mark.parametrize("address", [PRIVATE, LOOPBACK, LINK_LOCAL, "168.63.129.16"])
+def test_an_address_inside_another_is_judged(form: str, address: str) -> None:
+    a, b, c, d = (int(part) for part in address.split("."))
+    packed = f"{a:02x}{b:02x}:{c:02x}{d:02x}"
+    behind_64, behind_48 = f"{a:x}:{b:02x}{c:02x}:{d:02x}00", f"{a:02x}{b:02x}:{c:x}:{d:02x}00"
+    target = form.format(packed, u=behind_64, v=behind_48)
+    assert refusal(Reach.PUBLIC, [target]) is not None
+    if reach(address) is Reach.FORBIDDEN:
+        assert refusal(Reach.LOOPBACK, [target]) is not None
+
+
+@pytest.mark.parametrize("form", ["::ffff:808:808", "64:ff9b::808:808", "2002:808:808::1", "::808:808"])
+def test_a_public_address_inside_another_is_public(form: str) -> None:
+    assert refusal(Reach.PUBLIC, [form]) is None
+
+
+def test_behind_a_translator_of_its_own_network_a_public_registry_is_as_usual() -> None:
+    source, target = "64:ff9b:1::808:808", "64:ff9b:1::404:404"
+    assert refusal(reach_of([source]), [target]) is None
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ([], Reach.PUBLIC),
+        ([PUBLIC, "2606:4700::1"], Reach.PUBLIC),
+        ([PRIVATE, "2606:4700::1"], Reach.PRIVATE),
+        ([LOOPBACK, "::1"], Reach.LOOPBACK),
+        ([PUBLIC, LOOPBACK], Reach.PRIVATE),
+        ([PUBLIC, LINK_LOCAL], Reach.PRIVATE),
+    ],
+)
+def test_a_loopback_address_among_others_opens_no_loopback(addresses: list[str], expected: Reach) -> None:
+    assert reach_of(addresses) is expected
 
 
 def test_one_forbidden_address_of_many_is_enough() -> None:
-    assert refusal([PUBLIC], [PUBLIC, PRIVATE]) is not None
+    assert refusal(reach_of([PUBLIC]), [PUBLIC, PRIVATE]) is not None
 
 
 # What the token service may answer

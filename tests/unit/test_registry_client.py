@@ -255,16 +255,32 @@ async def test_redirects_come_to_an_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://user@127.0.0.1/", "http://[::1"]
-)
+    "location",
+    ["", "ftp://127.0.0.1/x", "file:///etc/passwd", "http://user@127.0.0.1/", "http://:pw@127.0.0.1/", "http://[::1",
+     "http://h:99999/x", "http://h:abc/", "http://xn--/x", "http://fa\u00df.example/x", "http://a..b/",
+     "http://" + "a" * 70 + ".example/", "http://.../x"],
+)  # fmt: skip
 async def test_a_redirect_to_no_http_address_is_refused(location: str) -> None:
     error, _ = await failure(redirect(location))
     assert error.reason == "RedirectRefused"
 
 
+@pytest.mark.parametrize("location", ["http://h:99999/x", "http://xn--/x", "http://a..b/"])
+async def test_a_mirror_with_a_broken_redirect_or_realm_is_passed_over(location: str) -> None:
+    def challenge(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="{location}"'})
+
+    for broken in (redirect(location), challenge):
+        async with serve(broken) as mirror, serve(good) as upstream, client(mirror, upstream) as registry:
+            assert await registry.resolve(REFERENCE) == MANIFEST
+            assert len(mirror.requests) >= 1
+
+
 @pytest.mark.parametrize(
-    "location", ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://0.0.0.0/"]
-)
+    "location",
+    ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://0.0.0.0/", "http://2852039166/",
+     "http://[::ffff:a9fe:a9fe]/", "http://[64:ff9b::a9fe:a9fe]/", "http://[fd00:ec2::254]/", "http://100.100.100.200/"],
+)  # fmt: skip
 async def test_a_redirect_to_a_link_local_address_is_refused(location: str) -> None:
     error, _ = await failure(redirect(location))
     assert error.reason == "RedirectRefused"

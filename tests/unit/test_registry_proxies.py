@@ -187,11 +187,12 @@ async def test_plain_http_goes_through_the_proxy_with_our_name_for_it() -> None:
 async def test_names_behind_a_proxy_are_not_looked_up_here() -> None:
     """Neither the registry nor where it sends us to: the proxy may be the only one who knows them."""
 
-    source = URL("http://registry.invalid")
+    source = RegistryHost("http://registry.invalid/v2")
     async with client_through("127.0.0.1:1", "http://registry.invalid/v2") as client:
-        await client._transport.check(source, URL("http://cdn.invalid"), "registry.invalid", "GET /")
-        with pytest.raises(RegistryError, match="forbidden"):
-            await client._transport.check(source, URL("http://169.254.169.254"), "registry.invalid", "GET /")
+        await client._transport.check(source, URL("http://cdn.invalid"), "GET /")
+        for address in ("169.254.169.254", "2852039166", "0xa9.0376.43518", "[64:ff9b::a9fe:a9fe]"):
+            with pytest.raises(RegistryError, match=r"169\.254\.169\.254|a9fe:a9fe"):
+                await client._transport.check(source, URL(f"http://{address}", encoded=True), "GET /")
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,8 @@ async def test_row_48_the_registry_is_asked_first_for_a_foreign_layer() -> None:
 async def test_row_48_a_foreign_layer_comes_from_its_url_last_and_without_credentials() -> None:
     async with QuirkyRegistry(48, variant=False) as world:
         urls = (
-            "ftp://127.0.0.1/x",
+            "http://h:99999/x",
+            "http://a..b/x",
             f"{world.store.url}/none",
             f"{world.store.url}/store/{world.blob.digest}",
         )
@@ -210,6 +211,25 @@ async def test_row_48_a_foreign_layer_comes_from_its_url_last_and_without_creden
         )
         assert not {"Authorization", "X-Secret"} & world.notes["headers"].keys()
         assert world.seen["registry"] == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://127.0.0.1/x", "InvalidAddress"),
+        ("http://h:99999/x", "InvalidAddress"),
+        ("http://xn--/x", "InvalidAddress"),
+        ("http://u:p@127.0.0.1/x", "InvalidAddress"),
+        ("http://a..b/x", "RedirectRefused"),
+        ("http://[64:ff9b::a9fe:a9fe]/x", "RedirectRefused"),
+    ],
+)
+async def test_row_48_a_url_that_is_none_leaves_the_registrys_answer(url: str, reason: str) -> None:
+    async with QuirkyRegistry(48, variant=False) as world:
+        with pytest.raises(RegistryError) as caught:
+            await read(world, foreign_layer(world, url))
+        assert caught.value.reason == "NotFound"
+        assert [error.reason for error in caught.value.others] == [reason]
 
 
 async def test_row_48_an_unreachable_url_does_not_hold_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

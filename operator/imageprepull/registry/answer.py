@@ -8,6 +8,7 @@ import aiohttp
 from yarl import URL
 
 from imageprepull.registry.answers import parse_error, parse_pause, parse_retry_after
+from imageprepull.registry.challenges import Challenge, parse_challenges
 from imageprepull.registry.errors import ErrorKind, RegistryError, classify
 from imageprepull.registry.faults import fault
 from imageprepull.registry.rate_limits import RateLimits
@@ -46,6 +47,11 @@ class Answer:
     def header(self, name: str) -> str:
         """A header's value, or nothing."""
         return self.response.headers.get(name, "")
+
+    @property
+    def challenges(self) -> list[Challenge]:
+        """The ways in that it offers."""
+        return parse_challenges(self.response.headers.getall("WWW-Authenticate", []))
 
     @property
     def content_type(self) -> str:

@@ -13,16 +13,17 @@ from yarl import URL
 from imageprepull.oci.reference import Reference
 from imageprepull.registry.answer import Answer
 from imageprepull.registry.authorization import Authorizer
-from imageprepull.registry.challenges import Challenge, parse_challenges
-from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.registry.elsewhere import DENIED, Elsewhere
+from imageprepull.registry.errors import RegistryError
 from imageprepull.registry.host import RegistryHost
-from imageprepull.registry.redirects import STALE, Locations
+from imageprepull.registry.hosts import HostsConfig
+from imageprepull.registry.redirects import STALE, Locations, http_url
 from imageprepull.registry.transport import Transport
 
 AUTHORIZATION_TRIES = 8
 """Requests for one answer; a registry that accepts a token elsewhere and refuses it here must not go on for ever."""
 REFUSALS = frozenset({400, 401, 403})
-OK, PARTIAL, DENIED = 200, 206, 401
+OK, PARTIAL = 200, 206
 OUTSIDE_DIAL = 5.0
 """Seconds to connect to where a manifest's `urls` point: nodes without Internet must not wait for it."""
 
@@ -30,9 +31,10 @@ OUTSIDE_DIAL = 5.0
 class Asker:
     """The questions of one process."""
 
-    def __init__(self, transport: Transport, authorizer: Authorizer) -> None:
+    def __init__(self, transport: Transport, authorizer: Authorizer, hosts: HostsConfig) -> None:
         self._transport = transport
         self._authorizer = authorizer
+        self._elsewhere = Elsewhere(transport, authorizer, hosts)
         self.locations = Locations()
 
     async def get(
@@ -70,12 +72,12 @@ class Asker:
             if answer.redirected or answer.status not in REFUSALS:
                 self._authorizer.accepted(host, reference.path, header)
                 if answer.redirected and answer.status == DENIED:
-                    return await self._at_another_registry(
+                    return await self._elsewhere.ask(
                         answer, method, host, reference, headers, deadline=deadline
                     )
                 return answer
             try:
-                again = await self._authorizer.rejected(host, reference.path, header, _challenges(answer))
+                again = await self._authorizer.rejected(host, reference.path, header, answer.challenges)
             except BaseException:
                 answer.response.close()
                 raise
@@ -139,16 +141,10 @@ class Asker:
         Raises:
             RegistryError: RedirectRefused when it is more private than `near`, the registry of the image.
         """
-        try:
-            target = URL(url, encoded=True)
-            usable = target.scheme in ("http", "https") and bool(target.host) and not target.user
-        except ValueError:
-            usable = False
-        if not usable:
+        target = http_url(url)
+        if target is None:
             raise RegistryError(f"the layer's URL {url[:100]!r} is no http address", reason="InvalidAddress")
-        name = target.host_port_subcomponent or ""
-        await self._transport.check(self._transport.base(near), target, name, f"GET {target.path}")
-        nobody = RegistryHost(str(target.origin()), dial_timeout=OUTSIDE_DIAL)
+        nobody = RegistryHost(str(target.origin()), dial_timeout=OUTSIDE_DIAL, named_by=near)
         return await self._transport.go("GET", nobody, target, headers)
 
     async def public(self, host: RegistryHost, reference: Reference, path: str) -> bool:
@@ -157,7 +153,7 @@ class Asker:
             answer = await self._transport.request("HEAD", host, path, {}, None)
             answer.response.release()
             if answer.status == DENIED:
-                header = await self._authorizer.anonymous(host, reference.path, _challenges(answer))
+                header = await self._authorizer.anonymous(host, reference.path, answer.challenges)
                 if header is None:
                     return False
                 answer = await self._transport.request("HEAD", host, path, {}, header)
@@ -179,43 +175,6 @@ class Asker:
             raise
         answer.redirected = True
         return answer
-
-    async def _at_another_registry(
-        self,
-        answer: Answer,
-        method: str,
-        host: RegistryHost,
-        reference: Reference,
-        headers: Mapping[str, str],
-        *,
-        deadline: float | None,
-    ) -> Answer:
-        """The host sent us to another registry that wants to know who we are: what is ours there, never the host's."""
-        challenges = _challenges(answer)
-        if not challenges or not answer.url.path.startswith("/v2/"):
-            return answer
-        other = RegistryHost(
-            f"{answer.url.origin()}/v2", ca=host.ca, skip_verify=host.skip_verify, client=host.client
-        )
-        try:
-            header = await self._authorizer.authorization(other, reference.path)
-            if header is None and await self._authorizer.rejected(other, reference.path, None, challenges):
-                header = await self._authorizer.authorization(other, reference.path)
-        except RegistryError as error:
-            if error.kind is not ErrorKind.CREDENTIALS:
-                answer.response.close()
-                raise
-            return answer
-        if header is None:
-            return answer
-        answer.response.close()
-        again = await self._transport.go(method, other, answer.url, headers, header, deadline=deadline)
-        again.redirected = True
-        return again
-
-
-def _challenges(answer: Answer) -> list[Challenge]:
-    return parse_challenges(answer.response.headers.getall("WWW-Authenticate", []))
 
 
 def _told(host: RegistryHost, reference: Reference, path: str) -> str:

@@ -71,6 +71,10 @@ class Authorizer:
         candidates = self._grant(host, repository).candidates
         return bool(candidates) and candidates[0] is not None
 
+    def may_name_us(self, host: RegistryHost, repository: str) -> bool:
+        """Whether there is a credential left that a header could be made from."""
+        return any(one is not None for one in self._grant(host, repository).candidates)
+
     def accepted(self, host: RegistryHost, repository: str, header: str | None) -> None:
         """An answer that was no refusal: the header is good, and a later refusal means that it expired."""
         grant = self._grant(host, repository)

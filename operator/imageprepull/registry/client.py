@@ -69,9 +69,10 @@ class RegistryClient:
             proxies=Proxies.from_environment() if proxies is None else proxies,
         )
         self._authorizer = Authorizer(self._transport, credentials or NoCredentials())
-        asker = Asker(self._transport, self._authorizer)
+        hosts = hosts or HostsConfig()
+        asker = Asker(self._transport, self._authorizer, hosts)
         self._walk = Walk(
-            hosts or HostsConfig(),
+            hosts,
             first_byte=first_byte_timeout,
             breakers=Breakers(breaker_threshold, breaker_pause),
             memory=FaultMemory(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from imageprepull.registry.errors import RegistryError
 
 CAPABILITIES = frozenset({"pull", "resolve", "push", "referrers"})
+HUB = "docker.io"
 _HUB_UPSTREAM = "registry-1.docker.io"
 
 
@@ -26,7 +27,8 @@ class RegistryHost:
     `https_first`: the scheme is http, but https is tried before it, as containerd does for localhost and where
     TLS settings are given. `is_proxy`: not the reference's own host; it is told that one by `?ns=`.
     `client` are pairs of certificate and key file, the key None where one file has both. `headers` go with each
-    request to this host and nowhere else; they may hold secrets. `dial_timeout` is in seconds.
+    request to this host and nowhere else; they may hold secrets. `dial_timeout` is in seconds. `named_by` is the
+    host that sent us to this one; None where the user or hosts.toml names it.
     """
 
     url: str
@@ -38,6 +40,7 @@ class RegistryHost:
     client: tuple[tuple[Path, Path | None], ...] = ()
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     dial_timeout: float | None = None
+    named_by: RegistryHost | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class RegistryHost:
 
 def default_host(registry: str) -> RegistryHost:
     """The registry's own host where nothing is configured: https, except on loopback as containerd has it."""
-    if registry == "docker.io":
+    if registry == HUB:
         return RegistryHost(f"https://{_HUB_UPSTREAM}/v2")
     name, port = split_port(registry)
     if not is_localhost(name):

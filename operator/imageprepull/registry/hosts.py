@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from yarl import URL
+
 from imageprepull.registry.bounded import Bounded
-from imageprepull.registry.host import InvalidHostsFile, RegistryHost, default_host
+from imageprepull.registry.host import HUB, InvalidHostsFile, RegistryHost, default_host
 from imageprepull.registry.hosts_file import read_folder
 
 DEFAULT_DIRS = (Path("/etc/containerd/certs.d"),)
@@ -54,6 +56,20 @@ class HostsConfig:
         if settled:
             self._known[registry] = signature, hosts
         return hosts
+
+    def own(self, url: URL) -> RegistryHost:
+        """How the registry at a URL is asked when it is named itself: its own hosts.toml, or what holds without one.
+
+        Raises:
+            InvalidHostsFile: as `lookup`.
+        """
+        name = url.host_port_subcomponent or ""
+        registry = HUB if name == default_host(HUB).name else name
+        for host in self.lookup(registry):
+            known = URL(host.url)
+            if (known.raw_host, known.port) == (url.raw_host, url.port):
+                return host
+        return default_host(registry)
 
     def _folder(self, registry: str) -> Path | None:
         for root in self.dirs:

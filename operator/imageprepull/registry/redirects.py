@@ -1,21 +1,19 @@
-"""Where a registry sends us: read from `Location`, refused where it must not point, and remembered for a while.
+"""Where a registry sends us: read from `Location`, refused where that is no address, and remembered for a while.
 
-`transport` follows redirects by it, `asking` keeps the places of blobs in `Locations`.
+`transport` follows redirects by it, after `guard` has judged who is behind the address; `asking` keeps the places of
+blobs in `Locations`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from dataclasses import dataclass, field
 
 from yarl import URL
 
 from imageprepull.registry.bounded import Bounded
-from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.registry.proxies import Proxies
-from imageprepull.registry.trust import Resolver, refusal
+from imageprepull.registry.errors import RegistryError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 STALE = frozenset({400, 401, 403, 404, 410})
@@ -65,39 +63,21 @@ class Locations(Bounded[tuple[str, str], Place]):
         return found
 
 
-class Guard:
-    """Refuses targets that are more private than the registry that names them."""
+def http_url(text: str, *, encoded: bool = True, base: URL | None = None) -> URL | None:
+    """What a stranger calls a URL; None unless it is http or https with a host, a port in range and no user.
 
-    def __init__(self, proxies: Proxies, patience: float) -> None:
-        self.resolver = Resolver()
-        self._proxies = proxies
-        self._patience = patience
-
-    async def check(self, source: URL, target: URL, host: str, request: str) -> None:
-        """Raises RegistryError; the registry's own host and port are always fine.
-
-        Of what goes through a proxy only addresses can be judged: names are the proxy's to resolve.
-        """
-        if (target.host, target.port) == (source.host, source.port):
-            return
-        try:
-            wanted = await self._addresses(target)
-            own = await self._addresses(source)
-        except (OSError, TimeoutError) as error:
-            raise RegistryError(
-                f"the name {target.host} it sends us to cannot be resolved: {error}",
-                reason="RegistryUnreachable",
-                kind=ErrorKind.TEMPORARY,
-                host=host,
-                request=request,
-            ) from error
-        if problem := refusal(own, wanted):
-            raise refused(f"it sends us to {target.host}, and {problem}", host, request)
-
-    async def _addresses(self, url: URL) -> list[str]:
-        if self._proxies.choose(url) is not None and not _is_address(url.host or ""):
-            return []
-        return await self.resolver.addresses(url, self._patience)
+    Names with other letters than ASCII have two spellings that lead to different hosts: they must come in the one of
+    DNS (`xn--…`). With `encoded` nothing of the spelling is changed.
+    """
+    try:
+        url = URL(text, encoded=encoded)
+        if base is not None:
+            url = base.join(url)
+        usable = bool(text and url.host and url.port is not None)
+        usable = usable and url.scheme in ("http", "https") and not url.raw_user and not url.raw_password
+    except ValueError:  # Host and port are read late; other letters, and a broken `xn--`, are a UnicodeError.
+        return None
+    return url if usable else None
 
 
 def next_target(current: URL, location: str, host: str, request: str) -> URL:
@@ -106,15 +86,12 @@ def next_target(current: URL, location: str, host: str, request: str) -> URL:
     Raises:
         RegistryError: RedirectRefused: no http address, or one without TLS where TLS was.
     """
-    try:
-        target = current.join(URL(location, encoded=True))
-    except ValueError:
-        target = URL()
-    if not location or target.scheme not in ("http", "https") or not target.host or target.user:
+    target = http_url(location, base=current)
+    if target is None:
         raise refused(f"it redirects to {location[:100]!r}, which is no http address", host, request)
     if target.scheme == "http" and current.scheme == "https":
-        if target.host != current.host:
-            raise refused(f"it redirects to {target.host} without TLS", host, request)
+        if target.raw_host != current.raw_host:
+            raise refused(f"it redirects to {target.raw_host} without TLS", host, request)
         # A registry behind a TLS proxy that does not know of it.
         if target.port == 80:  # noqa: PLR2004 - the port of http: none was meant.
             return URL(f"{current.origin()}{target.raw_path_qs}", encoded=True)
@@ -125,11 +102,3 @@ def next_target(current: URL, location: str, host: str, request: str) -> URL:
 def refused(problem: str, host: str, request: str) -> RegistryError:
     """The error about a target."""
     return RegistryError(problem, reason="RedirectRefused", host=host, request=request)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True

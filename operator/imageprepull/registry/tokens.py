@@ -18,6 +18,7 @@ from imageprepull.registry.challenges import Challenge
 from imageprepull.registry.credentials import Credential
 from imageprepull.registry.errors import ErrorKind, RegistryError
 from imageprepull.registry.host import RegistryHost
+from imageprepull.registry.redirects import http_url
 from imageprepull.registry.transport import Transport
 
 MAX_TOKEN_ANSWER = 1024 * 1024
@@ -53,7 +54,7 @@ class TokenService:
             RegistryError: kind CREDENTIALS when the service refuses the credential, RealmRefused, or what was wrong
                 with its answer.
         """
-        realm = await self._realm(challenge.parameters["realm"], host)
+        realm = self._realm(challenge.parameters["realm"], host)
         scope = challenge.parameters.get("scope") or f"repository:{repository}:pull"
         query = {"scope": scope}
         if service := challenge.parameters.get("service"):
@@ -105,7 +106,12 @@ class TokenService:
     async def _ask(
         self, method: str, url: URL, host: RegistryHost, headers: dict[str, str], form: dict[str, str] | None
     ) -> Answer:
-        response = await self._transport.exchange(method, url, headers, host, form)
+        try:
+            limit = await self._transport.check(host, url, "token realm")
+            response = await self._transport.exchange(method, url, headers, host, form, limit=limit)
+        except RegistryError as error:
+            error.reason = "RealmRefused" if error.reason == "RedirectRefused" else error.reason
+            raise
         authenticated = form is not None or bool(headers)
         name = url.host_port_subcomponent or ""
         return Answer(
@@ -117,22 +123,13 @@ class TokenService:
             limits=self._transport.limits,
         )
 
-    async def _realm(self, text: str, host: RegistryHost) -> URL:
+    def _realm(self, text: str, host: RegistryHost) -> URL:
         """The token service's URL, or a refusal: it is the registry, or a man before it, that chose it."""
-        base = self._transport.base(host)
-        try:
-            realm = URL(text)
-        except ValueError:
-            realm = URL()
-        if realm.scheme not in ("http", "https") or not realm.host or realm.user:
+        realm = http_url(text, encoded=False)
+        if realm is None:
             raise denied(f"its token realm {text[:100]!r} is no http address", host, "RealmRefused")
-        if realm.scheme == "http" and base.scheme == "https":
-            raise denied(f"its token realm {realm.host} is without TLS", host, "RealmRefused")
-        try:
-            await self._transport.check(base, realm, host.name, "token realm")
-        except RegistryError as error:
-            error.reason = "RealmRefused" if error.reason == "RedirectRefused" else error.reason
-            raise
+        if realm.scheme == "http" and self._transport.base(host).scheme == "https":
+            raise denied(f"its token realm {realm.raw_host} is without TLS", host, "RealmRefused")
         return realm
 
 

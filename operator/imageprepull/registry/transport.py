@@ -18,12 +18,14 @@ from yarl import URL
 from imageprepull.registry.answer import Answer
 from imageprepull.registry.errors import RegistryError
 from imageprepull.registry.faults import fault
+from imageprepull.registry.guard import Guard, Resolver, TooPrivate
 from imageprepull.registry.holds import Holds
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.proxies import Proxies
 from imageprepull.registry.rate_limits import RateLimits
-from imageprepull.registry.redirects import REDIRECTS, Guard, next_target, refused
+from imageprepull.registry.redirects import REDIRECTS, next_target, refused
 from imageprepull.registry.tls import TlsContexts
+from imageprepull.registry.trust import Reach
 
 MAX_REDIRECTS = 10
 KEEP_ALIVE = 30.0
@@ -63,11 +65,25 @@ class Transport:
         self._plain_http: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        # One session for all TLS settings: aiohttp's pool keeps connections apart by context and by proxy.
+        # One session for all TLS settings: aiohttp's pool keeps connections apart by context and by proxy. But one for
+        # each limit: a connection that one registry may name is not there for what another one names.
+        self._sessions = {limit: self._session(limit) for limit in (None, *Reach)}
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    def _session(self, limit: Reach | None) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=0, resolver=self._guard.resolver, use_dns_cache=False, keepalive_timeout=KEEP_ALIVE
+            limit=0,
+            resolver=Resolver(self._guard.names, limit),
+            use_dns_cache=False,
+            keepalive_timeout=KEEP_ALIVE,
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -77,12 +93,6 @@ class Transport:
             max_field_size=_HEADER_BYTES,
             max_headers=1024,
         )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
 
     def base(self, host: RegistryHost) -> URL:
         """The URL that a host is asked under: its own, or https while it has not shown that it speaks http only."""
@@ -98,11 +108,12 @@ class Transport:
         host: RegistryHost,
         data: Mapping[str, str] | None = None,
         *,
+        limit: Reach | None,
         deadline: float | None = None,
     ) -> aiohttp.ClientResponse:
         """One request and its response head. TLS as configured for `host`, also where it sends us: as containerd.
 
-        `deadline` is seconds until the head, connection and all; without one the stall timeout counts. The host's
+        `limit` is what `check` said of the URL. `deadline` is seconds until the head, connection and all; without one the stall timeout counts. The host's
         own headers are sent to its own origin only.
         """
         name, request = url.host_port_subcomponent or "", f"{method} {url.path}"
@@ -116,8 +127,10 @@ class Transport:
             sent.update(proxy.headers)  # https has a CONNECT that carries them.
         tls = self._contexts.get(host) if url.scheme == "https" else True
         try:
+            # A proxy is the user's choice and may be private; what it connects to it judges itself.
+            session = self._sessions[limit if proxy is None else None]
             async with asyncio.timeout(deadline):
-                response = await self._session.request(
+                response = await session.request(
                     method,
                     url,
                     headers=sent,
@@ -130,6 +143,8 @@ class Transport:
                     proxy=proxy.url if proxy else None,
                     proxy_headers=proxy.headers if proxy else None,
                 )
+        except TooPrivate as error:
+            raise refused(f"it sends us to {name}, and {error}", host.name, request) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             found = fault(error, name, request, before_answer=True)
             if found.reason == "ConnectionLost" and url.scheme == "https" and not host.client:
@@ -193,15 +208,16 @@ class Transport:
             RegistryError: RedirectRefused where a target is more private than the host, without TLS, or no end is
                 in sight.
         """
-        source = self.base(host)
+        named = self._named(host)
+        source = named[-1]
         target = start = URL(url, encoded=True) if isinstance(url, str) else url
         request = request or f"{method} {start.path}"
-        await self._guard.check(source, target, host.name, request)
+        limit = await self._guard.check(named, target, host.name, request)
         for _ in range(MAX_REDIRECTS + 1):
             sent = dict(headers)
             if authorization and target.origin() == start.origin():
                 sent["Authorization"] = authorization
-            response = await self.exchange(method, target, sent, host, deadline=deadline)
+            response = await self.exchange(method, target, sent, host, limit=limit, deadline=deadline)
             if response.status not in REDIRECTS:
                 return Answer(
                     response,
@@ -212,10 +228,15 @@ class Transport:
                     self.limits,
                 )
             response.close()
+            named.append(target)
             target = next_target(target, response.headers.get("Location", ""), host.name, request)
-            await self._guard.check(source, target, host.name, request)
+            limit = await self._guard.check(named, target, host.name, request)
         raise refused(f"more than {MAX_REDIRECTS} redirects", host.name, request)
 
-    async def check(self, source: URL, target: URL, host: str, request: str) -> None:
-        """Refuse a target that is more private than the registry that names it. Raises RegistryError."""
-        await self._guard.check(source, target, host, request)
+    async def check(self, host: RegistryHost, target: URL, request: str) -> Reach | None:
+        """The limit for `exchange` with a URL that a host names. Raises RegistryError when it may not name it."""
+        return await self._guard.check(self._named(host), target, host.name, request)
+
+    def _named(self, host: RegistryHost) -> list[URL]:
+        """Who named a host, from the one that nobody did, and itself."""
+        return [*(self._named(host.named_by) if host.named_by else ()), self.base(host)]

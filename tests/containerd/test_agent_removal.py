@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from imageprepull.agent.accounts import Delays
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.containerd_node import ContainerdNode
-from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 
+from imageprepull.agent.accounts import Delays
 from imageprepull.agent.node import Compared, NodeError
-from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 from imageprepull.telemetry.metrics import AgentMetrics

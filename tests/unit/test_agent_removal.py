@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
-from imageprepull.agent.reconciler import Delays, Reconciler
+from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.removal import order_in, ordered, pinned_elsewhere, wanted_digests
 from imageprepull.kube.client import ApiClient
 from imageprepull.oci.reference import Reference

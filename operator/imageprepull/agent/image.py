@@ -5,7 +5,10 @@ Nothing here outlives the process, and whether the image is present is only ever
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import structlog
 
 from imageprepull.agent.backoff import Backoff
 from imageprepull.agent.losing import Losses
@@ -13,6 +16,8 @@ from imageprepull.agent.node import Held, Pulled
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +87,17 @@ class ImageView:
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:
     """What of an entry can turn a failure into success; owners and priority cannot."""
     return image.state, image.on_removal, image.credential_ref, image.limits, image.retry, image.pin
+
+
+def log_changes(views: Iterable[ImageView]) -> None:
+    """One line per change of an image's state, none per layer."""
+    for view in views:
+        state = view.state
+        if state == view.logged:
+            continue
+        view.logged = state
+        details = {}
+        if state is ImageState.READY and view.pulled is not None:
+            details = {f"seconds_{phase}": round(s, 2) for phase, s in view.pulled.seconds.items()}
+        desired = view.desired
+        logger.info("image", reference=desired.reference, digest=desired.digest, state=state, **details)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from imageprepull.agent.accounts import Delays
 from imageprepull.agent.disk_pressure import Margins
 from imageprepull.agent.pace import Pace
-from imageprepull.agent.reconciler import Delays
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.informer import Timings
 from imageprepull.pulling.settings import PullSettings

@@ -88,10 +88,10 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         AccessError: there is no way to the API server.
         ValueError: a required flag is missing; the message names it.
     """
+    from imageprepull.agent.accounts import Delays  # noqa: PLC0415
     from imageprepull.agent.kubelet import DEFAULT, thresholds_of  # noqa: PLC0415
     from imageprepull.agent.losing import LossPace  # noqa: PLC0415
     from imageprepull.agent.pace import Pace  # noqa: PLC0415 - see above, here and below.
-    from imageprepull.agent.reconciler import Delays  # noqa: PLC0415
     from imageprepull.agent.settings import AgentSettings  # noqa: PLC0415
     from imageprepull.kube.access import ClusterAccess  # noqa: PLC0415
 

@@ -1,0 +1,64 @@
+"""What becomes of an image that failed, or vanished: when it may be tried again. Written into its view.
+
+Between the pure rules (backoff.py, losing.py, disk.waiting) and whoever met the failure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.disk import waiting
+from imageprepull.agent.image import ImageView
+from imageprepull.agent.losing import LossPace, lost
+from imageprepull.resources.nodeprepull import DesiredImage
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered."""
+
+    resync: float = 300
+    ask_again: float = 2
+    retry_base: float = 2
+    retry_slow: float = 900
+    losses: LossPace = field(default_factory=LossPace)
+
+
+DELAYS = Delays()
+
+
+class Accounts:
+    """Keeps them for all images of a node."""
+
+    def __init__(self, clock: Clock, delays: Delays) -> None:
+        self._clock = clock
+        self._delays = delays
+
+    def failed(self, view: ImageView, image: DesiredImage, failure: Failure, done: int) -> Backoff:
+        """Count a failed attempt. More bytes (`done`) than any attempt before had are progress."""
+        failure = replace(failure, gained=done > view.best_done)
+        pace = Pace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow)
+        uniform = self._clock.uniform()
+        if view.lack is not None:
+            backoff = waiting(view.backoff, failure, pace, uniform)
+        else:
+            limit = image.retry.backoff_limit
+            backoff = after_failure(view.backoff, failure, limit=limit, pace=pace, uniform=uniform)
+        view.best_done = max(done, view.best_done)
+        self._wait(view, backoff)
+        return backoff
+
+    def lost(self, view: ImageView) -> None:
+        """Count that an image which was there is missing."""
+        view.losses, backoff = lost(
+            view.losses, self._clock.now(), self._delays.losses, self._clock.uniform()
+        )
+        if backoff is not None:
+            self._wait(view, backoff)
+
+    def _wait(self, view: ImageView, backoff: Backoff) -> None:
+        view.backoff = backoff
+        view.due = self._clock.now() + backoff.delay
+        view.next_attempt = self._clock.stamp(backoff.delay) if backoff.delay else None

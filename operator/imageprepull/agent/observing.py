@@ -1,0 +1,38 @@
+"""From the views of a node to what plan.py decides on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+
+from imageprepull.agent.image import ImageView
+from imageprepull.agent.plan import Key, Observed
+from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE
+
+NO_ROOM = (INSUFFICIENT_DISK, DISK_FULL, NODE_DISK_PRESSURE)
+
+
+def observed(
+    views: Mapping[Key, ImageView],
+    suspect: AbstractSet[Key],
+    working: Mapping[Key, ImageView],
+    removing: AbstractSet[Key],
+) -> Observed:
+    """`suspect`: what was said of these does not count. `working`: views of what runs, vanished entries included."""
+    held_back = {key for key, view in views.items() if view.gate is not None}
+    waiting = {key: view.backoff for key, view in views.items() if view.backoff is not None}
+    held = {key: view.held for key, view in views.items() if view.held is not None}
+    return Observed(
+        # A suspect is unknown: a pull starts only on an answer of now.
+        present={key: found.present for key, found in held.items() if key not in suspect},
+        running=frozenset(working),
+        due={key: views[key].due for key in waiting},
+        final={key for key, backoff in waiting.items() if backoff.final},
+        released={key for key, view in views.items() if view.released},
+        pinned={key for key, found in held.items() if found.our_pin},
+        repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
+        verifying=any(view.verifying for view in working.values()),
+        removing=removing,
+        cramped=held_back | {key for key, backoff in waiting.items() if backoff.reason in NO_ROOM},
+        held_back=held_back,
+    )

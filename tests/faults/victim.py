@@ -192,7 +192,7 @@ def observe(executioner: Executioner) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> AgentSettings:
-    from imageprepull.agent.reconciler import Delays  # noqa: PLC0415
+    from imageprepull.agent.accounts import Delays  # noqa: PLC0415
     from imageprepull.agent.settings import AgentSettings  # noqa: PLC0415
     from imageprepull.kube.access import ClusterAccess  # noqa: PLC0415
     from imageprepull.pulling.settings import PullSettings  # noqa: PLC0415

@@ -161,8 +161,10 @@ async def test_a_call_by_another_convention_kills(stage: Stage) -> None:
         ("exec", "EPERM"),
         ("signal the parent", "EPERM"),
         ("map code", "EPERM"),
-        # The mount forbids it (Linux 5.12 and above).
+        # Mounts forbid it (Linux 5.12 and above).
         ("open a device", "EACCES"),
+        ("change the blob's mode", "EROFS"),
+        ("change the blob's attributes", "EROFS"),
     ],
 )
 async def test_a_worker_cannot(stage: Stage, what: str, errno: str) -> None:

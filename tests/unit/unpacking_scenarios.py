@@ -247,6 +247,8 @@ _ATTEMPTS: dict[str, Callable[[Scene], Any]] = {
     "signal the parent": lambda _: os.kill(os.getppid(), 0),
     "map code": _map_code,
     "open a device": _open_device,
+    "change the blob's mode": lambda scene: os.fchmod(scene.blob, 0o777),
+    "change the blob's attributes": lambda scene: os.setxattr(scene.blob, "user.mine", b"1"),
 }
 
 

@@ -84,13 +84,22 @@ def isolated_view(directory: int, *, read_only: bool = False) -> int:
     directory itself: chroot still holds a worker there, device nodes and the lower layers' `..` do not. Returns a
     new fd.
     """
-    attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
+    return _view(directory, kernel.MOUNT_ATTR_RDONLY if read_only else 0, ".")
+
+
+def isolated_file(file: int) -> int:
+    """The same for the blob, whose owner and attributes a worker could else change, though it cannot write to it."""
+    return _view(file, kernel.MOUNT_ATTR_RDONLY, "/proc/self/fd/{}")
+
+
+def _view(opened: int, attributes: int, reopen: str) -> int:
+    attributes |= kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
     try:
-        return kernel.detached_mount(directory, attributes | (kernel.MOUNT_ATTR_RDONLY if read_only else 0))
+        return kernel.detached_mount(opened, attributes, reopen)
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EINVAL}:
             raise
-        return os.dup(directory)
+        return os.dup(opened)
 
 
 def _limit(kind: int, value: int) -> None:

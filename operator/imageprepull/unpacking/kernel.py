@@ -79,10 +79,11 @@ def pivot_root(new: str, old: str) -> None:
     syscall("pivot_root", ctypes.c_char_p(new.encode()), ctypes.c_char_p(old.encode()))
 
 
-def detached_mount(directory: int, attributes: int) -> int:
-    """A mount of the open `directory` and what is below it, attached nowhere; returns an fd of its root.
+def detached_mount(opened: int, attributes: int, reopen: str) -> int:
+    """A mount of an open directory and what is below it, or of one file, attached nowhere; an fd of its root.
 
-    `..` ends at its root, whatever a process that holds the fd tries.
+    `..` ends at its root, whatever a process that holds the fd tries. `reopen` is the path under which an O_PATH
+    descriptor is opened for reading: "." in it for a directory, its name in /proc for a file.
 
     Raises:
         OSError: ENOSYS before Linux 5.12 (mount_setattr), EPERM without CAP_SYS_ADMIN.
@@ -90,7 +91,7 @@ def detached_mount(directory: int, attributes: int) -> int:
     empty = ctypes.c_char_p(b"")
     tree = syscall(
         "open_tree",
-        ctypes.c_int(directory),
+        ctypes.c_int(opened),
         empty,
         ctypes.c_uint(OPEN_TREE_CLONE | AT_EMPTY_PATH | os.O_CLOEXEC),
     )
@@ -105,8 +106,8 @@ def detached_mount(directory: int, attributes: int) -> int:
             ctypes.byref(wanted),
             ctypes.c_size_t(ctypes.sizeof(wanted)),
         )
-        # open_tree gives an O_PATH descriptor: no listing, no fchmod.
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        # open_tree gives an O_PATH descriptor: no listing, no reading.
+        return os.open(reopen.format(tree), os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree)
 
 
 def syncfs(descriptor: int) -> None:

@@ -130,8 +130,8 @@ class Workers:
         """
         task = Task("extract", msgspec.msgpack.encode(job), 2, frontier.held)
         with contextlib.ExitStack() as stack:
-            view = self._view(stack, root)
-            result = await self._run(task, [view, blob], frontier, progress, nice)
+            views = [self._view(stack, root), self._view_of_file(stack, blob)]
+            result = await self._run(task, views, frontier, progress, nice)
         try:
             return msgspec.msgpack.decode(result, type=Extracted)
         except msgspec.MsgspecError as error:
@@ -183,6 +183,15 @@ class Workers:
         from imageprepull.unpacking.confine import isolated_view  # noqa: PLC0415
 
         view = isolated_view(directory, read_only=read_only)
+        stack.callback(os.close, view)
+        return view
+
+    def _view_of_file(self, stack: contextlib.ExitStack, file: int) -> int:
+        if not self._confine:
+            return file
+        from imageprepull.unpacking.confine import isolated_file  # noqa: PLC0415 - as in _view
+
+        view = isolated_file(file)
         stack.callback(os.close, view)
         return view
 

@@ -104,7 +104,7 @@ class Guard:
                 f"it sends us to {target.raw_host!r}, which is no name: {error}", host, request
             ) from error
         if problem := refusal(limit, wanted):
-            raise refused(f"it sends us to {target.raw_host}, and {problem}", host, request)
+            raise too_private(target.raw_host, problem, host, request)
         return limit
 
     async def _addresses(self, url: URL) -> list[str]:
@@ -116,6 +116,15 @@ class Guard:
             return []
         async with asyncio.timeout(self._patience):
             return [entry["host"] for entry in await self.names.resolve(name, url.port or 0)]
+
+
+def too_private(name: str | None, problem: str, host: str, request: str) -> RegistryError:
+    """The error about a target with an address that whoever named it may not name."""
+    return refused(
+        f"it sends us to {name}, and {problem}; docs/registries.md says where a registry may send a node",
+        host,
+        request,
+    )
 
 
 def _literal(name: str) -> str | None:

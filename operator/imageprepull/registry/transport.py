@@ -18,7 +18,7 @@ from yarl import URL
 from imageprepull.registry.answer import Answer
 from imageprepull.registry.errors import RegistryError
 from imageprepull.registry.faults import fault
-from imageprepull.registry.guard import Guard, Resolver, TooPrivate
+from imageprepull.registry.guard import Guard, Resolver, TooPrivate, too_private
 from imageprepull.registry.holds import Holds
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.proxies import Proxies
@@ -144,7 +144,7 @@ class Transport:
                     proxy_headers=proxy.headers if proxy else None,
                 )
         except TooPrivate as error:
-            raise refused(f"it sends us to {name}, and {error}", host.name, request) from error
+            raise too_private(url.raw_host, str(error), host.name, request) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             found = fault(error, name, request, before_answer=True)
             if found.reason == "ConnectionLost" and url.scheme == "https" and not host.client:

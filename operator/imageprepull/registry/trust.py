@@ -23,6 +23,12 @@ class Reach(IntEnum):
     FORBIDDEN = 3
 
 
+_WORDS = {
+    Reach.PUBLIC: "a public address",
+    Reach.PRIVATE: "a private address",
+    Reach.LOOPBACK: "a loopback address",
+    Reach.FORBIDDEN: "a link-local, metadata or multicast address",
+}
 METADATA = frozenset(
     map(
         ipaddress.ip_address,
@@ -113,5 +119,5 @@ def refusal(limit: Reach, target: Iterable[str]) -> str | None:
     for address in target:
         found = reach(address)
         if found is Reach.FORBIDDEN or found > limit:
-            return f"{address} is a {found.name.lower()} address"
+            return f"{address} is {_WORDS[found]}"
     return None

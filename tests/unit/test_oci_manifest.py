@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from imageprepull.oci.descriptor import (
@@ -254,13 +254,11 @@ def only_refuses(data: bytes, header: str) -> None:
         assert len(str(refusal)) < 2000
 
 
-@settings(deadline=None)  # other work on the machine is no failure
 @given(documents, st.text(max_size=20))
 def test_a_damaged_document_is_read_or_refused(document: dict[str, object], header: str) -> None:
     only_refuses(encode(document), header)
 
 
-@settings(deadline=None)  # other work on the machine is no failure
 @given(st.one_of(st.binary(max_size=60), st.text(alphabet='{}[]":,0e\\u', max_size=40).map(str.encode)))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     only_refuses(data, "")

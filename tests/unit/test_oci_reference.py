@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from imageprepull.oci.reference import InvalidReference, Reference
@@ -121,7 +121,6 @@ suffixes = st.one_of(
 )
 
 
-@settings(deadline=None)  # other work on the machine is no failure
 @given(domains, st.lists(word, min_size=1, max_size=4), suffixes)
 def test_the_canonical_form_is_a_fixed_point(domain: str, path: list[str], suffix: str) -> None:
     assume(domain or len(path) == 1 or "." not in path[0])  # else that is the domain
@@ -131,7 +130,6 @@ def test_the_canonical_form_is_a_fixed_point(domain: str, path: list[str], suffi
     assert again.canonical == found.canonical
 
 
-@settings(deadline=None)  # other work on the machine is no failure
 @given(st.one_of(st.text(), st.text(alphabet="aZ0./:@-_[] \n", max_size=40)))
 def test_any_text_is_a_reference_or_refused(text: str) -> None:
     try:

@@ -18,21 +18,17 @@ from yarl import URL
 from imageprepull.registry.answer import Answer
 from imageprepull.registry.errors import RegistryError
 from imageprepull.registry.faults import fault
-from imageprepull.registry.guard import Guard, Resolver, TooPrivate, too_private
+from imageprepull.registry.guard import Guard, TooPrivate, too_private
 from imageprepull.registry.holds import Holds
 from imageprepull.registry.host import RegistryHost
 from imageprepull.registry.proxies import Proxies
 from imageprepull.registry.rate_limits import RateLimits
 from imageprepull.registry.redirects import REDIRECTS, next_target, refused
+from imageprepull.registry.sessions import Sessions
 from imageprepull.registry.tls import TlsContexts
 from imageprepull.registry.trust import Reach
 
 MAX_REDIRECTS = 10
-KEEP_ALIVE = 30.0
-"""Seconds that an idle connection is kept; the number of connections is bounded by those who ask, not here."""
-READ_BUFFER = 1024 * 1024
-"""Bytes that may wait in a connection before reading stops: with little, each read stops and starts the socket."""
-_HEADER_BYTES = 64 * 1024
 
 
 class Transport:
@@ -65,34 +61,13 @@ class Transport:
         self._plain_http: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        # One session for all TLS settings: aiohttp's pool keeps connections apart by context and by proxy. But one for
-        # each limit: a connection that one registry may name is not there for what another one names.
-        self._sessions = {limit: self._session(limit) for limit in (None, *Reach)}
+        self._sessions = Sessions(self._guard.names)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in self._sessions.values():
-            await session.close()
-
-    def _session(self, limit: Reach | None) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            resolver=Resolver(self._guard.names, limit),
-            use_dns_cache=False,
-            keepalive_timeout=KEEP_ALIVE,
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=READ_BUFFER,
-            max_line_size=_HEADER_BYTES,
-            max_field_size=_HEADER_BYTES,
-            max_headers=1024,
-        )
+        await self._sessions.close()
 
     def base(self, host: RegistryHost) -> URL:
         """The URL that a host is asked under: its own, or https while it has not shown that it speaks http only."""
@@ -128,7 +103,7 @@ class Transport:
         tls = self._contexts.get(host) if url.scheme == "https" else True
         try:
             # A proxy is the user's choice and may be private; what it connects to it judges itself.
-            session = self._sessions[limit if proxy is None else None]
+            session = self._sessions.within(limit if proxy is None else None)
             async with asyncio.timeout(deadline):
                 response = await session.request(
                     method,

@@ -54,6 +54,9 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
         assert shown["repoDigests"] == [f"{product.cluster.registry_name}/tests/main@{built.digest}"]
         by_id = json.loads(node.crictl("inspecti", built.config.digest))
         assert by_id["status"].get("pinned", False) is (name in PINNING)
+        reported = product.cluster.get("nodeprepull", name)["status"]["images"]
+        (found,) = [one for one in reported if one["reference"] == image]
+        assert found.get("reason", "") == ("" if name in PINNING else "PinIneffective")
 
     for name in NODES:
         product.cluster.kubectl("apply", "-f", "-", stdin=pod(f"main-{name}", name, image))

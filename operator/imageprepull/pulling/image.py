@@ -307,7 +307,10 @@ class ImagePull:
             lambda: write_records(containerd, request.reference, image, pin=request.pin),
             machinery.settings.visible_timeout,
         )
-        missing = await missing_below(containerd, image, snapshotter=request.snapshotter)
+        missing = await patiently(
+            lambda: missing_below(containerd, image, snapshotter=request.snapshotter),
+            machinery.settings.visible_timeout,
+        )
         if missing:
             await finish_anyway(
                 take_back(containerd, request.reference, image), machinery.settings.cleanup_timeout

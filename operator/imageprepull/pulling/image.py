@@ -12,6 +12,7 @@ import time
 import structlog
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.manifest import document_kind
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain import Chain, ChainLostError
@@ -190,7 +191,12 @@ class ImagePull:
         held = await containerd.content.info(digest)
         if held is None or held.size > LONGEST_DOCUMENT:
             return None
-        body = await containerd.content.read(digest)
+        try:
+            body = await containerd.content.read(digest)
+        except NotFound:
+            return None  # recorded, and its file is gone: a power cut can do that.
+        if sha256_digest(body) != digest:
+            return None
         return Descriptor(document_kind(body), digest, held.size)
 
     async def _under_lease(self, image: ImageDocuments, lease: str) -> PullOutcome:

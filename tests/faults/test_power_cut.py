@@ -23,6 +23,8 @@ READY = Fault(Victim.PAUSE, Step.VISIBLE.value)
 
 async def start_again(stage: Stage, machine: Machine, since: float) -> list[str]:
     """Daemon and agent, as at a boot; what is not right when the agent is idle."""
+    # On 1.6 the end of an ingest is not durable: its folder is there again, and the runtime leaves it there.
+    runtimes_own = {f"ingest folder {path.name}" for path in machine.ingests.glob("*")}
     await asyncio.to_thread(machine.start)
     machine.daemon.trust(stage.registry.address)
     log = Path(machine.folder / "after.log")
@@ -33,7 +35,7 @@ async def start_again(stage: Stage, machine: Machine, since: float) -> list[str]
         await agent.until("idle")
         found = await complaints(machine, containerd, stage.image, stage.reference, since)
         assert await agent.stop() == 0
-    return found
+    return [line for line in found if line not in runtimes_own]
 
 
 @pytest.mark.parametrize("sync", ["background", "before"])

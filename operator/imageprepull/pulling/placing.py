@@ -23,6 +23,8 @@ from pathlib import Path
 import structlog
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.cleanup import finish_anyway, patiently
+from imageprepull.pulling.leases import discard_lease
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
@@ -33,6 +35,7 @@ log = structlog.get_logger(__name__)
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK}
 """What a link that will never be possible here answers."""
 _LEASE_SECONDS = 600.0
+_CLEANUP = 30.0
 
 
 class Placing:
@@ -143,7 +146,8 @@ async def collect_unrecorded(containerd: Containerd, labels: Mapping[str, str]) 
         await leased.content.put(private_ref(blob.digest), blob, data, {})
         await leased.content.delete(blob.digest)
     finally:
-        await containerd.leases.delete(lease, sync=True)
+        ending = patiently(lambda: discard_lease(containerd, lease, sync=True), _CLEANUP)
+        await finish_anyway(ending, _CLEANUP)
 
 
 def _nameless(data: bytes) -> Descriptor:

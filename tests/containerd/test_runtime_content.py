@@ -340,3 +340,14 @@ async def test_cancelled_write_has_opened_its_ingest_or_never_will(leased: Conta
             await call
         await leased.content.abort(ref)
     assert await leased.content.list_ingests() == []
+
+
+async def test_which_of_many_blobs_are_there_is_one_question(leased: Containerd) -> None:
+    there = [describe(f"there {number}".encode()) for number in range(130)]
+    for number, blob in enumerate(there):
+        await leased.content.put(f"there-{number}", blob, f"there {number}".encode(), {})
+    absent = [describe(f"absent {number}".encode()).digest for number in range(130)]
+    assert await leased.content.having([*absent, *(blob.digest for blob in there[:60])]) == {
+        blob.digest for blob in there[:60]
+    }
+    assert await leased.content.having([]) == set()

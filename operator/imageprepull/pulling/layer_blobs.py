@@ -62,7 +62,7 @@ class LayerBlobs:
         """
         self._in_content.clear()
         async with asyncio.TaskGroup() as group:
-            for digest in digests:
+            for digest in await containerd.content.having(digests):
                 group.create_task(self._look(containerd, digest))
 
     def in_content(self, digest: str) -> bool:

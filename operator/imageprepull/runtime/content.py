@@ -8,7 +8,7 @@ manifest lacks its `gc.ref` labels is collected later (so they are set again).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,12 @@ class Content:
             f"{_SERVICE}/List", request, pb.ListContentResponse, operation="list blobs"
         )
         return [_info(info) async for answer in answers for info in answer.info]
+
+    async def having(self, digests: Collection[str]) -> set[str]:
+        """Which of these blobs are committed: one question for all. This adds nothing to a lease."""
+        if not digests:
+            return set()
+        return {info.digest for info in await self.list([f'digest=="{digest}"' for digest in digests])}
 
     async def read(self, digest: str, *, limit: int = READ_LIMIT) -> bytes:
         """A small blob as a whole; one of more than `limit` bytes is refused."""

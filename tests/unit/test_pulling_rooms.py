@@ -137,7 +137,10 @@ async def test_a_pull_stops_before_the_disk_is_full_and_has_cleaned_up_when_it_s
 async def test_the_newest_stops_when_an_older_one_turns_out_larger() -> None:
     disks = Disks()
     async with followed(disks) as rooms:
-        old, new = Pull(rooms, Need(snapshots=30 * GB)), Pull(rooms, Need(snapshots=30 * GB))
+        old = Pull(rooms, Need(snapshots=30 * GB))
+        await old.begun.wait()
+        new = Pull(rooms, Need(snapshots=30 * GB))
+        await new.begun.wait()
         await disks.looked()
         assert not new.task.done()
         old.left = old.whole = Need(snapshots=60 * GB)

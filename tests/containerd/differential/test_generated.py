@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, given, note, settings, target
+from hypothesis import HealthCheck, Phase, given, note, settings, target
 
 from tests.containerd.differential.comparison import compare, unpack
-from tests.containerd.differential.layers import Chain
-from tests.containerd.differential.listing import listing
+from tests.containerd.differential.layers import Chain, Layer
+from tests.containerd.differential.listing import listing, unpacked
 from tests.containerd.differential.ours import Ours
 from tests.containerd.differential.reference import Reference
 from tests.containerd.differential.strategies import chains
@@ -20,10 +20,17 @@ EXAMPLES = int(os.environ.get("IMAGEPREPULL_EXAMPLES", "500"))
 NIGHTLY = "IMAGEPREPULL_EXAMPLES" in os.environ
 
 
+def is_emptied_twice(bottom: Layer) -> bool:
+    """Whether layer 0 may mark a directory as opaque twice: 1.6 walks it each time, 2.x and we once."""
+    return unpacked(bottom.blob).count(b".wh..wh..opq") > 1
+
+
 @settings(
     max_examples=EXAMPLES,
     derandomize=not NIGHTLY,
     database=None,
+    # Searching for larger trees runs through thousands of examples that nobody counts.
+    phases=[phase for phase in Phase if NIGHTLY or phase is not Phase.target],
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
@@ -36,6 +43,8 @@ def test_generated_chains_become_what_containerd_makes_of_them(
     target(float(sum(len(outcome.tree) for outcome in ours)), label="entries made")
     found = []
     for version, outcomes in reference.items():
+        if version == "1.6" and is_emptied_twice(chain[0]):
+            continue
         found += [f"{version}: {line}" for line in compare(ours, outcomes)]
     for layer in chain if found else ():
         note(listing(layer))

@@ -26,4 +26,5 @@ async def test_a_torn_transaction(stage: Stage, step: Step) -> None:
     faults = [Fault(Victim.TORN, step.value)] * (SYNCS if step is not Step.PLACED else 2)
     outcome = await stage.round(faults)
     assert outcome.complaints == []
-    assert len(outcome.hits) == len(faults)
+    # An attempt may outlive one of them, and begins no other then.
+    assert len(outcome.hits) >= len(faults) - (step is Step.DOCUMENTED)

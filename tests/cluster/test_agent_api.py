@@ -145,4 +145,4 @@ async def test_spec_in_status_out_and_an_outage_in_between(bare_api: BareApi, ap
         node.succeed("b")
         await order(api, "a", "b")
         await shows(a="Ready", b="Ready")
-        assert not [call for call in node.calls if call.startswith(("unpin", "abandon", "cancelled"))]
+        assert not [call for call in node.calls if call.startswith(("unpin", "remove", "cancelled"))]

@@ -80,7 +80,10 @@ async def _mend(containerd: Containerd, placing: Placing, document: Document) ->
     if await read_local(containerd, descriptor) is not None:
         return
     await placing.mend(containerd, descriptor.digest, document.body)
-    if await read_local(containerd, descriptor) is None:
+    if await read_local(containerd, descriptor) is not None:
+        return
+    # Unless it was only being collected: what is gone is written as any other.
+    if await containerd.content.info(descriptor.digest) is not None:
         raise PullError(
             "DamagedContent",
             f"the runtime's copy of {descriptor.digest} is damaged and cannot be mended from here; remove it with "

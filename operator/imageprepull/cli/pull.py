@@ -264,8 +264,9 @@ class Session:
         digests: dict[int, str],
     ) -> None:
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
+        from imageprepull.pulling.labels import LEASE, LEASE_PROCESS  # noqa: PLC0415
         from imageprepull.pulling.private_folder import private_folder  # noqa: PLC0415
-        from imageprepull.pulling.processes import discard_dead  # noqa: PLC0415
+        from imageprepull.pulling.processes import discard_dead, process_label  # noqa: PLC0415
         from imageprepull.pulling.puller import Puller  # noqa: PLC0415
         from imageprepull.pulling.unsynced import remove_unsynced  # noqa: PLC0415
         from imageprepull.registry.client import RegistryClient  # noqa: PLC0415
@@ -277,7 +278,12 @@ class Session:
         try:
             await discard_dead(containerd, OWNER, read_boot_id())
             # No agent may ever run here, and a pull cannot stand on such layers.
-            await remove_unsynced(containerd, target.snapshotter, read_boot_id())
+            await remove_unsynced(
+                containerd,
+                target.snapshotter,
+                read_boot_id(),
+                {LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
+            )
             credentials = self._credentials()
             folders = [Path(folder) for folder in target.hosts_dirs if folder]
             hosts = HostsConfig(folders) if folders else HostsConfig()

@@ -268,7 +268,9 @@ class Chain:
             ChainLostError: done.
             PullError: with `reason`, when it is in use and stays.
         """
-        removed = await remove_chains(self._containerd, self._snapshotter, [chain_id], why)
+        removed = await remove_chains(
+            self._containerd, self._snapshotter, [chain_id], why, self._active_labels
+        )
         user = removed.in_use.get(chain_id)
         if user is not None:
             raise PullError(

@@ -5,18 +5,23 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import structlog
 
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import GC_SNAPSHOT, LEASE
+from imageprepull.pulling.leases import SNAPSHOTS, drop_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
+_LEASE_SECONDS = 600.0
+_CLEANUP = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,30 @@ def _standing_on(roots: Collection[str], known: Mapping[str, SnapshotInfo]) -> l
 
 
 async def remove_chains(
-    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str
+    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str, labels: Mapping[str, str]
 ) -> Removed:
     """Remove `roots`, what stands on them, and the records of images made of any; `why` is for the log.
+
+    A lease of its own (`labels` say whose) holds the chains meanwhile: without their records they would be collected,
+    and a collection that takes a child forgets to tell its parent, which the runtime then never removes.
 
     Raises:
         RuntimeFault: the runtime does not answer; call again.
     """
+    lease = f"imageprepull-remove-{secrets.token_hex(8)}"
+    try:
+        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
+        return await _remove(containerd, snapshotter, roots, why, lease)
+    finally:
+        await finish_anyway(patiently(lambda: drop_lease(containerd, lease), _CLEANUP), _CLEANUP)
+
+
+async def _remove(
+    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str, lease: str
+) -> Removed:
     doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
+    for name in doomed.removable:
+        await containerd.leases.add_resource(lease, f"{SNAPSHOTS}{snapshotter}", name)
     going = set(doomed.removable)
     label = f"{GC_SNAPSHOT}{snapshotter}"
     configs = {

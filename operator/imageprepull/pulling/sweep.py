@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from imageprepull.pulling.chain_removal import Removed
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
 from imageprepull.pulling.leases import discard_lease, expires_at
@@ -66,7 +67,8 @@ async def sweep(
         RuntimeFault, PullError: the runtime or the disk does not do as asked; call again.
     """
     swept = Swept()
-    await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, swept)
+    removed = await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, owner)
+    swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
     leases = await containerd.leases.list([f'labels."{LEASE}"=="{owner}"'])
     kept = [lease for lease in leases if lease.labels.get(LEASE_IMAGE) in wanted and not _expired(lease)]
     swept.kept_leases = [lease.id for lease in kept]
@@ -120,13 +122,15 @@ def _expired(lease: Lease) -> bool:
     return expiry is not None and expiry <= time.time()
 
 
-async def _unsynced(containerd: Containerd, snapshotter: str, root: Path, boot_id: str, swept: Swept) -> None:
+async def _unsynced(
+    containerd: Containerd, snapshotter: str, root: Path, boot_id: str, owner: str
+) -> Removed:
     """Layers committed by another boot are removed with all that stands on them; this boot's are synced."""
-    removed = await remove_unsynced(containerd, snapshotter, boot_id)
-    swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
+    removed = await remove_unsynced(containerd, snapshotter, boot_id, {LEASE: owner})
     labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
     # It leaves what still carries the label of another boot.
     await make_durable(containerd, snapshotter, root, boot_id, [found.name for found in labelled])
+    return removed
 
 
 async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str, swept: Swept) -> None:

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.cli.wait import duration
+from imageprepull.controller.repairs import ANNOTATION
 from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -23,7 +24,6 @@ from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus, NodePrepull
 
-ANNOTATION = "imageprepull.io/repair"
 DONE, FAILED, TIMED_OUT = 0, 1, 3
 
 

@@ -195,8 +195,9 @@ async def hold_blob(
 ) -> None:
     """Bring a blob that the content store lacks into it, held by the lease of `containerd` (a lease-bound view).
 
-    `labels` are what is known of it beside its source; each transaction more would cost a write to disk. `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may
-    take no byte before the ingest is given up.
+    `labels` are what is known of it beside its source; each transaction more would cost a write to disk.
+    `complete` is called when all bytes are here, before they are ingested. `stall`: seconds that the runtime may take
+    no byte before the ingest is given up.
     """
     descriptor = wanted.descriptor
     async with spool.blob(wanted) as path:

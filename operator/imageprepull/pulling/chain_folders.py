@@ -6,20 +6,16 @@ and only the start of a container fails (containerd issue 3369).
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import extract_key
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, view_folders
-from imageprepull.pulling.leases import discard_lease
+from imageprepull.pulling.leases import short_lease
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
 
-_CLEANUP = 30.0
-_LEASE_SECONDS = 600.0
 _MOST_KNOWN = 1024
 
 
@@ -39,7 +35,8 @@ class ChainFolders:
     ) -> list[str]:
         """Those of a committed chain, given bottom first, whose directory is gone.
 
-        `labels` say whose the lease is that a view needs. Empty also where directories cannot be looked for, as those of another snapshotter than overlayfs.
+        `labels` say whose the lease is that a view needs. Empty also where directories cannot be looked
+        for, as those of another snapshotter than overlayfs.
 
         Raises:
             RuntimeFault: the runtime does not answer.
@@ -84,18 +81,16 @@ class ChainFolders:
     async def _look(
         self, containerd: Containerd, snapshotter: str, top: str, labels: Mapping[str, str]
     ) -> list[Path] | None:
-        """None: it vanished meanwhile. A collection that takes a child forgets to tell its parent, which can then never be removed: hence the lease."""
+        """None: it vanished meanwhile.
+
+        A collection that takes a child forgets to tell its parent, which can then never be removed: hence the lease.
+        """
         key = extract_key(f"view {top}")
-        lease = f"imageprepull-view-{secrets.token_hex(8)}"
         try:
-            # In here: the daemon may have made it, though its answer was lost.
-            await containerd.leases.create(lease, labels, _LEASE_SECONDS)
-            leased = containerd.with_lease(lease)
-            mounts = await leased.snapshots.view(snapshotter, key, top, labels)
+            async with short_lease(containerd, "view", labels) as leased:
+                mounts = await leased.snapshots.view(snapshotter, key, top, labels)
             return view_folders(mounts, self._roots)
         except NotFound:
             return None
         except UnknownMounts:
             return []
-        finally:
-            await finish_anyway(patiently(lambda: discard_lease(containerd, lease), _CLEANUP), _CLEANUP)

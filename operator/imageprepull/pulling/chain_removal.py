@@ -5,23 +5,19 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import structlog
 
-from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import GC_SNAPSHOT, LEASE
-from imageprepull.pulling.leases import SNAPSHOTS, drop_lease
+from imageprepull.pulling.leases import SNAPSHOTS, short_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
-_LEASE_SECONDS = 600.0
-_CLEANUP = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +96,8 @@ async def remove_chains(
     Raises:
         RuntimeFault: the runtime does not answer; call again.
     """
-    lease = f"imageprepull-remove-{secrets.token_hex(8)}"
-    try:
-        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
-        return await _remove(containerd, snapshotter, roots, why, lease)
-    finally:
-        await finish_anyway(patiently(lambda: drop_lease(containerd, lease), _CLEANUP), _CLEANUP)
+    async with short_lease(containerd, "remove", labels) as leased:
+        return await _remove(containerd, snapshotter, roots, why, leased.lease)
 
 
 async def _remove(

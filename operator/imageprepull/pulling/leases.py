@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import EXTRACT, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
@@ -30,6 +33,34 @@ class LeaseTerms:
     def all_labels(self) -> dict[str, str]:
         """The owner's labels and the image's."""
         return {**self.labels, LEASE_IMAGE: self.image}
+
+
+@asynccontextmanager
+async def short_lease(
+    containerd: Containerd,
+    purpose: str,
+    labels: Mapping[str, str],
+    *,
+    seconds: float = 600.0,
+    cleanup: float = 30.0,
+    sync: bool = False,
+) -> AsyncIterator[Containerd]:
+    """The connection bound to a lease for the time of the block; afterwards it is discarded, whatever happened.
+
+    `labels` say whose it is, should nobody come to discard it; it expires after `seconds`. `cleanup`: how long the
+    end waits for a daemon that is away. `sync`: it ends with a collection.
+
+    Raises:
+        RuntimeFault: the runtime does not answer.
+    """
+    lease = f"imageprepull-{purpose}-{secrets.token_hex(8)}"
+    try:
+        # In here: the daemon may have made it, though its answer was lost.
+        await containerd.leases.create(lease, labels, seconds)
+        yield containerd.with_lease(lease)
+    finally:
+        discarding = patiently(lambda: discard_lease(containerd, lease, sync=sync), cleanup)
+        await finish_anyway(discarding, cleanup)
 
 
 async def open_lease(containerd: Containerd, terms: LeaseTerms) -> None:

@@ -23,8 +23,7 @@ from pathlib import Path
 import structlog
 
 from imageprepull.oci.descriptor import Descriptor
-from imageprepull.pulling.cleanup import finish_anyway, patiently
-from imageprepull.pulling.leases import discard_lease
+from imageprepull.pulling.leases import short_lease
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
@@ -34,8 +33,6 @@ from imageprepull.runtime.errors import NotFound
 log = structlog.get_logger(__name__)
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK}
 """What a link that will never be possible here answers."""
-_LEASE_SECONDS = 600.0
-_CLEANUP = 30.0
 
 
 class Placing:
@@ -138,16 +135,9 @@ async def collect_unrecorded(containerd: Containerd, labels: Mapping[str, str]) 
     """
     data = secrets.token_bytes(64)
     blob = _nameless(data)
-    lease = f"imageprepull-collect-{secrets.token_hex(8)}"
-    leased = containerd.with_lease(lease)
-    try:
-        # In here: the daemon may have made it, though its answer was lost.
-        await containerd.leases.create(lease, labels, _LEASE_SECONDS)
+    async with short_lease(containerd, "collect", labels, sync=True) as leased:
         await leased.content.put(private_ref(blob.digest), blob, data, {})
         await leased.content.delete(blob.digest)
-    finally:
-        ending = patiently(lambda: discard_lease(containerd, lease, sync=True), _CLEANUP)
-        await finish_anyway(ending, _CLEANUP)
 
 
 def _nameless(data: bytes) -> Descriptor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import secrets
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,12 @@ from pathlib import Path
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.blobs import CONTENT
 from imageprepull.pulling.chain import Chain, ChainLostError
-from imageprepull.pulling.cleanup import finish_anyway, patiently
+from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
-from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
+from imageprepull.pulling.leases import LeaseTerms, drop_lease, open_lease, short_lease
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need, usual_ratio
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
@@ -98,7 +97,8 @@ async def verify(
 ) -> Verified:
     """Compare every layer of a present image with its blob, where the content store has it.
 
-    `pull_lease` is that of the pull which brings again what was broken. Reads all of it and unpacks every layer once more, one after the other and with low priority.
+    `pull_lease` is that of the pull which brings again what was broken. Reads all of it and unpacks every
+    layer once more, one after the other and with low priority.
 
     Raises:
         PullError: BrokenChain, when what is broken is in use and stays; NotPresent, when a layer is missing.
@@ -106,30 +106,32 @@ async def verify(
         RuntimeFault: the runtime does not answer.
     """
     containerd, settings = machinery.containerd, machinery.settings
-    lease = f"imageprepull-verify-{secrets.token_hex(12)}"
     # It names no image: a next life of the agent discards it.
     labels = {key: value for key, value in request.lease_labels.items() if key != LEASE_IMAGE}
+    seconds, cleanup = settings.lease_seconds, settings.cleanup_timeout
     try:
-        # In here: the daemon may have made it, though its answer was lost.
-        await containerd.leases.create(lease, labels, settings.lease_seconds)
-        chain = Chain(
-            containerd.with_lease(lease),
-            lease=lease,
-            lease_labels=labels,
-            snapshotter=request.snapshotter,
-            folders=machinery.folders,
-            boot_id=machinery.boot_id,
-            settings=settings,
-        )
-        work = _Verification(
-            machinery, chain, image, request=request, progress=progress, lease=lease, pull_lease=pull_lease
-        )
-        return await work.run()
+        async with short_lease(containerd, "verify", labels, seconds=seconds, cleanup=cleanup) as leased:
+            chain = Chain(
+                leased,
+                lease=leased.lease,
+                lease_labels=labels,
+                snapshotter=request.snapshotter,
+                folders=machinery.folders,
+                boot_id=machinery.boot_id,
+                settings=settings,
+            )
+            work = _Verification(
+                machinery,
+                chain,
+                image,
+                request=request,
+                progress=progress,
+                lease=leased.lease,
+                pull_lease=pull_lease,
+            )
+            return await work.run()
     except ChainLostError as error:
         raise PullError("NotPresent", str(error)) from error
-    finally:
-        discarding = patiently(lambda: discard_lease(containerd, lease), settings.cleanup_timeout)
-        await finish_anyway(discarding, settings.cleanup_timeout)
 
 
 class _Verification:

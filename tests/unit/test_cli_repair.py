@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from imageprepull.cli.repair import ANNOTATION, NothingToRepair, answered, check_named, still_waiting
+from imageprepull.cli import repair
+from imageprepull.cli.repair import NothingToRepair, answered, check_named, still_waiting
 from imageprepull.controller import repairs
+from imageprepull.controller.repairs import ANNOTATION
 from imageprepull.resources.base import Metadata
 from imageprepull.resources.nodeprepull import (
     Desired,
@@ -35,7 +37,7 @@ def node(
 
 
 def test_operator_and_plugin_mean_the_same_annotation() -> None:
-    assert ANNOTATION == repairs.ANNOTATION
+    assert vars(repair)["ANNOTATION"] == repairs.ANNOTATION
 
 
 def test_a_node_without_images_and_an_image_that_it_has_not_are_refused() -> None:

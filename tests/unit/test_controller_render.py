@@ -141,6 +141,36 @@ def test_a_moved_digest_lets_go_of_the_old_one() -> None:
     ]
 
 
+def test_who_says_retain_in_the_edit_that_drops_an_image_keeps_it() -> None:
+    now = [entry(on_removal=OnRemoval.DELETE)]
+    for policy, expected in (("Retain", OnRemoval.UNPIN), ("Delete", OnRemoval.DELETE)):
+        edited = candidate(images=["redis:7"], generation=2, deletionPolicy=policy)
+        (dropped,) = (
+            image
+            for image in render("n1", now, planned(edited, confirmed=["uid-web"])).images
+            if image.reference == NGINX
+        )
+        assert (dropped.state, dropped.on_removal) == (Desired.ABSENT, expected)
+
+
+def test_a_new_object_holds_its_tag_before_it_is_resolved() -> None:
+    anew = candidate(name="anew", uid="uid-anew")
+    now = [entry(on_removal=OnRemoval.DELETE)]
+    (kept,) = render("n1", now, planned(anew, resolutions={}, gone=["uid-web"])).images
+    assert (kept.state, kept.owners) == (Desired.PRESENT, ["shop/anew/uid-anew"])
+    (resolved,) = render("n1", [kept], planned(anew, gone=["uid-web"])).images
+    assert (resolved.state, resolved.owners) == (Desired.PRESENT, ["shop/anew/uid-anew"])
+    moved = render(
+        "n1",
+        [kept],
+        planned(anew, resolutions={NGINX: resolution(NGINX, 9)}, gone=["uid-web"], confirmed=["uid-anew"]),
+    ).images
+    assert {(image.digest, image.state) for image in moved} == {
+        (digest(1), Desired.ABSENT),
+        (digest(9), Desired.PRESENT),
+    }
+
+
 def test_a_no_schedule_taint_pauses_and_a_no_execute_taint_takes_back() -> None:
     for effect, state in (("NoSchedule", "Paused"), ("NoExecute", "Absent")):
         facts = {"n1": NodeFacts("n1", taints=(Taint("team", "x", effect),))}

@@ -57,6 +57,7 @@ def render(
 ) -> Rendered:
     """The entries for one node. `done` are (reference, digest) that its agent has reported as withdrawn."""
     wanted = _wanted(node, owners)
+    unresolved = _unresolved(node, owners)
     images: dict[tuple[str, str], DesiredImage] = {key: merge(entries) for key, entries in wanted.items()}
     confirm: set[str] = set()
     for entry in current:
@@ -67,6 +68,9 @@ def render(
             continue
         held = _held(node, entry, owners)
         confirm |= held.confirm
+        if not held.owners and entry.reference in unresolved:
+            # Made anew, or another object: it names this tag, and may mean this very digest.
+            held = _Held(sorted(unresolved[entry.reference]), held.confirm, paused=False)
         if held.owners:
             kept = msgspec.structs.replace(entry, owners=held.owners)
             if key in images:
@@ -75,7 +79,7 @@ def render(
                 state = Desired.PAUSED if held.paused else entry.state
                 images[key] = msgspec.structs.replace(kept, state=state)
         elif key not in images:
-            images[key] = withdrawn(entry) if entry.owners else entry
+            images[key] = withdrawn(entry, owners) if entry.owners else entry
     fitting = sorted(images, key=lambda key: _rank(images[key]))[: schema.IMAGES]
     return Rendered(
         [images[key] for key in sorted(fitting)], frozenset(confirm), omitted=len(images) - len(fitting)
@@ -95,6 +99,16 @@ def _wanted(node: str, owners: Owners) -> dict[tuple[str, str], list[DesiredImag
                 entry = entry_of(owners.candidates[uid], admission.image.record, admission.digest)
                 wanted.setdefault((entry.reference, entry.digest), []).append(entry)
     return wanted
+
+
+def _unresolved(node: str, owners: Owners) -> dict[str, set[str]]:
+    """Who wants a reference on the node whose digest is not known yet."""
+    found: dict[str, set[str]] = {}
+    for uid, choice in owners.choices.items():
+        for admission in choice.nodes.get(node, ()):
+            if not admission.digest:
+                found.setdefault(admission.image.record, set()).add(owners.candidates[uid].owner)
+    return found
 
 
 def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:
@@ -146,9 +160,18 @@ def merge(entries: Sequence[DesiredImage]) -> DesiredImage:
     )
 
 
-def withdrawn(entry: DesiredImage) -> DesiredImage:
-    """The order to let go of an image. The owners stay named, for whoever asks why."""
-    return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False)
+def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
+    """The order to let go of an image. The owners stay named, for whoever asks why.
+
+    An owner that says Retain by now, in the same edit that drops the image, is enough to keep it.
+    """
+    retained = any(
+        candidate.owner in entry.owners
+        and candidate.prepull.spec.deletion_policy is not DeletionPolicy.DELETE
+        for candidate in owners.candidates.values()
+    )
+    on_removal = OnRemoval.UNPIN if retained else entry.on_removal
+    return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False, on_removal=on_removal)
 
 
 @dataclass(frozen=True, slots=True)

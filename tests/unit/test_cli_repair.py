@@ -69,3 +69,12 @@ def test_other_images_do_not_keep_it_waiting() -> None:
 
 def test_an_image_that_failed_is_an_answer() -> None:
     assert still_waiting(node(image("a"), statuses=[("a", "Failed", "now")]), "now", "") == ""
+
+
+def test_an_image_that_could_not_be_pulled_is_an_answer_though_nobody_compared_it() -> None:
+    failed = node(image("a", repair="now"), asked=True, statuses=[("a", "Failed", "")])
+    assert still_waiting(failed, "now", "") == ""
+    assert [found.reference for found in answered(failed, "now")] == ["a"]
+    ended = node(image("a"), statuses=[("a", "Failed", "")])
+    assert [found.reference for found in answered(ended, "now")] == ["a"], "the operator may be faster"
+    assert answered(ended, "now", "b") == []

@@ -91,3 +91,10 @@ def test_it_is_answered_when_every_image_is() -> None:
 def test_the_model_reads_what_the_crd_has() -> None:
     entry = msgspec.convert({"reference": "a", "digest": "d", "repair": "n1"}, DesiredImage)
     assert entry.repair == "n1"
+
+
+def test_what_could_not_be_pulled_has_nothing_to_compare() -> None:
+    one = ordered([image("a")], ORDER)
+    failed = known(one, {"a": "n0"})
+    failed.status.images[0] = msgspec.structs.replace(failed.status.images[0], state="Failed")
+    assert answered(ORDER, failed)

@@ -74,11 +74,11 @@ async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: 
             async with aclosing(changes(api, NODEPREPULLS, node)) as found:
                 async for document in found:
                     known = decode(NodePrepull, document)
-                    answers = answered(known, nonce)
+                    answers = answered(known, nonce, reference)
                     for image in answers:
                         if (image.reference, image.digest) not in printed:
                             printed.add((image.reference, image.digest))
-                            print(f"{image.reference}: {image.repair_result}", flush=True)
+                            print(f"{image.reference}: {outcome(image, nonce)}", flush=True)
                     waiting = still_waiting(known, nonce, reference)
                     if not waiting:
                         return DONE if all(image.state == ImageState.READY for image in answers) else FAILED
@@ -104,9 +104,24 @@ def check_named(images: Sequence[DesiredImage], node: str, reference: str) -> No
         )
 
 
-def answered(known: NodePrepull, nonce: str) -> list[NodeImageStatus]:
-    """The images that the agent has checked for this order."""
-    return [image for image in known.status.images if image.repaired == nonce]
+def answered(known: NodePrepull, nonce: str, reference: str = "") -> list[NodeImageStatus]:
+    """The images of this order that the agent has checked, or that it could not pull: those have nothing to check."""
+    wanted = {
+        (image.reference, image.digest)
+        for image in known.spec.images
+        if image.state is Desired.PRESENT and reference in ("", image.reference)
+    }
+    return [
+        image
+        for image in known.status.images
+        if image.repaired == nonce
+        or (image.state == ImageState.FAILED and (image.reference, image.digest) in wanted)
+    ]
+
+
+def outcome(image: NodeImageStatus, nonce: str) -> str:
+    """An answer in words."""
+    return image.repair_result if image.repaired == nonce else f"not pulled: {image.reason}: {image.message}"
 
 
 def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
@@ -118,6 +133,8 @@ def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
         if image.state is not Desired.PRESENT or reference not in ("", image.reference):
             continue
         status = states.get((image.reference, image.digest))
+        if status is not None and status.state == ImageState.FAILED:
+            continue
         if status is None or status.repaired != nonce:
             return f"the agent has not checked {image.reference} yet"
         if status.state not in (ImageState.READY, ImageState.FAILED):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from imageprepull.resources import bounds
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodePrepull
 
 ANNOTATION = "imageprepull.io/repair"
 _NONCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -69,7 +69,12 @@ def answered(order: RepairOrder, known: NodePrepull) -> bool:
     """Whether the agent has done all of it, as far as it has seen this spec."""
     if known.status.observed_generation != known.metadata.generation:
         return False
-    done = {(image.reference, image.digest) for image in known.status.images if image.repaired == order.nonce}
+    done = {
+        (image.reference, image.digest)
+        for image in known.status.images
+        # What could not be pulled has nothing to compare; its reason is in the status.
+        if image.repaired == order.nonce or image.state == ImageState.FAILED
+    }
     return all(
         (image.reference, image.digest) in done for image in known.spec.images if order.concerns(image)
     )

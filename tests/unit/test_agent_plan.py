@@ -85,7 +85,7 @@ def test_only_entries_that_say_so_are_unpinned(spec: list[DesiredImage], observe
     absent = {key_of(i) for i in spec if i.state is Desired.ABSENT} - observed.released
     wanted = {i.digest for i in spec if i.pin and i.state is not Desired.ABSENT}
     unwanted = {
-        key_of(i) for i in spec if i.state is Desired.PRESENT and not i.pin and i.digest not in wanted
+        key_of(i) for i in spec if i.state is not Desired.ABSENT and not i.pin and i.digest not in wanted
     } & observed.pinned
     assert set(plan(spec, observed, NOW).unpin) <= (absent | unwanted) - observed.running
 
@@ -95,6 +95,8 @@ def test_a_pin_that_is_no_longer_wanted_is_taken_from_a_present_image() -> None:
     key = key_of(entry)
     held = Observed(present={key: True}, running=frozenset(), due={}, pinned=frozenset({key}))
     assert plan([entry], held, NOW).unpin == (key,)
+    paused = replace_pin(image("a", state=Desired.PAUSED), pin=False)
+    assert plan([paused], held, NOW).unpin == (key,), "pins yield to disk pressure there as well"
     assert plan([replace_pin(entry, pin=True)], held, NOW).unpin == ()
     other = replace_pin(image("b", digest=entry.digest), pin=True)
     assert plan([entry, other], held, NOW).unpin == (), "they share the ID's record"

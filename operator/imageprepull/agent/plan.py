@@ -99,7 +99,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
                 and key not in observed.released | observed.removing
             )
             or (
-                image.state is Desired.PRESENT
+                image.state is not Desired.ABSENT
                 and not image.pin
                 and key in observed.pinned
                 and image.digest not in pinned_digests

@@ -56,8 +56,7 @@ def render(
     node: str, current: Sequence[DesiredImage], owners: Owners, done: Collection[tuple[str, str]] = ()
 ) -> Rendered:
     """The entries for one node. `done` are (reference, digest) that its agent has reported as withdrawn."""
-    wanted = _wanted(node, owners)
-    unresolved = _unresolved(node, owners)
+    wanted, unresolved = _asked_for(node, owners)
     images: dict[tuple[str, str], DesiredImage] = {key: merge(entries) for key, entries in wanted.items()}
     confirm: set[str] = set()
     for entry in current:
@@ -70,7 +69,7 @@ def render(
         confirm |= held.confirm
         if not held.owners and entry.reference in unresolved:
             # Made anew, or another object: it names this tag, and may mean this very digest.
-            held = _Held(sorted(unresolved[entry.reference]), held.confirm, paused=False)
+            held = _Held(sorted(set(unresolved[entry.reference])), held.confirm, paused=False)
         if held.owners:
             kept = msgspec.structs.replace(entry, owners=held.owners)
             if key in images:
@@ -91,24 +90,22 @@ def _rank(entry: DesiredImage) -> tuple[bool, int, str, str]:
     return entry.state is not Desired.ABSENT, -entry.priority, entry.reference, entry.digest
 
 
-def _wanted(node: str, owners: Owners) -> dict[tuple[str, str], list[DesiredImage]]:
+def _asked_for(
+    node: str, owners: Owners
+) -> tuple[dict[tuple[str, str], list[DesiredImage]], dict[str, list[str]]]:
+    """What objects ask for on the node, and who names a reference whose digest is not known yet."""
     wanted: dict[tuple[str, str], list[DesiredImage]] = {}
+    unresolved: dict[str, list[str]] = {}
     for uid, choice in owners.choices.items():
+        candidate = owners.candidates[uid]
         for admission in choice.nodes.get(node, ()):
+            reference = admission.image.record
             if admission.digest:
-                entry = entry_of(owners.candidates[uid], admission.image.record, admission.digest)
+                entry = entry_of(candidate, reference, admission.digest)
                 wanted.setdefault((entry.reference, entry.digest), []).append(entry)
-    return wanted
-
-
-def _unresolved(node: str, owners: Owners) -> dict[str, set[str]]:
-    """Who wants a reference on the node whose digest is not known yet."""
-    found: dict[str, set[str]] = {}
-    for uid, choice in owners.choices.items():
-        for admission in choice.nodes.get(node, ()):
-            if not admission.digest:
-                found.setdefault(admission.image.record, set()).add(owners.candidates[uid].owner)
-    return found
+            else:
+                unresolved.setdefault(reference, []).append(candidate.owner)
+    return wanted, unresolved
 
 
 def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:
@@ -165,10 +162,10 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
 
     An owner that says Retain by now, in the same edit that drops the image, is enough to keep it.
     """
+    known = (owners.candidates.get(uid_of(owner)) for owner in entry.owners)
     retained = any(
-        candidate.owner in entry.owners
-        and candidate.prepull.spec.deletion_policy is not DeletionPolicy.DELETE
-        for candidate in owners.candidates.values()
+        candidate is not None and candidate.prepull.spec.deletion_policy is not DeletionPolicy.DELETE
+        for candidate in known
     )
     on_removal = OnRemoval.UNPIN if retained else entry.on_removal
     return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False, on_removal=on_removal)

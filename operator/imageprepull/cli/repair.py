@@ -15,7 +15,7 @@ from contextlib import aclosing
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.cli.wait import duration
-from imageprepull.controller.repairs import ANNOTATION
+from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -106,11 +106,8 @@ def check_named(images: Sequence[DesiredImage], node: str, reference: str) -> No
 
 def answered(known: NodePrepull, nonce: str, reference: str = "") -> list[NodeImageStatus]:
     """The images of this order that the agent has checked, or that it could not pull: those have nothing to check."""
-    wanted = {
-        (image.reference, image.digest)
-        for image in known.spec.images
-        if image.state is Desired.PRESENT and reference in ("", image.reference)
-    }
+    order = RepairOrder(nonce, reference)
+    wanted = {(image.reference, image.digest) for image in known.spec.images if order.concerns(image)}
     return [
         image
         for image in known.status.images
@@ -129,14 +126,13 @@ def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
     if ANNOTATION in known.metadata.annotations and not any(i.repair == nonce for i in known.spec.images):
         return "the operator has not passed it on yet: is it running?"
     states = {(image.reference, image.digest): image for image in known.status.images}
-    for image in known.spec.images:
-        if image.state is not Desired.PRESENT or reference not in ("", image.reference):
-            continue
+    order = RepairOrder(nonce, reference)
+    for image in filter(order.concerns, known.spec.images):
         status = states.get((image.reference, image.digest))
         if status is not None and status.state == ImageState.FAILED:
             continue
         if status is None or status.repaired != nonce:
             return f"the agent has not checked {image.reference} yet"
-        if status.state not in (ImageState.READY, ImageState.FAILED):
+        if status.state != ImageState.READY:
             return f"{image.reference} is {status.state}"
     return ""

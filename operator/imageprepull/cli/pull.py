@@ -264,9 +264,8 @@ class Session:
         digests: dict[int, str],
     ) -> None:
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
-        from imageprepull.pulling.labels import LEASE, LEASE_PROCESS  # noqa: PLC0415
         from imageprepull.pulling.private_folder import private_folder  # noqa: PLC0415
-        from imageprepull.pulling.processes import discard_dead, process_label  # noqa: PLC0415
+        from imageprepull.pulling.processes import discard_dead, process_lease_labels  # noqa: PLC0415
         from imageprepull.pulling.puller import Puller  # noqa: PLC0415
         from imageprepull.pulling.unsynced import remove_unsynced  # noqa: PLC0415
         from imageprepull.registry.client import RegistryClient  # noqa: PLC0415
@@ -276,13 +275,14 @@ class Session:
         args = self._args
         configure(level=logging.INFO if args.verbose else logging.CRITICAL)
         try:
-            await discard_dead(containerd, OWNER, read_boot_id())
+            boot_id = read_boot_id()
+            await discard_dead(containerd, OWNER, boot_id)
             # No agent may ever run here, and a pull cannot stand on such layers.
             await remove_unsynced(
                 containerd,
                 target.snapshotter,
-                read_boot_id(),
-                {LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
+                boot_id,
+                process_lease_labels(OWNER, boot_id),
             )
             credentials = self._credentials()
             folders = [Path(folder) for folder in target.hosts_dirs if folder]
@@ -317,8 +317,7 @@ class Session:
     ) -> None:
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.errors import PullError  # noqa: PLC0415
-        from imageprepull.pulling.labels import LEASE, LEASE_PROCESS  # noqa: PLC0415
-        from imageprepull.pulling.processes import process_label  # noqa: PLC0415
+        from imageprepull.pulling.processes import process_lease_labels  # noqa: PLC0415
         from imageprepull.pulling.progress import ImageProgress  # noqa: PLC0415
         from imageprepull.pulling.request import PullRequest  # noqa: PLC0415
 
@@ -331,7 +330,7 @@ class Session:
             pin=args.pin,
             keep_blobs="never" if target.discards else args.keep_blobs,
             sync=args.sync,
-            lease_labels={LEASE: OWNER, LEASE_PROCESS: process_label(read_boot_id())},
+            lease_labels=process_lease_labels(OWNER, read_boot_id()),
             urgent=not args.polite,
             always=args.always,
         )

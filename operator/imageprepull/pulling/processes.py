@@ -21,6 +21,11 @@ def process_label(boot_id: str, pid: int | None = None) -> str:
     return f"{boot_id}/{_namespace()}/{pid}/{_started(pid) or 0}"
 
 
+def process_lease_labels(owner: str, boot_id: str) -> dict[str, str]:
+    """The labels of this process's leases, by which `discard_dead` knows them when it has died."""
+    return {LEASE: owner, LEASE_PROCESS: process_label(boot_id)}
+
+
 def is_dead(label: str, boot_id: str) -> bool:
     """Whether the process of a label is known to be gone; one of another PID namespace may be alive."""
     try:

@@ -221,6 +221,7 @@ def parser() -> argparse.ArgumentParser:
     add = main.add_argument
     add("--image", choices=NAMES, default="eight", help="default: %(default)s")
     add("--contender", action="append", default=[], metavar="NAME", help=f"default: {', '.join(DEFAULT)}")
+    add("--command", action="append", default=[], metavar="NAME=DAEMON:COMMAND", help="as of benchmarks")
     add("--rounds", type=int, default=3, help="pulls by each (default: %(default)s)")
     add("--disk-rate", type=size, default=0, metavar="RATE", help="slow the disk down, such as 125M")
     add("--quiet", type=float, default=QUIET, metavar="SECONDS", help="default: %(default)s")
@@ -231,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Pull, print, keep; 1 when a pull failed."""
-    contenders = chosen(arguments.contender or DEFAULT, [], sync=False)
+    contenders = chosen(arguments.contender or DEFAULT, arguments.command, sync=False)
     problems = check(force=arguments.force)
     store = Store()
     image = store.image(arguments.image)

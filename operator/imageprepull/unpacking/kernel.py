@@ -34,6 +34,11 @@ MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 
+# mallopt(3); 32 MiB is the most that glibc takes for the second.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_FROM_ARENA = 32 << 20
+
 # The C library wraps none of these on the oldest distribution that has our Python.
 _NUMBERS = {
     "x86_64": {"pivot_root": 155, "seccomp": 317, "open_tree": 428, "mount_setattr": 442},
@@ -108,6 +113,18 @@ def detached_mount(opened: int, attributes: int, reopen: str) -> int:
         )
         # open_tree gives an O_PATH descriptor: no listing, no reading.
         return os.open(reopen.format(tree), os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree)
+
+
+def keep_freed_memory(most: int) -> None:
+    """Let malloc keep up to `most` freed bytes of an arena, and serve pieces up to 32 MiB from arenas.
+
+    By default every MiB that is freed goes back to the kernel, which clears each page again when the next one is
+    taken: a tenth of the time of unpacking a gzip layer. No effect where the C library has no such knobs (musl).
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(most))
+        mallopt(_M_MMAP_THRESHOLD, ctypes.c_int(_LARGEST_FROM_ARENA))
 
 
 def syncfs(descriptor: int) -> None:

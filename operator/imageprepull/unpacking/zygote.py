@@ -28,6 +28,8 @@ from imageprepull.unpacking.messages import Ended, FromZygote, Kill, NotForked, 
 _PACKET = 4096
 _OPEN_FILES = 4096
 """Also bounds what a worker closes one by one on old kernels."""
+_KEPT_BY_MALLOC = 16 << 20
+"""Bytes; more than the chunks that a worker has in hand at once."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """They go to whole process groups; the agent ends first, in its own time, and takes us along."""
 
@@ -79,6 +81,7 @@ def _prepare(settings: Settings) -> worker.Trade:
     except (ImportError, AttributeError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return worker.Trade(trouble=f"workers cannot be had here: {reason}")
+    kernel.keep_freed_memory(_KEPT_BY_MALLOC)
     forbid_imports()
     gc.collect()
     # What is there by now stays; a collection in a worker must not touch, and thereby copy, its pages.

@@ -56,6 +56,11 @@ class Slots:
         return self._running
 
     @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for a turn: who has one has no core for more than one thread."""
+        return any(not waiting.admitted.done() for waiting in (*self._returning, *self._waiting))
+
+    @property
     def polite(self) -> int:
         """How many polite workers may have their turn at once."""
         return self._polite

@@ -59,13 +59,16 @@ class _Apart:
     folder: Path
 
 
-def extract_job(descriptor: Descriptor, position: int, dirty_bytes: int = 0) -> ExtractJob:
+def extract_job(
+    descriptor: Descriptor, position: int, *, dirty_bytes: int = 0, threads: int = 2
+) -> ExtractJob:
     """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
     return ExtractJob(
         size=descriptor.size,
         detect=descriptor.media_type not in (OCI_LAYER, OCI_FOREIGN_LAYER),
         bottom=position == 0,
         dirty_bytes=dirty_bytes,
+        threads=threads,
     )
 
 
@@ -173,7 +176,12 @@ class Staging:
             extracting()
             key, folder = await self._room(position)
             try:
-                job = extract_job(layer.descriptor, position, self._manners().dirty_bytes)
+                job = extract_job(
+                    layer.descriptor,
+                    position,
+                    dirty_bytes=self._manners().dirty_bytes,
+                    threads=1 if self._slots.crowded else 2,
+                )
                 result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
                 if growing.frontier is not frontier:

@@ -1,7 +1,8 @@
 """One compressed layer into a directory, while it is still being downloaded: the worker's whole job.
 
-Two threads share the work of one layer, and two cores: this one inflates and hashes (both outside the interpreter's
-lock), the caller's parses and writes. Below it `inflate`, `archive`, `tree`; above it the worker process.
+Two threads may share the work of one layer, and two cores: one inflates and hashes (both outside the interpreter's
+lock), the caller's parses and writes. Where other layers want the cores, handing chunks over only costs time: then
+the caller's does all. Below it `inflate`, `archive`, `tree`; above it the worker process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from imageprepull.unpacking.archive import Archive
 from imageprepull.unpacking.faults import as_fault
@@ -45,7 +47,7 @@ def extract_layer(
         blob: the compressed file, growing; read by offset.
         root: the directory.
         frontier: blocks until more than that many bytes are there, or all; returns how many.
-        progress: told the bytes of the tar so far, by another thread.
+        progress: told the bytes of the tar so far, perhaps by another thread.
 
     Raises:
         Refused: the layer is not one that may or can be unpacked here.
@@ -53,18 +55,11 @@ def extract_layer(
     """
     os.fchdir(root)
     os.umask(0)
-    # A thread that comes back from inflating must not wait 5 ms for the other's byte code.
-    sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.disable()  # nothing here makes circles, and this process ends with the layer.
-    handoff = Handoff(CHUNKS_AHEAD)
     tar = _Tar(job, blob, frontier, progress)
-    feeder = threading.Thread(target=_feed, args=(tar, handoff), name="inflate", daemon=True)
-    feeder.start()
-    try:
-        pace = Pace(root, job.dirty_bytes) if job.dirty_bytes else None
-        tree = _unpack(Archive(Stream(handoff.take, None if pace is None else pace.wrote)), job)
-    finally:
-        handoff.abandon()
+    pace = Pace(root, job.dirty_bytes) if job.dirty_bytes else None
+    with _chunks(tar, job.threads) as chunk:
+        tree = _unpack(Archive(Stream(chunk, None if pace is None else pace.wrote)), job)
     return Extracted(
         diff_id=f"sha256:{tar.digest.hexdigest()}",
         unpacked_bytes=tar.unpacked,
@@ -110,6 +105,23 @@ class _Tar:
             raise OSError(errno.EIO, "the spool file is shorter than its frontier")
         self._offset += len(data)
         return data
+
+
+@contextmanager
+def _chunks(tar: _Tar, threads: int) -> Iterator[Callable[[], bytes]]:
+    """The tar, chunk by chunk, for the time of the block."""
+    if threads == 1:
+        yield tar.chunk
+        return
+    # A thread that comes back from inflating must not wait 5 ms for the other's byte code.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    handoff = Handoff(CHUNKS_AHEAD)
+    feeder = threading.Thread(target=_feed, args=(tar, handoff), name="inflate", daemon=True)
+    feeder.start()
+    try:
+        yield handoff.take
+    finally:
+        handoff.abandon()
 
 
 def _feed(tar: _Tar, handoff: Handoff) -> None:

@@ -56,7 +56,14 @@ async def unpack(workers: Workers, job: Job) -> Answer:
         descriptors.append(blob)
         size = os.fstat(blob).st_size
         extracted = await workers.extract(
-            ExtractJob(size=size, detect=job.detect, bottom=not lowers, limits=job.limits),
+            ExtractJob(
+                size=size,
+                detect=job.detect,
+                bottom=not lowers,
+                # Either way of a worker, about half of the layers each.
+                threads=1 + size % 2,
+                limits=job.limits,
+            ),
             root=root,
             blob=blob,
             frontier=Frontier(size, size),

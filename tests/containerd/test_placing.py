@@ -15,6 +15,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.pulling import placing as placing_module
 from imageprepull.pulling.placing import Placing, any_placed, collect_unrecorded
+from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.content import private_ref
 from imageprepull.runtime.leases import LeasedResource
@@ -102,6 +103,30 @@ async def test_a_placed_file_that_nothing_records_is_collected(
     assert not blob_path(daemon, lost).exists()
     assert not await store.content.record(lost, {})
     assert await placing.place(store, lost, lost_path, {})
+
+
+@pytest.mark.parametrize("collections", [1, 2, 3])
+async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
+    store: Containerd,
+    daemon: ContainerdDaemon,
+    spool: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    collections: int,
+) -> None:
+    blob, path = spooled(spool, os.urandom(1000))
+    placing = Placing(content_root(daemon), spool)
+    assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
+    left = collections
+
+    def collect(step: Step, subject: str) -> None:
+        nonlocal left
+        if step is Step.PLACED and subject == blob.digest and left:
+            left -= 1
+            blob_path(daemon, blob).unlink()
+
+    monkeypatch.setattr(placing_module, "reached", collect)
+    assert await placing.place(store, blob, path, {}) is (collections < 3)
+    assert await placing.place(store, blob, path, {}), "it is only this blob that is sent"
 
 
 async def test_a_damaged_file_is_replaced(store: Containerd, daemon: ContainerdDaemon, spool: Path) -> None:

@@ -31,6 +31,8 @@ from imageprepull.runtime.content import private_ref
 from imageprepull.runtime.errors import NotFound
 
 log = structlog.get_logger(__name__)
+_COLLECTIONS = 3
+"""So often a file may be collected before it is recorded; then the blob is sent."""
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK}
 """What a link that will never be possible here answers."""
 
@@ -78,8 +80,7 @@ class Placing:
                 if not self._tried:
                     self._folder = None
                     return False
-            await in_thread(lambda: give_name(path, folder / blob.digest.removeprefix("sha256:")))
-            reached(Step.PLACED, blob.digest)
+            return await self._placed(containerd, blob, path, labels, folder)
         except FileNotFoundError:
             return False  # the store has never had a blob, and makes the folder itself.
         except OSError as error:
@@ -88,9 +89,23 @@ class Placing:
             log.info("blobs cannot be placed, they are sent", error=str(error))
             self._folder = None
             return False
-        # Only trying again tells why: a collection in between, or a daemon that was started with other rules.
-        self._tried = await containerd.content.record(blob, labels)
-        return self._tried
+
+    async def _placed(
+        self, containerd: Containerd, blob: Descriptor, path: Path, labels: Mapping[str, str], folder: Path
+    ) -> bool:
+        """Give the file its name and have it recorded. Raises as `place`, and FileNotFoundError without a store."""
+        target = folder / blob.digest.removeprefix("sha256:")
+        for _ in range(_COLLECTIONS):
+            await in_thread(lambda: give_name(path, target))
+            reached(Step.PLACED, blob.digest)
+            if await containerd.content.record(blob, labels):
+                return True
+            if await in_thread(target.exists):
+                break
+            # A collection came in between, as after each deletion of ours: sending would cost much more.
+        # Perhaps a daemon that was started with other rules: trying again tells.
+        self._tried = False
+        return False
 
     async def mend(self, containerd: Containerd, digest: str, body: bytes) -> bool:
         """Put the bytes of a small blob in place of the damaged ones that the store has recorded.

@@ -44,8 +44,8 @@ class PullSettings:
     """Added to the priority of workers whose image is not urgent."""
     wanted_poll: float = 2.0
     """Between two looks whether somebody else waits for an image that is pulled politely."""
-    polite_dirty_bytes: int = 64 * 1024 * 1024
-    """How much such a worker writes before it waits for the disk."""
+    polite_dirty_bytes: int = 2 * 1024 * 1024
+    """How much such a worker writes before it waits for the disk: a neighbour's fsync waits behind it."""
     pressure: PressureTerms = field(default_factory=PressureTerms)
     """When fewer of them unpack at once."""
     space_interval: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import Unavailable
 from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
+from tests.testbed import binaries
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import FaultyRegistry
 from tests.testbed.images import BuiltImage, BuiltIndex, LayerSpec, push
@@ -189,3 +191,13 @@ async def answering(containerd: Containerd) -> None:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+
+async def pull_as_the_kubelet(daemon: ContainerdDaemon, reference: str) -> None:
+    """By the CRI: somebody else's pull."""
+    endpoints = [f"--runtime-endpoint={daemon.address}", f"--image-endpoint={daemon.address}"]
+    command = [str(binaries.path("crictl")), *endpoints, "--timeout=20s", "pull", reference]
+    crictl = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    async with asyncio.timeout(60):
+        _, said = await crictl.communicate()
+    assert crictl.returncode == 0, said.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
@@ -16,8 +15,16 @@ from imageprepull.pulling.urgency import Manners, Urgency, wanted_elsewhere
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
-from tests.containerd.pull_bench import FAST, OWNER, PullBench, Watched, fake_serve, layer, pull_bench
-from tests.testbed import binaries
+from tests.containerd.pull_bench import (
+    FAST,
+    OWNER,
+    PullBench,
+    Watched,
+    fake_serve,
+    layer,
+    pull_as_the_kubelet,
+    pull_bench,
+)
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
@@ -96,19 +103,10 @@ async def test_a_kubelet_that_pulls_the_same_image_gets_it_and_hurries_us(
     ours = asyncio.create_task(bench.pull(reference, progress, urgent=False))
     await progress.until(lambda found: found.states()[:1] == ["Applied"])
     assert not seen[0].urgent
-    theirs = asyncio.create_task(kubelet_pull(daemon, reference))
+    theirs = asyncio.create_task(pull_as_the_kubelet(daemon, reference))
 
     await until_urgent(seen[0])
     release.set()
     await asyncio.gather(ours, theirs)
     assert (await bench.presence(reference)).present
     await bench.assert_clean()
-
-
-async def kubelet_pull(daemon: ContainerdDaemon, reference: str) -> None:
-    """Through the CRI, as the kubelet does it."""
-    crictl = await asyncio.create_subprocess_exec(
-        binaries.path("crictl"), "--runtime-endpoint", daemon.address, "pull", reference,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert await crictl.wait() == 0

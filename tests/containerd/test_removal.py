@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,8 +17,16 @@ from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import Images
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
-from tests.containerd.pull_bench import FAST, PullBench, answering, layer, pull_bench, serve, start_daemon
-from tests.testbed import binaries
+from tests.containerd.pull_bench import (
+    FAST,
+    PullBench,
+    answering,
+    layer,
+    pull_as_the_kubelet,
+    pull_bench,
+    serve,
+    start_daemon,
+)
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.images import BuiltImage, build_image, build_index
 
@@ -49,16 +56,6 @@ async def chains(bench: PullBench) -> set[str]:
         for found in await bench.containerd.snapshots.list(SNAPSHOTTER)
         if found.kind is SnapshotKind.COMMITTED
     }
-
-
-async def pull_as_the_kubelet(bench: PullBench, reference: str) -> None:
-    """By the CRI: somebody else's pull."""
-    endpoints = [f"--runtime-endpoint={bench.daemon.address}", f"--image-endpoint={bench.daemon.address}"]
-    command = [str(binaries.path("crictl")), *endpoints, "--timeout=20s", "pull", reference]
-    done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def names_of(image: BuiltImage, *references: str) -> set[str]:
@@ -108,7 +105,7 @@ async def test_what_the_kubelet_pulled_too_stays_under_every_name(
     reference = serve(registry, image, f"removal/pulled-too-{tag}")
     theirs = serve(registry, image, f"removal/pulled-too-{tag}", tag)
     await bench.pull(reference, pin=True)
-    await pull_as_the_kubelet(bench, theirs)
+    await pull_as_the_kubelet(bench.daemon, theirs)
 
     verdict = await remove(bench, image.digest)
     assert verdict == Verdict(kept=f"{theirs} was made by somebody else")
@@ -123,7 +120,7 @@ async def test_what_was_there_before_us_is_not_ours_to_remove(
 ) -> None:
     image = build_image([layer("before")])
     reference = serve(registry, image, "removal/before")
-    await pull_as_the_kubelet(bench, reference)
+    await pull_as_the_kubelet(bench.daemon, reference)
     await bench.pull(reference, pin=True)
     assert (await remove(bench, image.digest)).kept
     assert (await bench.presence(reference)).present
@@ -235,7 +232,7 @@ async def test_a_pull_by_somebody_else_in_the_middle_stops_the_removal(
     async def pulled_meanwhile(self: Images, name: str) -> object:
         if name == by_digest and reference not in await records(bench):
             monkeypatch.undo()
-            await pull_as_the_kubelet(bench, by_digest)
+            await pull_as_the_kubelet(bench.daemon, by_digest)
         return await get(self, name)
 
     monkeypatch.setattr(Images, "get", pulled_meanwhile)

@@ -11,7 +11,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.cri import CriImage
 from imageprepull.runtime.discovery import discover
-from imageprepull.runtime.errors import NotFound, Unsupported
+from imageprepull.runtime.errors import AlreadyExists, NotFound, Unsupported
 from imageprepull.runtime.events import Event
 from tests.testbed.daemon import ContainerdDaemon, containerd_daemon
 from tests.testbed.images import Blob, BuiltImage, LayerSpec, build_image
@@ -42,13 +42,14 @@ async def seen_by_cri(containerd: Containerd, reference: str) -> CriImage:
     return found
 
 
-async def test_record_is_created_then_updated_under_masks(leased: Containerd) -> None:
+async def test_record_is_created_once_then_updated_under_masks(leased: Containerd) -> None:
     first = await put_documents(leased)
     second = await put_documents(leased)
-    await leased.images.create_or_update(f"{NAME}:1", describe(first.manifest), {**MANAGED, "theirs": "1"})
-    updated = await leased.images.create_or_update(
-        f"{NAME}:1", describe(second.manifest), {"io.x/ours.y": "2"}
-    )
+    created = await leased.images.create(f"{NAME}:1", describe(first.manifest), {**MANAGED, "theirs": "1"})
+    with pytest.raises(AlreadyExists):
+        await leased.images.create(f"{NAME}:1", describe(second.manifest), {"io.x/ours.y": "2"})
+    assert await leased.images.get(f"{NAME}:1") == created
+    updated = await leased.images.update(f"{NAME}:1", describe(second.manifest), {"io.x/ours.y": "2"})
     assert updated.target == describe(second.manifest)
     assert updated.labels == {**MANAGED, "theirs": "1", "io.x/ours.y": "2"}
     assert await leased.images.get(f"{NAME}:1") == updated
@@ -56,7 +57,7 @@ async def test_record_is_created_then_updated_under_masks(leased: Containerd) ->
 
 async def test_label_update_leaves_target_and_other_labels(leased: Containerd) -> None:
     image = await put_documents(leased)
-    await leased.images.create_or_update(f"{NAME}:1", describe(image.manifest), {**MANAGED, "a": "1"})
+    await leased.images.create(f"{NAME}:1", describe(image.manifest), {**MANAGED, "a": "1"})
     record = await leased.images.update_labels(f"{NAME}:1", {"a": ""})
     assert (record.target, record.labels) == (describe(image.manifest), MANAGED)
 
@@ -66,6 +67,8 @@ async def test_missing_record(containerd: Containerd) -> None:
     with pytest.raises(NotFound):
         await containerd.images.update_labels(f"{NAME}:none", {"a": "1"})
     with pytest.raises(NotFound):
+        await containerd.images.update(f"{NAME}:none", Descriptor("a/b", f"sha256:{'0' * 64}", 1), {})
+    with pytest.raises(NotFound):
         await containerd.images.delete(f"{NAME}:none")
     assert await containerd.cri.image_status(f"{NAME}:none") is None
 
@@ -73,7 +76,7 @@ async def test_missing_record(containerd: Containerd) -> None:
 async def test_records_are_listed_by_filter(leased: Containerd) -> None:
     image = await put_documents(leased)
     for tag in ("1", "2"):
-        await leased.images.create_or_update(f"{NAME}:{tag}", describe(image.manifest), {"tag": tag})
+        await leased.images.create(f"{NAME}:{tag}", describe(image.manifest), {"tag": tag})
     assert [record.name for record in await leased.images.list(["labels.tag==2"])] == [f"{NAME}:2"]
     by_target = await leased.images.list([f"target.digest=={image.digest}"])
     assert {record.name for record in by_target} >= {f"{NAME}:1", f"{NAME}:2"}
@@ -83,7 +86,7 @@ async def test_three_records_make_the_image_visible_by_id_tag_and_digest(leased:
     image = await put_documents(leased)
     names = [image.config.digest, f"{NAME}:1", f"{NAME}@{image.digest}"]
     for name in names:
-        await leased.images.create_or_update(name, describe(image.manifest), MANAGED)
+        await leased.images.create(name, describe(image.manifest), MANAGED)
     for name in names:
         found = await seen_by_cri(leased, name)
         assert found.id == image.config.digest
@@ -118,7 +121,7 @@ async def test_events_name_the_image(leased: Containerd) -> None:
     async with asyncio.timeout(10):
         # Nothing says when a subscription has begun, so the cause is repeated.
         while not deleted.done():
-            await leased.images.create_or_update(f"{NAME}:1", describe(image.manifest), {})
+            await leased.images.create(f"{NAME}:1", describe(image.manifest), {})
             await leased.images.delete(f"{NAME}:1")
             await asyncio.wait([deleted], timeout=0.1)
     event = deleted.result()

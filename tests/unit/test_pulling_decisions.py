@@ -172,9 +172,13 @@ def test_only_records_that_we_created_are_marked_as_ours() -> None:
 
 
 def test_only_pins_that_we_set_are_marked_as_ours() -> None:
-    pinned = {"io.cri-containerd.pinned": "pinned"}
-    assert "imageprepull.io/pinned" in record_labels(pin=True, existing={})
-    assert "imageprepull.io/pinned" not in record_labels(pin=True, existing=pinned)
+    theirs = {"io.cri-containerd.pinned": "pinned"}
+    ours = {**theirs, "imageprepull.io/pinned": "true"}
+    managed = {"io.cri-containerd.image": "managed"}
+    assert record_labels(pin=True, existing={}) == managed | ours
+    assert record_labels(pin=True, existing=theirs) == managed
+    assert record_labels(pin=True, existing=ours) == managed | ours, "it may be gone since"
+    assert record_labels(pin=False, existing=ours) == managed
 
 
 def test_records_are_written_id_tag_digest_and_a_digest_reference_has_no_tag() -> None:

@@ -82,13 +82,14 @@ def ref_key(descriptor: Descriptor) -> str:
 def record_labels(*, pin: bool, existing: Mapping[str, str] | None) -> dict[str, str]:
     """Labels of an image record that has `existing` ones; None: there is no such record yet.
 
-    `MANAGED` marks only records that nobody had made before us, `PINNED` only pins that nobody had set.
+    `MANAGED` marks only records that nobody had made before us, `PINNED` only pins that nobody had set. A pin of ours
+    is given with its mark each time: a kubelet's pull may have taken both off since, and a pin without the mark would
+    be taken for somebody else's, and stay for ever.
     """
     labels = {CRI_MANAGED: "managed"}
-    if pin:
-        labels[CRI_PINNED] = "pinned"
-        if CRI_PINNED not in (existing or {}):
-            labels[PINNED] = "true"
+    known = existing or {}
+    if pin and (PINNED in known or CRI_PINNED not in known):
+        labels |= {CRI_PINNED: "pinned", PINNED: "true"}
     if existing is None:
         labels[MANAGED] = "true"
     return labels

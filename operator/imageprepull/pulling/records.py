@@ -26,9 +26,10 @@ from imageprepull.pulling.labels import (
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.errors import AlreadyExists, NotFound
 
 _LABEL_ATTEMPTS = 3
+_RECORD_ATTEMPTS = 5
 
 
 def record_names(reference: Reference, digest: str, config_digest: str) -> list[str]:
@@ -94,13 +95,35 @@ async def _mend(containerd: Containerd, placing: Placing, document: Document) ->
 async def write_records(
     containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool
 ) -> None:
-    """Create or update the records; only those, and those pins, that did not exist are marked as ours."""
+    """Create or update the records; only those, and those pins, that did not exist are marked as ours.
+
+    Raises:
+        PullError: RecordUnsettled.
+    """
     target = image.target
     for name in record_names(reference, target.digest, image.manifest.config.digest):
-        known = await containerd.images.get(name)
-        labels = record_labels(pin=pin, existing=None if known is None else known.labels)
-        await containerd.images.create_or_update(name, target, labels)
+        await _write_record(containerd, name, target, pin=pin)
         reached(Step.RECORDED, name)
+
+
+async def _write_record(containerd: Containerd, name: str, target: Descriptor, *, pin: bool) -> None:
+    for _ in range(_RECORD_ATTEMPTS):
+        known = await containerd.images.get(name)
+        try:
+            # Our mark goes on by nothing but a Create: a record that a kubelet's pull makes after we looked is the
+            # kubelet's, and a removal must not take it.
+            if known is None:
+                await containerd.images.create(name, target, record_labels(pin=pin, existing=None))
+            else:
+                await containerd.images.update(name, target, record_labels(pin=pin, existing=known.labels))
+        except (AlreadyExists, NotFound):
+            continue  # made or deleted since we looked.
+        return
+    raise PullError(
+        "RecordUnsettled",
+        f"the runtime says of the image record {name} that it exists, and again that it does not; another client "
+        "makes and deletes it",
+    )
 
 
 async def missing_below(containerd: Containerd, image: ImageDocuments, *, snapshotter: str) -> str:

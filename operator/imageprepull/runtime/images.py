@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from imageprepull.oci.descriptor import Descriptor
-from imageprepull.runtime.errors import AlreadyExists, NotFound
+from imageprepull.runtime.errors import NotFound
 from imageprepull.runtime.protos import images_pb2 as pb
 from imageprepull.runtime.protos import types_pb2
 from imageprepull.runtime.rpc import DEADLINE, Rpc
@@ -72,20 +72,26 @@ class Images:
         )
         return [_record(image) for image in answer.images]
 
-    async def create_or_update(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> ImageRecord:
-        """Make `name` mean `target` with these labels; other labels of a record that exists stay."""
-        image = _image(name, target, labels)
-        try:
-            created = await self._rpc.unary(
-                f"{_SERVICE}/Create",
-                pb.CreateImageRequest(image=image),
-                pb.CreateImageResponse,
-                operation=f"create image {name}",
-                settle=True,
-            )
-        except AlreadyExists:
-            return await self._update(image, ["target", *(f"labels.{key}" for key in labels)])
+    async def create(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> ImageRecord:
+        """Make `name` mean `target`.
+
+        Raises:
+            AlreadyExists: there is such a record, which stays as it is.
+        """
+        created = await self._rpc.unary(
+            f"{_SERVICE}/Create",
+            pb.CreateImageRequest(image=_image(name, target, labels)),
+            pb.CreateImageResponse,
+            operation=f"create image {name}",
+            settle=True,
+        )
         return _record(created.image)
+
+    async def update(self, name: str, target: Descriptor, labels: Mapping[str, str]) -> ImageRecord:
+        """Make a record that exists mean `target`, with these labels; its others stay. A missing one is NotFound."""
+        return await self._update(
+            _image(name, target, labels), ["target", *(f"labels.{key}" for key in labels)]
+        )
 
     async def update_labels(self, name: str, labels: Mapping[str, str]) -> ImageRecord:
         """Set these labels and leave the others; an empty value removes one."""

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 
-from imageprepull.agent.accounts import Delays
-from imageprepull.agent.clock import Clock
-from imageprepull.agent.containerd_node import ContainerdNode
-from imageprepull.agent.reconciler import Reconciler
-from imageprepull.agent.settings import AgentSettings
-from imageprepull.kube.access import ClusterAccess
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.discovery import discover
-from imageprepull.telemetry.metrics import AgentMetrics
+from tests.containerd.agent_bench import agent_of
 from tests.containerd.conftest import SNAPSHOTTER
-from tests.containerd.pull_bench import BOOT, OWNER, PullBench, fake_serve, layer, pull_bench
+from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
@@ -31,50 +23,6 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
     async with pull_bench(containerd, daemon) as bench:
         yield bench
         await bench.assert_clean()
-
-
-class Agent:
-    """A reconciler, and the question when it has come so far."""
-
-    def __init__(self, reconciler: Reconciler, changed: asyncio.Event) -> None:
-        self.reconciler = reconciler
-        self._changed = changed
-
-    async def until(self, *states: ImageState | str) -> None:
-        """Wait for the states of the entries, in the spec's order; a layer's state stands for a pull's progress."""
-        async with asyncio.timeout(20):
-            while not self._is(states):
-                self._changed.clear()
-                await self._changed.wait()
-
-    def _is(self, states: tuple[ImageState | str, ...]) -> bool:
-        views = list(self.reconciler.views.values())
-        return len(views) == len(states) and all(
-            state == view.state
-            or (view.progress and state in map(str, (one.state for one in view.progress.layers)))
-            for view, state in zip(views, states, strict=True)
-        )
-
-
-@asynccontextmanager
-async def agent_of(bench: PullBench) -> AsyncIterator[Agent]:
-    settings = AgentSettings(access=ClusterAccess(""), node_name=OWNER, namespace="none")
-    runtime = await discover(bench.containerd)
-    platform = bench.request("a.io/x").platform
-    node = ContainerdNode(bench.containerd, bench.puller, bench.client, runtime, settings, platform, BOOT)
-    changed = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        reconciler = Reconciler(
-            node,
-            tasks,
-            clock=Clock(),
-            metrics=AgentMetrics(),
-            on_change=changed.set,
-            delays=Delays(retry_base=0.05),
-        )
-        running = tasks.create_task(reconciler.run())
-        yield Agent(reconciler, changed)
-        running.cancel()
 
 
 def gone(entry: DesiredImage, on_removal: OnRemoval = OnRemoval.DELETE) -> DesiredImage:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.node import Compared, NodeError
+from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
@@ -92,6 +94,38 @@ async def test_success_is_believed_only_when_the_runtime_says_so(bench: Bench) -
     bench.node.holds.clear()
     assert await bench.steps() == ["pull a"]
     assert bench.states() == ["a Pulling"]
+
+
+async def test_two_digests_of_one_tag_are_both_brought_and_only_one_of_them_with_the_tag(
+    bench: Bench,
+) -> None:
+    kept = image("r/a:1", digest=OTHER, priority=1)
+    newer = image("r/a:1")
+    by_digest = f"r/a@{newer.digest}"
+    assert sorted(await bench.spec(newer, kept)) == ["pull r/a:1", f"pull {by_digest}"]
+    bench.node.succeed("r/a:1")
+    bench.node.succeed(by_digest)
+    assert await bench.steps() == []
+    for _ in range(3):
+        bench.reconciler.suspect_all()
+        assert await bench.steps() == []
+        assert bench.states() == ["r/a:1 Ready"] * 2
+    shown = [image_status(view) for view in bench.reconciler.views.values()]
+    assert [(one.digest, one.reason) for one in shown] == [(newer.digest, "HeldByDigest"), (OTHER, "")]
+
+
+async def test_the_tag_comes_back_to_the_entry_that_is_left_and_that_is_no_loss(bench: Bench) -> None:
+    kept, newer = image("r/a:1", digest=OTHER, priority=1), image("r/a:1")
+    bench.node.holds = {"r/a:1", f"r/a@{newer.digest}"}
+    await bench.spec(kept, newer)
+    bench.node.holds.discard("r/a:1")
+    released = [msgspec.structs.replace(kept, state=Desired.ABSENT), newer]
+    assert await bench.spec(*released) == ["unpin r/a:1", "abandon r/a:1", "pull r/a:1"]
+    view = bench.reconciler.views[key_of(newer)]
+    assert (view.losses.count, view.backoff) == (0, None)
+    bench.node.succeed("r/a:1")
+    await bench.steps()
+    assert image_status(view).reason == ""
 
 
 async def test_the_strictest_limits_bound_the_pulls_and_priority_orders_them(bench: Bench) -> None:

@@ -23,6 +23,7 @@ from imageprepull.agent.status import (
     verdict_of,
 )
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import Agent, Desired, Disk, LayerState, NodePrepullStatus
 from tests.unit.agent_doubles import image
 
@@ -225,3 +226,15 @@ def test_a_pin_that_the_runtime_does_not_tell_the_kubelet_is_said(
     view.held = Held(True, pinned=cri_says, layers=2, our_pin=pin)
     (shown,) = build_status(report_of(view), WHEN).images
     assert (shown.state, shown.reason) == ("Ready", reason)
+
+
+def test_an_image_whose_tag_means_another_says_which_and_is_ready() -> None:
+    view = view_of(state="Ready")
+    view.desired = msgspec.structs.replace(view.desired, pin=True)
+    view.tag_means = f"sha256:{'e' * 64}"
+    (shown,) = build_status(report_of(view), WHEN).images
+    assert (shown.state, shown.reason) == ("Ready", "HeldByDigest"), "it matters more than an ineffective pin"
+    assert view.tag_means in shown.message
+    assert len(shown.message) < bounds.MESSAGE
+    (failed,) = build_status(report_of(view_of(state="Failed")), WHEN).images
+    assert failed.reason.startswith("RegistryUnreachable")

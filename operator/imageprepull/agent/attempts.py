@@ -65,7 +65,7 @@ class Attempts:
         view.progress = ImageProgress(view.desired.reference, on_change=self._changed)
         if view.backoff is not None:
             self._metrics.retries.inc()
-        self._run(view, self._pull(view, view.desired, view.progress))
+        self._run(view, self._pull(view, view.asked, view.progress))
 
     def compare(self, view: ImageView) -> None:
         """Compare an image with its blobs. Like a pull it has the image for itself."""

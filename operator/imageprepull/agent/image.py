@@ -13,6 +13,7 @@ import structlog
 from imageprepull.agent.backoff import Backoff
 from imageprepull.agent.losing import Losses
 from imageprepull.agent.node import Held, Pulled
+from imageprepull.agent.tags import without_tag
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
@@ -33,6 +34,8 @@ class ImageView:
     """`due` is monotonic, `next_attempt` the same instant as RFC 3339: computed once, or it would flicker."""
 
     desired: DesiredImage
+    tag_means: str = ""
+    """The digest of the entry that has this one's tag; then this one is held by its digest alone."""
     held: Held | None = None
     running: bool = False
     released: bool = False
@@ -68,6 +71,11 @@ class ImageView:
             return ImageState.FAILED
         return ImageState.WAITING
 
+    @property
+    def asked(self) -> DesiredImage:
+        """What the node is asked for, and asked to bring."""
+        return without_tag(self.desired) if self.tag_means else self.desired
+
     def forget_failures(self) -> None:
         """Start counting anew: the entry changed, or the image is there."""
         self.backoff = None
@@ -82,6 +90,15 @@ class ImageView:
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
             self.released = False
         self.desired = desired
+
+    def give_tag(self, means: str) -> bool:
+        """`means` is the new `tag_means`; whether the node must be asked anew, for its tag or for it without."""
+        changed = bool(means) != bool(self.tag_means)
+        self.tag_means = means
+        if changed:
+            # An answer to another question: it would look like a loss, or hide one.
+            self.held = None
+        return changed
 
 
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.observing import observed
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
+from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
@@ -85,6 +86,7 @@ class Reconciler:
     def take_spec(self, desired: Sequence[DesiredImage]) -> None:
         """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for."""
         views: dict[Key, ImageView] = {}
+        elsewhere = tags_elsewhere(desired)
         for image in desired:
             key = key_of(image)
             # A pull may still run for an entry that had vanished.
@@ -94,6 +96,8 @@ class Reconciler:
                 self._suspect.add(key)
             elif view.desired != image:
                 view.taken_over(image)
+                self._suspect.add(key)
+            if view.give_tag(elsewhere.get(key, "")):
                 self._suspect.add(key)
             views[key] = view
             self._orphans.pop(key, None)
@@ -204,7 +208,7 @@ class Reconciler:
             # Before the answer: what is suspected meanwhile must be asked once more.
             self._suspect.discard(key)
             try:
-                held = await self._node.held(view.desired)
+                held = await self._node.held(view.asked)
             except NodeError as error:
                 if error.unavailable:
                     self._suspect.add(key)

@@ -37,6 +37,10 @@ _PIN_INEFFECTIVE = (
     "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
     "the image; containerd tells it from 1.6.24 and 1.7.5 on"
 )
+_HELD_BY_DIGEST = (
+    "two digests are wanted under this tag here, and the tag goes to {}, which has the higher priority or, among equals, "
+    "sorts first; this one is held by its digest alone, and a pod that names the tag does not get it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ def image_status(view: ImageView) -> NodeImageStatus:
 
 def notice(view: ImageView) -> tuple[str, str]:
     """Reason and message of an image that has not failed, for what its users should know all the same."""
+    if view.state is ImageState.READY and view.tag_means:
+        return "HeldByDigest", _HELD_BY_DIGEST.format(view.tag_means)
     if view.state is ImageState.READY and view.desired.pin and view.held and not view.held.pinned:
         return "PinIneffective", _PIN_INEFFECTIVE
     here = view.state is ImageState.PULLING or (view.state is ImageState.READY and view.pulled is not None)

@@ -1,0 +1,73 @@
+"""The agent's reconciler over a real containerd, for the tests that need both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from imageprepull.agent.accounts import Delays
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.containerd_node import ContainerdNode
+from imageprepull.agent.reconciler import Reconciler
+from imageprepull.agent.settings import AgentSettings
+from imageprepull.kube.access import ClusterAccess
+from imageprepull.resources.nodeprepull import ImageState
+from imageprepull.runtime.discovery import discover
+from imageprepull.telemetry.metrics import AgentMetrics
+from tests.containerd.pull_bench import BOOT, OWNER, PullBench
+
+
+class Agent:
+    """A reconciler, and the question when it has come so far."""
+
+    def __init__(self, reconciler: Reconciler, changed: asyncio.Event) -> None:
+        self.reconciler = reconciler
+        self._changed = changed
+
+    async def until(self, *states: ImageState | str) -> None:
+        """Wait for the states of the entries, in the spec's order; a layer's state stands for a pull's progress."""
+        async with asyncio.timeout(20):
+            while not self._is(states):
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def passed(self) -> None:
+        """One pass of a reconciler that nobody runs: everything is asked anew, and what follows from it is over."""
+        self.reconciler.suspect_all()
+        await self.reconciler.step()
+        async with asyncio.timeout(20):
+            while self.reconciler.running:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _is(self, states: tuple[ImageState | str, ...]) -> bool:
+        views = list(self.reconciler.views.values())
+        return len(views) == len(states) and all(
+            state == view.state
+            or (view.progress and state in map(str, (one.state for one in view.progress.layers)))
+            for view, state in zip(views, states, strict=True)
+        )
+
+
+@asynccontextmanager
+async def agent_of(bench: PullBench, *, runs: bool = True) -> AsyncIterator[Agent]:
+    """Without `runs` the test makes its steps."""
+    settings = AgentSettings(access=ClusterAccess(""), node_name=OWNER, namespace="none")
+    runtime = await discover(bench.containerd)
+    platform = bench.request("a.io/x").platform
+    node = ContainerdNode(bench.containerd, bench.puller, bench.client, runtime, settings, platform, BOOT)
+    changed = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(
+            node,
+            tasks,
+            clock=Clock(),
+            metrics=AgentMetrics(),
+            on_change=changed.set,
+            delays=Delays(retry_base=0.05),
+        )
+        running = tasks.create_task(reconciler.run()) if runs else None
+        yield Agent(reconciler, changed)
+        if running is not None:
+            running.cancel()

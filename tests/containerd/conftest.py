@@ -10,13 +10,17 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.snapshots import SnapshotKind
+from imageprepull.unpacking.messages import Settings
+from imageprepull.unpacking.workers import Workers
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_daemon, docker_registry
 from tests.testbed.faulty_registry import FaultyRegistry
+from tests.unit.unpacking_zygotes import zygote
 
 VERSIONS = ("1.6", "2.4")
 SNAPSHOTTER = "overlayfs"
@@ -111,6 +115,19 @@ async def assert_clean(containerd: Containerd) -> Callable[[], Awaitable[None]]:
         assert await leftovers(containerd) == Leftovers()
 
     return look
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    """The parent of confined workers; who kills it must have one of their own."""
+    with zygote(Settings()) as workers:
+        yield workers
+
+
+@pytest.fixture(params=["fast", "portable"])
+def path(request: pytest.FixtureRequest, workers: Workers) -> dict[str, Any]:
+    """Options of a puller for each path."""
+    return {"path": "fast", "workers": workers} if request.param == "fast" else {"path": "portable"}
 
 
 @pytest.fixture(scope="session")

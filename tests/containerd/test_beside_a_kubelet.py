@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -13,7 +13,6 @@ from imageprepull.pulling import image as image_module
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.urgency import Manners, Urgency, wanted_elsewhere
 from imageprepull.runtime.connection import Containerd
-from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.pull_bench import (
     FAST,
@@ -28,15 +27,8 @@ from tests.containerd.pull_bench import (
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
-from tests.unit.unpacking_zygotes import zygote
 
 SETTINGS = replace(FAST, wanted_poll=0.02)
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with zygote(Settings()) as workers:
-        yield workers
 
 
 @pytest.fixture

@@ -6,31 +6,16 @@ A FAKE pressure file: what the kernel's own says depends on whatever else the ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from imageprepull.pulling.pressure import PressureTerms
 from imageprepull.runtime.connection import Containerd
-from imageprepull.unpacking.messages import Settings
 from tests.containerd.pull_bench import FAST, Watched, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import FaultyRegistry
 from tests.testbed.images import build_image
-from tests.unit.unpacking_zygotes import zygote
-
-
-@pytest.fixture(params=["fast", "portable"])
-def path(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Options of a puller for each path."""
-    if request.param == "portable":
-        yield {"path": "portable", "parallel_unpacks": 3}
-        return
-    with zygote(Settings()) as workers:
-        yield {"path": "fast", "workers": workers, "parallel_unpacks": 3}
 
 
 async def most_at_once(
@@ -39,7 +24,8 @@ async def most_at_once(
     """The most layers that had a turn at the same time, for urgent images and for others."""
     terms = PressureTerms(path=file, interval=0.01)
     found: dict[bool, int] = {}
-    async with pull_bench(containerd, daemon, settings=replace(FAST, pressure=terms), **path) as bench:
+    settings = replace(FAST, pressure=terms)
+    async with pull_bench(containerd, daemon, settings=settings, parallel_unpacks=3, **path) as bench:
         machinery = bench.puller._machinery
         slow = asyncio.Event()
         machinery.polite_applies.watch(lambda: slow.set() if machinery.polite_applies.limit == 1 else None)

@@ -24,13 +24,11 @@ import pytest
 
 from imageprepull.pulling.errors import PullError
 from imageprepull.runtime.connection import connect
-from imageprepull.unpacking.messages import Settings
 from tests.containerd.conftest import VERSIONS
 from tests.containerd.pull_bench import FAST, Watched, fake_serve, layer, pull_bench
 from tests.testbed.daemon import PREFIX, ContainerdDaemon, remove, run, sweep
 from tests.testbed.faulty_registry import FaultyRegistry
 from tests.testbed.images import LayerSpec, build_image
-from tests.unit.unpacking_zygotes import zygote
 
 MIB = 1 << 20
 
@@ -82,15 +80,6 @@ def thin_disk() -> Iterator[ThinDisk]:
         yield made
     finally:
         remove(folder)
-
-
-@pytest.fixture(params=["fast", "portable"])
-def path(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    if request.param == "portable":
-        yield {"path": "portable"}
-        return
-    with zygote(Settings()) as workers:
-        yield {"path": "fast", "workers": workers}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

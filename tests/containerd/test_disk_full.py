@@ -23,14 +23,12 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.space import NoRoom, Thresholds
 from imageprepull.resources.free_space import parse_amount
 from imageprepull.runtime.connection import Containerd, connect
-from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.conftest import VERSIONS, collect_garbage, leftovers, wipe
 from tests.containerd.pull_bench import FAST, PullBench, Watched, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon, disk
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import LayerSpec, build_image
-from tests.unit.unpacking_zygotes import zygote
 
 MB = 1_000_000
 BLIND = replace(FAST, space_interval=3600)
@@ -102,22 +100,6 @@ async def runtime(daemon: ContainerdDaemon, small: SmallDisk) -> AsyncIterator[C
         yield connection
         small.relieve()
         await wipe(connection)
-
-
-@pytest.fixture(params=["fast", "portable"])
-def path(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Options of a puller for each path."""
-    if request.param == "portable":
-        yield {"path": "portable"}
-        return
-    with zygote(Settings()) as workers:
-        yield {"path": "fast", "workers": workers}
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with zygote(Settings()) as started:
-        yield started
 
 
 def inflating(name: str, size: int) -> LayerSpec:

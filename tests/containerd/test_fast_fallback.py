@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,6 @@ from tests.testbed.daemon import ContainerdDaemon, DockerRegistry, containerd_da
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import LayerSpec, build_image
 from tests.unit.unpacking_zygotes import children, until, zygote
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with zygote(Settings()) as workers:
-        yield workers
 
 
 @pytest.fixture
@@ -254,23 +248,26 @@ async def test_a_killed_worker_costs_its_layer_the_fast_path_only(
 
 
 async def test_without_a_zygote_the_rest_goes_the_portable_path(
-    bench: PullBench, fake: FaultyRegistry, workers: Workers
+    containerd: Containerd, daemon: ContainerdDaemon, fake: FaultyRegistry
 ) -> None:
     image = build_image([layer("orphan", 600_000), layer("orphan-2", 20_000)])
     release = asyncio.Event()
     fake.faults[image.layers[0].blob.digest] = [Fault(hold_after=100_000, release=release)]
-    progress = Watched("x")
-    reference = fake_serve(fake, image)
-    pulling = asyncio.create_task(bench.pull(reference, progress))
-    await progress.until(lambda seen: seen.states() == ["Extracting", "Extracted"])
-    os.kill(workers._pid, signal.SIGKILL)
-    release.set()
-    await pulling
-    assert (await bench.presence(reference)).present
-    assert shown(bench) == ("portable", "the process that starts workers has died")
-    again = fake_serve(fake, build_image([layer("orphan-3")]), "2")
-    await bench.pull(again)
-    assert (await bench.presence(again)).present
+    with zygote(Settings()) as workers:
+        async with pull_bench(containerd, daemon, workers=workers, stall=30) as bench:
+            progress = Watched("x")
+            reference = fake_serve(fake, image)
+            pulling = asyncio.create_task(bench.pull(reference, progress))
+            await progress.until(lambda seen: seen.states() == ["Extracting", "Extracted"])
+            os.kill(workers._pid, signal.SIGKILL)
+            release.set()
+            await pulling
+            assert (await bench.presence(reference)).present
+            assert shown(bench) == ("portable", "the process that starts workers has died")
+            again = fake_serve(fake, build_image([layer("orphan-3")]), "2")
+            await bench.pull(again)
+            assert (await bench.presence(again)).present
+            await bench.assert_clean()
 
 
 def replace_layer(image: Any, number: int, packed: bytes) -> Any:

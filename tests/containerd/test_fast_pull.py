@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from imageprepull.pulling import staging
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.exchange import exchange
 from imageprepull.runtime.connection import Containerd, connect
-from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage, leftovers, wipe
 from tests.containerd.layer_trees import layer_trees
@@ -23,13 +22,6 @@ from tests.containerd.pull_bench import PullBench, Watched, fake_serve, layer, p
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import LayerSpec, build_image
-from tests.unit.unpacking_zygotes import zygote
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with zygote(Settings()) as workers:
-        yield workers
 
 
 @pytest.fixture

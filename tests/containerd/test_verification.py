@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -11,23 +11,15 @@ import pytest
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.verification import Verified
 from imageprepull.runtime.connection import Containerd
-from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import PullBench, Watched, pull_bench, serve
 from tests.containerd.test_fast_pull import BASE, CHANGES
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.images import build_image
-from tests.unit.unpacking_zygotes import zygote
 
 IMAGE = build_image([BASE, CHANGES])
 FILE = "usr/local/lib/old"
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with zygote(Settings()) as workers:
-        yield workers
 
 
 @pytest.fixture

@@ -243,16 +243,7 @@ class Session:
             if found.complete:
                 digests[number] = found.digest
             if found.present:
-                layers = tuple(
-                    LayerProgress(
-                        digest=layer.descriptor.digest,
-                        size=layer.descriptor.size,
-                        diff_id=layer.diff_id,
-                        chain_id=layer.chain_id,
-                        state=LayerState.EXISTS,
-                    )
-                    for layer in found.layers
-                )
+                layers = tuple(LayerProgress.of(layer, LayerState.EXISTS) for layer in found.layers)
                 self._results[number] = Found(found.digest, layers)
         return digests
 

@@ -166,15 +166,7 @@ class ImagePull:
         image = await read_image(target, self._request.platform, fetch)
         self._image = image
         self._progress.digest = image.target.digest
-        self._progress.layers = [
-            LayerProgress(
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                diff_id=layer.diff_id,
-                chain_id=layer.chain_id,
-            )
-            for layer in image.layers
-        ]
+        self._progress.layers = [LayerProgress.of(layer) for layer in image.layers]
         self._elapsed("resolve")
         return image
 

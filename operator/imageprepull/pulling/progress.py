@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.resources.nodeprepull import LayerState
 
 
@@ -26,6 +27,12 @@ class LayerProgress:
     state: LayerState = LayerState.WAITING
     done: int = 0
     unpacked: int | None = None
+
+    @classmethod
+    def of(cls, layer: ChainLayer, state: LayerState = LayerState.WAITING, done: int = 0) -> LayerProgress:
+        """A layer of a chain as it stands now."""
+        descriptor = layer.descriptor
+        return cls(descriptor.digest, descriptor.size, layer.diff_id, layer.chain_id, state, done)
 
 
 def ignore_change() -> None:

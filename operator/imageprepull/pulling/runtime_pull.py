@@ -72,15 +72,7 @@ async def _finish(
     image = await _documents(machinery, request, record.target)
     progress.digest = record.target.digest
     progress.layers = [
-        LayerProgress(
-            digest=layer.descriptor.digest,
-            size=layer.descriptor.size,
-            diff_id=layer.diff_id,
-            chain_id=layer.chain_id,
-            state=LayerState.APPLIED,
-            done=layer.descriptor.size,
-        )
-        for layer in image.layers
+        LayerProgress.of(layer, LayerState.APPLIED, layer.descriptor.size) for layer in image.layers
     ]
     progress.enter("Finishing")
     # Some of the layers may be what an attempt of ours has committed and not synced.

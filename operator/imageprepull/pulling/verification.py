@@ -166,16 +166,7 @@ class _Verification:
 
     async def run(self) -> Verified:
         self._progress.enter("Verifying")
-        self._progress.layers = [
-            LayerProgress(
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                diff_id=layer.diff_id,
-                chain_id=layer.chain_id,
-                state=LayerState.EXISTS,
-            )
-            for layer in self._layers
-        ]
+        self._progress.layers = [LayerProgress.of(layer, LayerState.EXISTS) for layer in self._layers]
         if await self._chain.count_existing(list(self._layers)) < len(self._layers):
             raise ChainLostError("layers of the image are missing")
         await self._blobs_are_theirs()

@@ -129,6 +129,25 @@ async def read_local(
     return body if sha256_digest(body) == descriptor.digest else None
 
 
+async def read_stored(
+    containerd: Containerd, target: Descriptor, platform: Platform, missing: Callable[[str], Exception]
+) -> ImageDocuments:
+    """An image as the content store has it, whole.
+
+    Raises:
+        InvalidManifest, NoMatchingPlatform: as `read_image`.
+        Exception: what `missing` makes of the digest of a document that is not there, or damaged.
+    """
+
+    async def fetch(descriptor: Descriptor) -> bytes:
+        body = await read_local(containerd, descriptor)
+        if body is None:
+            raise missing(descriptor.digest)
+        return body
+
+    return await read_image(target, platform, fetch)
+
+
 def _as(kind: str, descriptor: Descriptor) -> Descriptor:
     """The descriptor with the media type that the document proved to have; nothing of a parent's platform."""
     return Descriptor(kind, descriptor.digest, descriptor.size)

@@ -28,7 +28,14 @@ from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, o
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
-from imageprepull.pulling.records import missing_below, put_documents, record_names, take_back, write_records
+from imageprepull.pulling.records import (
+    find_record,
+    missing_below,
+    put_documents,
+    record_names,
+    take_back,
+    write_records,
+)
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
@@ -172,14 +179,11 @@ class ImagePull:
 
     async def _recorded(self, digest: str) -> Descriptor | None:
         """The top-level descriptor as the runtime has it: then no registry need be asked for it."""
-        reference = self._request.reference
-        # What others imported may have its tag alone.
-        for name in (reference.digest_record(digest), reference.tag_record):
-            record = await self._machinery.containerd.images.get(name) if name else None
-            if record is not None and record.target.digest == digest:
-                return record.target
-        # An earlier attempt has put the documents first: registries count each GET of a manifest.
         containerd = self._machinery.containerd
+        record = await find_record(containerd, self._request.reference, digest)
+        if record is not None:
+            return record.target
+        # An earlier attempt has put the documents first: registries count each GET of a manifest.
         held = await containerd.content.info(digest)
         if held is None or held.size > LONGEST_DOCUMENT:
             return None

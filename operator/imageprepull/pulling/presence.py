@@ -13,7 +13,7 @@ from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain_folders import ChainFolders
-from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
 from imageprepull.pulling.labels import CRI_PINNED, GC_CONTENT, GC_SNAPSHOT, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
@@ -122,14 +122,10 @@ async def _records(containerd: Containerd, names: list[str], digest: str | None)
 
 
 async def _documents(containerd: Containerd, target: Descriptor, platform: Platform) -> ImageDocuments:
-    async def fetch(descriptor: Descriptor) -> bytes:
-        body = await read_local(containerd, descriptor)
-        if body is None:
-            raise _MissingError(f"the content {descriptor.digest}")
-        return body
-
     try:
-        return await read_image(target, platform, fetch)
+        return await read_stored(
+            containerd, target, platform, lambda digest: _MissingError(f"the content {digest}")
+        )
     except (InvalidManifest, NoMatchingPlatform) as error:
         raise _MissingError(f"an image for {platform}: {error}") from error
 

@@ -27,6 +27,7 @@ from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, NotFound
+from imageprepull.runtime.images import ImageRecord
 
 _LABEL_ATTEMPTS = 3
 _RECORD_ATTEMPTS = 5
@@ -36,6 +37,18 @@ def record_names(reference: Reference, digest: str, config_digest: str) -> list[
     """Names in the order in which the CRI makes them: ID, tag, digest. A digest reference has no tag record."""
     names = [config_digest, reference.tag_record, reference.digest_record(digest)]
     return [name for name in names if name]
+
+
+async def find_record(containerd: Containerd, reference: Reference, digest: str | None) -> ImageRecord | None:
+    """The record by which the runtime knows an image: under its digest, else under its tag if that means `digest`.
+
+    What others imported may have its tag alone. Without `digest` it is what the tag means.
+    """
+    for name in (reference.digest_record(digest) if digest else None, reference.tag_record):
+        record = await containerd.images.get(name) if name else None
+        if record is not None and digest in (None, record.target.digest):
+            return record
+    return None
 
 
 async def put_documents(

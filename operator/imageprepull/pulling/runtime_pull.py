@@ -10,8 +10,7 @@ import time
 
 import structlog
 
-from imageprepull.oci.descriptor import Descriptor
-from imageprepull.pulling.documents import ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import read_stored
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.machinery import Machinery
@@ -69,8 +68,14 @@ async def _finish(
     record = await containerd.images.get(name)
     if record is None:
         raise PullError("NotVisible", f"the runtime pulled {name} and has no record of it")
-    image = await _documents(machinery, request, record.target)
-    progress.digest = record.target.digest
+    digest = record.target.digest
+    image = await read_stored(
+        containerd,
+        record.target,
+        request.platform,
+        lambda missing: PullError("NotVisible", f"the runtime pulled {digest} and lacks {missing}"),
+    )
+    progress.digest = digest
     progress.layers = [
         LayerProgress.of(layer, LayerState.APPLIED, layer.descriptor.size) for layer in image.layers
     ]
@@ -85,13 +90,13 @@ async def _finish(
     )
     config = image.manifest.config.digest
     await write_records(containerd, request.reference, image, pin=request.pin)
-    names = record_names(request.reference, record.target.digest, config)
+    names = record_names(request.reference, digest, config)
     shown = await wait_visible(containerd, names, config, machinery.settings)
     seconds = time.monotonic() - began
     progress.seconds["ready"] = progress.seconds["done"] = seconds
     progress.enter("Done")
     return PullOutcome(
-        digest=record.target.digest,
+        digest=digest,
         config_digest=config,
         layers=tuple(progress.layers),
         seconds_ready=seconds,
@@ -101,13 +106,3 @@ async def _finish(
         bytes_by_host=dict(progress.bytes_by_host),
         pinned=bool(shown and shown.pinned),
     )
-
-
-async def _documents(machinery: Machinery, request: PullRequest, target: Descriptor) -> ImageDocuments:
-    async def local(descriptor: Descriptor) -> bytes:
-        body = await read_local(machinery.containerd, descriptor)
-        if body is None:
-            raise PullError("NotVisible", f"the runtime pulled {target.digest} and lacks {descriptor.digest}")
-        return body
-
-    return await read_image(target, request.platform, local)

@@ -17,7 +17,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.blobs import CONTENT
 from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway
-from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
@@ -25,6 +25,7 @@ from imageprepull.pulling.leases import LeaseTerms, drop_lease, open_lease, shor
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need, usual_ratio
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.pulling.records import find_record
 from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.staging import CannotStageError, Staging
 from imageprepull.pulling.threads import in_thread
@@ -70,22 +71,15 @@ async def read_present(containerd: Containerd, request: PullRequest) -> ImageDoc
         PullError: NotPresent.
     """
     reference = request.reference
-    digest = request.digest or reference.digest
-    # What others imported may have its tag alone.
-    for name in (reference.digest_record(digest) if digest else None, reference.tag_record):
-        record = await containerd.images.get(name) if name else None
-        if record is not None and record.target.digest == (digest or record.target.digest):
-            break
-    else:
+    record = await find_record(containerd, reference, request.digest or reference.digest)
+    if record is None:
         raise PullError("NotPresent", f"the runtime has no record of {reference}")
-
-    async def fetch(descriptor: Descriptor) -> bytes:
-        body = await read_local(containerd, descriptor)
-        if body is None:
-            raise PullError("NotPresent", f"{descriptor.digest} of {reference} is missing or damaged")
-        return body
-
-    return await read_image(record.target, request.platform, fetch)
+    return await read_stored(
+        containerd,
+        record.target,
+        request.platform,
+        lambda missing: PullError("NotPresent", f"{missing} of {reference} is missing or damaged"),
+    )
 
 
 async def verify(

@@ -17,6 +17,7 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling import durability
 from imageprepull.pulling.records import unpin
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.content import Content
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import PullBench, Watched, layer, pull_bench, serve
 from tests.testbed import binaries
@@ -190,6 +191,25 @@ async def test_a_present_image_is_pinned_later_without_a_registry(
     finally:
         registry.start()
     assert (await bench.presence(reference, pin=True)).present
+
+
+async def test_documents_that_the_store_has_are_read_once_and_those_that_it_had_not_never(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("read-once")])
+    reference = serve(registry, image, "read/once")
+    read: list[str] = []
+    plain = Content.read
+
+    async def noted(self: Content, digest: str) -> bytes:
+        read.append(digest)
+        return await plain(self, digest)
+
+    monkeypatch.setattr(Content, "read", noted)
+    await bench.pull(reference)
+    assert read == []
+    await bench.pull(reference, pin=True)
+    assert sorted(read) == sorted([image.digest, image.config.digest])
 
 
 async def test_an_image_that_others_imported_under_its_tag_only_is_pinned_without_a_registry(

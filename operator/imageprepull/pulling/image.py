@@ -70,6 +70,7 @@ class ImagePull:
         self._progress = progress
         self._started = time.monotonic()
         self._image: ImageDocuments | None = None
+        self._unread: set[str] = set()
         self._blobs: LayerBlobs | None = None
         self._work: LayerWork | None = None
 
@@ -168,6 +169,7 @@ class ImagePull:
             local = await read_local(self._machinery.containerd, descriptor)
             if local is not None:
                 return local
+            self._unread.add(descriptor.digest)
             return await self._machinery.registry.fetch_document(reference, descriptor)
 
         image = await read_image(target, self._request.platform, fetch)
@@ -265,7 +267,10 @@ class ImagePull:
             image,
             snapshotter=self._request.snapshotter,
             keep_layers=self._request.keep_blobs != "never",
+            unread=self._unread,
         )
+        # Verified by the runtime as it wrote them, or mended.
+        self._unread = set()
         reached(Step.DOCUMENTED, image.target.digest)
 
     async def _make(self, image: ImageDocuments, blobs: LayerBlobs, lease: str) -> PullOutcome:

@@ -59,6 +59,7 @@ async def put_documents(
     *,
     snapshotter: str,
     keep_layers: bool,
+    unread: Collection[str],
 ) -> None:
     """Put config, manifest and indexes with the labels by which the garbage collector finds what they name.
 
@@ -69,6 +70,7 @@ async def put_documents(
         image: the documents.
         snapshotter: where the chain is.
         keep_layers: whether the manifest keeps the layers' blobs.
+        unread: digests of documents that the content store did not give us: what it has of them may be damaged.
 
     Raises:
         PullError: LabelsLost, when the labels do not stay; DamagedContent.
@@ -81,7 +83,8 @@ async def put_documents(
     for document, labels in wanted:
         sourced = {**labels, **source_label(reference.domain, reference.path, {})}
         descriptor = document.descriptor
-        await _mend(containerd, placing, document)
+        if descriptor.digest in unread:
+            await _mend(containerd, placing, document)
         await containerd.content.put(ref_key(descriptor), descriptor, document.body, sourced)
         await _ensure_labels(containerd, descriptor, labels)
 

@@ -81,6 +81,35 @@ async def test_a_chain_without_a_directory_is_missing_and_is_made_anew(
     assert all(folder.is_dir() for folder in await folders_of(bench, image.chain_ids[-1]))
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_an_agent_that_never_saw_the_directory_misses_it_all_the_same(
+    bench: PullBench, registry: DockerRegistry, lost: int
+) -> None:
+    """Of a snapshot without a directory the runtime gives no view."""
+    image = build_image([layer("unseen-0"), layer("unseen-1")])
+    reference = serve(registry, image, f"unseen/{lost}")
+    await bench.pull(reference)
+    shutil.rmtree((await folders_of(bench, image.chain_ids[-1]))[1 - lost])
+    async with pull_bench(bench.containerd, bench.daemon) as fresh:
+        missing = (await fresh.presence(reference)).missing
+        assert missing == f"the directory of the snapshot {image.chain_ids[lost]}"
+        outcome = await fresh.pull(reference)
+        assert [str(found.state) for found in outcome.layers] == ["Exists"] * lost + ["Applied"] * (2 - lost)
+        assert (await fresh.presence(reference)).present
+
+
+async def test_a_new_image_on_a_base_without_a_directory_gets_a_new_base(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    old, new = (build_image([layer("base-lost"), layer(f"base-lost-{which}")]) for which in ("old", "new"))
+    await bench.pull(serve(registry, old, "base-lost/old"))
+    shutil.rmtree((await folders_of(bench, old.chain_ids[-1]))[1])
+    reference = serve(registry, new, "base-lost/new")
+    outcome = await bench.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert (await bench.presence(reference)).present
+
+
 async def test_a_broken_chain_that_a_container_uses_is_reported_and_left(
     bench: PullBench, registry: DockerRegistry
 ) -> None:

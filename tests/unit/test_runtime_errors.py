@@ -34,6 +34,11 @@ CODE = grpc.StatusCode
         (CODE.OUT_OF_RANGE, "offset", errors.OutOfRange),
         (CODE.INVALID_ARGUMENT, "namespace is required", errors.InvalidRequest),
         (CODE.PERMISSION_DENIED, "no", errors.PermissionDenied),
+        (
+            CODE.UNKNOWN,
+            "failed to stat parent: stat /x/98/fs: no such file or directory",
+            errors.ParentBroken,
+        ),
         (CODE.UNKNOWN, "rename a b: no such file or directory", RuntimeFault),
     ],
 )

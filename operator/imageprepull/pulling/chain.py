@@ -20,7 +20,14 @@ from imageprepull.pulling.labels import UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound, TimedOut, Unavailable
+from imageprepull.runtime.errors import (
+    AlreadyExists,
+    LeaseGone,
+    NotFound,
+    ParentBroken,
+    TimedOut,
+    Unavailable,
+)
 from imageprepull.runtime.labels import SNAPSHOT_REF
 from imageprepull.runtime.mounts import Mount
 
@@ -85,7 +92,10 @@ class Chain:
 
     async def _count(self, layers: list[ChainLayer]) -> int:
         for number, layer in enumerate(layers):
-            prepared = await self._prepare(layer)
+            try:
+                prepared = await self._prepare(layer)
+            except ParentBroken:
+                await self.discard(layer.parent, "BrokenChain", "its directory is gone")
             if prepared is not None:
                 # Asking is preparing. The key is not kept over the download: an hour of an active snapshot for
                 # a call of three milliseconds.

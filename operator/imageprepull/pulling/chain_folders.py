@@ -14,7 +14,7 @@ from imageprepull.pulling.layer_folders import Roots, UnknownMounts, view_folder
 from imageprepull.pulling.leases import short_lease
 from imageprepull.pulling.threads import in_thread
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.errors import NotFound, ParentBroken
 
 _MOST_KNOWN = 1024
 
@@ -41,7 +41,10 @@ class ChainFolders:
         Raises:
             RuntimeFault: the runtime does not answer.
         """
-        folders = await self.folders(containerd, snapshotter, chain_ids, labels)
+        try:
+            folders = await self.folders(containerd, snapshotter, chain_ids, labels)
+        except ParentBroken:
+            return [chain_ids[-1]]
         if not folders:
             return []
         there = await in_thread(lambda: [folder.is_dir() for folder in folders])
@@ -53,6 +56,7 @@ class ChainFolders:
         """Where the layers of a committed chain are, bottom first; empty where that cannot be known.
 
         Raises:
+            ParentBroken: the directory of the last one is gone.
             RuntimeFault: the runtime does not answer.
         """
         if not chain_ids:

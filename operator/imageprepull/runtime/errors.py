@@ -126,6 +126,12 @@ class Unsupported(RuntimeFault):
     reason = "RuntimeUnsupported"
 
 
+class ParentBroken(RuntimeFault):
+    """The directory of the snapshot to stand on is gone, though the runtime has it on record (containerd issue 3369)."""
+
+    reason = "BrokenChain"
+
+
 class RpcFailure(Protocol):
     """What `grpc.RpcError` and `grpc.aio.AioRpcError` have in common, though no class of grpc says so."""
 
@@ -141,6 +147,7 @@ class RpcFailure(Protocol):
 _LOCKED = re.compile(r"\bref \S+ locked\b")
 # "lease does not exist" from calls under a lease, `lease "x": not found` from the lease service.
 _LEASE_GONE = re.compile(r"\blease does not exist\b|\blease \"[^\"]*\": not found")
+_PARENT_BROKEN = re.compile(r"\bfailed to stat parent: .*no such file or directory")
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded")
 _DISK_FAILED = re.compile(r"input/output error|read-only file system")
 
@@ -165,6 +172,8 @@ def classify(code: grpc.StatusCode, detail: str) -> type[RuntimeFault]:
         return DiskFull
     if _DISK_FAILED.search(detail):
         return DiskFailed
+    if _PARENT_BROKEN.search(detail):
+        return ParentBroken
     if code is grpc.StatusCode.UNAVAILABLE and _LOCKED.search(detail):
         return Locked
     if code is grpc.StatusCode.NOT_FOUND and _LEASE_GONE.search(detail):

@@ -75,6 +75,7 @@ class Snapshots:
             AlreadyExists: the key is in use, or the snapshot that the label `containerd.io/snapshot.ref` names is
                 there. Versions before 1.6.32 and 1.7.18 do not lease it: AddResource, then `stat`.
             NotFound: there is no such parent.
+            ParentBroken: its directory is gone.
         """
         request = pb.PrepareSnapshotRequest(
             snapshotter=snapshotter, key=key, parent=parent, labels=dict(labels)
@@ -95,6 +96,7 @@ class Snapshots:
 
         Raises:
             NotFound: there is no such parent.
+            ParentBroken: its directory is gone.
         """
         answer = await self._rpc.unary(
             f"{_SERVICE}/View",

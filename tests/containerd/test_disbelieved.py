@@ -10,13 +10,16 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.layer_folders import Roots, view_folders
+from imageprepull.pulling.removal import remove_image
+from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
-from tests.containerd.pull_bench import PullBench, layer, pull_bench, serve
+from tests.containerd.pull_bench import BOOT, OWNER, PullBench, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
-from tests.testbed.images import build_image, build_index
+from tests.testbed.images import BuiltImage, build_image, build_index
 
 CONTAINER = "1b9c"
 """The key of a container's snapshot is its ID."""
@@ -142,6 +145,77 @@ async def test_an_unsynced_layer_that_a_container_uses_is_reported_and_replaced_
             await bench.pull(reference)
         assert (caught.value.reason, caught.value.permanent) == ("UnsyncedInUse", False)
     outcome = await bench.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert (await bench.presence(reference)).present
+
+
+async def with_a_forgotten_base(
+    bench: PullBench, registry: DockerRegistry, name: str
+) -> tuple[str, BuiltImage]:
+    """An image whose base was also another's, which is gone.
+
+    The runtime's collection does not tell a parent of its child, and `Remove` of the parent then fails for ever.
+    """
+    gone, image = (build_image([layer(name), layer(f"{name}-{which}")]) for which in ("gone", "stays"))
+    await bench.pull(serve(registry, gone, f"{name}/gone"))
+    reference = serve(registry, image, f"{name}/stays")
+    await bench.pull(reference)
+    await remove_image(bench.containerd, gone.digest, snapshotter=SNAPSHOTTER, wanted=())
+    assert await bench.containerd.snapshots.stat(SNAPSHOTTER, gone.chain_ids[-1]) is None
+    return reference, image
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_a_layer_whose_other_child_the_runtime_has_collected_is_replaced_all_the_same(
+    bench: PullBench, registry: DockerRegistry, keep: bool
+) -> None:
+    reference, image = await with_a_forgotten_base(bench, registry, f"forgotten-{int(keep)}")
+    shutil.rmtree((await folders_of(bench, image.chain_ids[-1]))[1])
+
+    outcome = await bench.pull(reference, keep_lease_on_failure=keep)
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert outcome.bytes_downloaded == 0, "its blobs are not collected with it"
+    assert (await bench.presence(reference)).present
+    assert all(folder.is_dir() for folder in await folders_of(bench, image.chain_ids[-1]))
+
+
+async def test_unsynced_layers_of_which_the_runtime_has_collected_a_child_are_removed_at_the_start(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    _, image = await with_a_forgotten_base(bench, registry, "forgotten-unsynced")
+    for chain_id in image.chain_ids:
+        await bench.containerd.snapshots.update_labels(
+            SNAPSHOTTER, chain_id, {"imageprepull.io/unsynced": "another boot"}
+        )
+    removed = await remove_unsynced(bench.containerd, SNAPSHOTTER, BOOT, {LEASE: OWNER})
+    assert (removed.snapshots, removed.in_use) == (image.chain_ids[::-1], {})
+    assert await bench.containerd.snapshots.list(SNAPSHOTTER) == []
+    assert await bench.containerd.images.list() == []
+
+
+@pytest.mark.parametrize("holds", ["a snapshot", "a lease"])
+async def test_what_a_dead_pull_of_the_runtime_holds_is_replaced_when_its_lease_has_gone(
+    bench: PullBench, registry: DockerRegistry, holds: str
+) -> None:
+    name = f"dead-{holds.rpartition(' ')[2]}"
+    reference, image = await with_a_forgotten_base(bench, registry, name)
+    base = (await folders_of(bench, image.chain_ids[-1]))[1]
+    theirs = bench.containerd.with_lease("theirs")
+    await theirs.leases.create("theirs", {}, 86400)
+    if holds == "a snapshot":
+        await theirs.snapshots.prepare(SNAPSHOTTER, "extract-77-Ab1x sha256:x", image.chain_ids[0], {})
+    else:
+        await theirs.leases.add_resource("theirs", f"snapshots/{SNAPSHOTTER}", image.chain_ids[0])
+    shutil.rmtree(base)
+    for _ in range(2):
+        with pytest.raises(PullError) as caught:
+            await bench.pull(reference, keep_lease_on_failure=True)
+        assert (caught.value.reason, caught.value.permanent) == ("BrokenChain", False)
+        assert ("unpacks on it (snapshot extract-77" in caught.value.message) is (holds == "a snapshot")
+        assert "pods" not in caught.value.message
+
+    await theirs.leases.delete("theirs", sync=True)
+    outcome = await bench.pull(reference, keep_lease_on_failure=True)
     assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
     assert (await bench.presence(reference)).present
 

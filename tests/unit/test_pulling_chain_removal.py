@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imageprepull.pulling.chain_removal import Doomed, doomed_with
+from imageprepull.pulling.chain_removal import Doomed, doomed_with, what_stays_for
+from imageprepull.pulling.forgotten import forgotten
 from imageprepull.pulling.labels import LEASE
 from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
@@ -40,6 +41,26 @@ def test_a_view_is_somebody() -> None:
 
 def test_names_that_are_not_there_are_nothing() -> None:
     assert doomed_with({"gone"}, [layer("a")]) == Doomed([], {})
+
+
+def test_each_kind_of_user_is_told_apart() -> None:
+    assert what_stays_for("1b9c").startswith("1b9c uses it; delete the pods")
+    dead = what_stays_for(f"extract-77-Ab1x sha256:{'1' * 64}")
+    assert "pods" not in dead
+    assert "up to a day" in dead
+    assert "tried again later" in what_stays_for("cannot remove snapshot with child: failed precondition")
+
+
+def test_only_what_nobody_else_stands_on_is_left_to_a_collection() -> None:
+    snapshots = [layer("a"), layer("b", "a"), layer("c", "b"), active("box", "c"), layer("d", "a")]
+    assert forgotten(["d", "b"], snapshots) == ["d"]
+    assert forgotten(["d", "c", "b", "a"], [one for one in snapshots if one.name != "box"]) == [
+        "d",
+        "c",
+        "b",
+        "a",
+    ]
+    assert forgotten(["b"], [layer("b")]) == ["b"]
 
 
 @st.composite

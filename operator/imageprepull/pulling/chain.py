@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from imageprepull.pulling.chain_folders import ChainFolders
-from imageprepull.pulling.chain_removal import remove_chains
+from imageprepull.pulling.chain_removal import remove_chains, what_stays_for
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
@@ -285,7 +285,7 @@ class Chain:
         if user is not None:
             raise PullError(
                 reason,
-                f"the layer {chain_id} is not to be believed ({why}), and cannot be replaced while {user} uses it; "
-                "delete the pods that run on this image, and the container with them",
+                f"the layer {chain_id} is not to be believed ({why}), and cannot be replaced while "
+                f"{what_stays_for(user)}",
             )
         raise ChainLostError(f"the layer {chain_id} was removed: {why}")

@@ -5,13 +5,15 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import structlog
 
-from imageprepull.pulling.labels import GC_SNAPSHOT, LEASE
+from imageprepull.pulling.forgotten import collect_forgotten, forgotten
+from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
 from imageprepull.pulling.leases import SNAPSHOTS, short_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
@@ -33,11 +35,23 @@ class Doomed:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What went, and `in_use` as in `Doomed`."""
+    """What went, and `in_use` as in `Doomed`; where no snapshot is known, with the runtime's own words."""
 
     snapshots: list[str] = field(default_factory=list)
     records: list[str] = field(default_factory=list)
     in_use: Mapping[str, str] = field(default_factory=dict)
+
+
+def what_stays_for(user: str) -> str:
+    """Why a layer stays, by what `in_use` says of it, and what to do, in words."""
+    if user.startswith(EXTRACT):
+        return (
+            f"a pull by the runtime itself unpacks on it (snapshot {user}); if that pull has died, its lease keeps it for up "
+            "to a day, and then the layer is replaced"
+        )
+    if " " in user:
+        return f"somebody else's lease or snapshot keeps it ({user}); tried again later"
+    return f"{user} uses it; delete the pods that run on this image, and the container with them"
 
 
 def doomed_with(roots: Collection[str], snapshots: Iterable[SnapshotInfo]) -> Doomed:
@@ -91,49 +105,52 @@ async def remove_chains(
     """Remove `roots`, what stands on them, and the records of images made of any; `why` is for the log.
 
     A lease of its own (`labels` say whose) holds the chains meanwhile: without their records they would be collected,
-    and a collection that takes a child forgets to tell its parent, which the runtime then never removes.
+    and a collection that takes a child forgets to tell its parent, which the runtime then never removes. Where that
+    has happened before, by a removed image, a collection has to take the parent too.
 
     Raises:
         RuntimeFault: the runtime does not answer; call again.
     """
-    async with short_lease(containerd, "remove", labels) as leased:
-        return await _remove(containerd, snapshotter, roots, why, leased.lease)
-
-
-async def _remove(
-    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str, lease: str
-) -> Removed:
     doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
-    for name in doomed.removable:
-        await containerd.leases.add_resource(lease, f"{SNAPSHOTS}{snapshotter}", name)
-    going = set(doomed.removable)
-    label = f"{GC_SNAPSHOT}{snapshotter}"
-    configs = {
-        blob.digest
-        for blob in await containerd.content.list([f'labels."{label}"'])
-        if blob.labels.get(label) in going
-    }
+    configs = await _configs_of(containerd, snapshotter, doomed.removable)
     records = await records_of(containerd, configs)
-    for name in records:
-        try:
-            await containerd.images.delete(name)
-        except NotFound:
-            continue
-    removed = []
+    async with short_lease(containerd, "remove", labels) as leased:
+        for name in doomed.removable:
+            await leased.leases.add_resource(leased.lease, f"{SNAPSHOTS}{snapshotter}", name)
+        for name in records:
+            with contextlib.suppress(NotFound):
+                await leased.images.delete(name)
+        refused = await _remove(leased, snapshotter, doomed.removable)
     in_use = dict(doomed.in_use)
-    for name in doomed.removable:
-        try:
-            await containerd.snapshots.remove(snapshotter, name)
-        except NotFound:
-            pass
-        except PreconditionFailed as error:
-            # Somebody began to stand on it since it was listed.
-            in_use[name] = str(error)
-            continue
-        removed.append(name)
+    if refused:
+        # Somebody began to stand on it since it was listed, or it has been forgotten.
+        left = forgotten(list(refused), await containerd.snapshots.list(snapshotter, []))
+        went = await collect_forgotten(containerd, snapshotter, left, configs, labels) if left else []
+        in_use |= {name: said for name, said in refused.items() if name not in went}
+    removed = [name for name in doomed.removable if name not in in_use]
     if removed or in_use:
         log.warning("layers are not believed", why=why, removed=len(removed), images=records, in_use=in_use)
     return Removed(removed, records, in_use)
+
+
+async def _configs_of(containerd: Containerd, snapshotter: str, chains: Collection[str]) -> set[str]:
+    """Blobs that keep these chains."""
+    label = f"{GC_SNAPSHOT}{snapshotter}"
+    blobs = await containerd.content.list([f'labels."{label}"'])
+    return {blob.digest for blob in blobs if blob.labels.get(label) in chains}
+
+
+async def _remove(containerd: Containerd, snapshotter: str, names: Iterable[str]) -> dict[str, str]:
+    """Remove snapshots; those that the runtime says have children, with its words."""
+    refused = {}
+    for name in names:
+        try:
+            await containerd.snapshots.remove(snapshotter, name)
+        except NotFound:
+            continue
+        except PreconditionFailed as error:
+            refused[name] = str(error)
+    return refused
 
 
 async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[str]:

@@ -83,6 +83,15 @@ class Leases:
             operation=f"add {type} {resource_id} to lease {id}",
         )
 
+    async def delete_resource(self, id: str, type: str, resource_id: str) -> None:  # noqa: A002
+        """Take an object out of a lease."""
+        await self._rpc.unary(
+            f"{_SERVICE}/DeleteResource",
+            pb.DeleteResourceRequest(id=id, resource=pb.Resource(id=resource_id, type=type)),
+            Empty,
+            operation=f"take {type} {resource_id} from lease {id}",
+        )
+
     async def resources(self, id: str) -> Sequence[LeasedResource]:  # noqa: A002
         """What a lease holds."""
         answer = await self._rpc.unary(

@@ -89,6 +89,32 @@ async def test_two_digests_of_one_tag_are_held_and_the_tag_stays_with_one_of_the
     await bench.puller.finish()
 
 
+async def test_a_tag_follows_the_priority_once(
+    bench: PullBench, fake: FaultyRegistry, written: list[str]
+) -> None:
+    images = [build_image([layer(f"priority-{number}")]) for number in range(2)]
+    for image in images:
+        reference = fake_serve(fake, image)
+    first, second = (DesiredImage(reference=reference, digest=image.digest, priority=1) for image in images)
+    async with agent_of(bench, runs=False) as agent:
+        for high in (second, first):
+            agent.reconciler.take_spec(
+                [
+                    entry if entry is high else msgspec.structs.replace(entry, priority=0)
+                    for entry in (first, second)
+                ]
+            )
+            for _ in range(2):
+                await agent.passed()
+            written.clear()
+            await agent.passed()
+            assert [view.state for view in agent.reconciler.views.values()] == [ImageState.READY] * 2
+            assert (await records(bench))[reference] == high.digest
+            assert written == []
+        assert [view.losses.count for view in agent.reconciler.views.values()] == [0, 0]
+    await bench.puller.finish()
+
+
 async def test_the_tag_goes_to_the_entry_that_is_left_and_nothing_of_it_with_the_other(
     bench: PullBench, fake: FaultyRegistry
 ) -> None:

@@ -5,9 +5,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imageprepull.controller.asked import Owners
 from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.nodes import NodeFacts, Taint
-from imageprepull.controller.render import Owners, Rendered, done_removals, render
+from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.resolution import Resolution
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
@@ -169,6 +170,23 @@ def test_a_new_object_holds_its_tag_before_it_is_resolved() -> None:
         (digest(1), Desired.ABSENT),
         (digest(9), Desired.PRESENT),
     }
+
+
+def test_an_object_made_anew_keeps_its_image_on_a_node_that_it_skips_for_now() -> None:
+    """Replaced while the node is short of disk: the node gets nothing new, and loses nothing."""
+    anew = candidate(name="web", uid="uid-anew", deletionPolicy="Delete")
+    now = [entry(on_removal=OnRemoval.DELETE)]
+    facts = nodes("n1", disk_pressure=True)
+    (kept,) = render("n1", now, planned(anew, facts=facts, gone=["uid-web"])).images
+    assert (kept.state, kept.owners) == (Desired.PAUSED, ["shop/web/uid-anew"])
+    (back,) = render("n1", [kept], planned(anew)).images
+    assert (back.state, back.owners) == (Desired.PRESENT, ["shop/web/uid-anew"])
+
+
+def test_of_those_who_wait_for_a_digest_no_more_are_named_than_the_schema_allows() -> None:
+    crowd = [candidate(f"c{number:02}") for number in range(70)]
+    (kept,) = render("n1", [entry()], planned(*crowd, resolutions={}, gone=["uid-web"])).images
+    assert (kept.state, len(kept.owners)) == (Desired.PRESENT, 64)
 
 
 def test_a_no_schedule_taint_pauses_and_a_no_execute_taint_takes_back() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import structlog
 
 from imageprepull.controller import clock
+from imageprepull.controller.asked import Owners
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.registries import behind, ordered_holds, standing
-from imageprepull.controller.render import Owners, Rendered, done_removals, render
+from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.repairs import (
     ANNOTATION,
     InvalidOrder,

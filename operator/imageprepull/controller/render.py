@@ -7,16 +7,15 @@ done. An owner that is merely unknown, unreadable or unsure keeps its entries ex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import msgspec
 
-from imageprepull.controller.assign import Candidate, Choice
+from imageprepull.controller.asked import Asked, Owners, asked_of
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
-from imageprepull.resources.imageprepull import DeletionPolicy, PinPolicy
+from imageprepull.resources.imageprepull import DeletionPolicy
 from imageprepull.resources.nodeprepull import (
     Desired,
     DesiredImage,
@@ -26,21 +25,6 @@ from imageprepull.resources.nodeprepull import (
     OnRemoval,
     Retry,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Owners:
-    """What is known of the ImagePrepulls at this moment.
-
-    `candidates` and `choices` are by uid, of objects that exist and can be acted on. `gone` are uids whose
-    deletion was witnessed (causes a and c). `confirmed` are uids whose current generation was just read again:
-    only for those an entry that they no longer name is withdrawn (cause b).
-    """
-
-    candidates: Mapping[str, Candidate]
-    choices: Mapping[str, Choice]
-    gone: Collection[str] = ()
-    confirmed: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +40,8 @@ def render(
     node: str, current: Sequence[DesiredImage], owners: Owners, done: Collection[tuple[str, str]] = ()
 ) -> Rendered:
     """The entries for one node. `done` are (reference, digest) that its agent has reported as withdrawn."""
-    wanted, unresolved = _asked_for(node, owners)
-    images: dict[tuple[str, str], DesiredImage] = {key: merge(entries) for key, entries in wanted.items()}
+    asked = asked_of(node, owners)
+    images = {key: merge(entries) for key, entries in asked.wanted.items()}
     confirm: set[str] = set()
     for entry in current:
         key = (entry.reference, entry.digest)
@@ -65,15 +49,12 @@ def render(
             if key not in images and key not in done:
                 images[key] = entry
             continue
-        held = _held(node, entry, owners)
+        held = _held(entry, owners, asked)
         confirm |= held.confirm
-        if not held.owners and entry.reference in unresolved:
-            # Made anew, or another object: it names this tag, and may mean this very digest.
-            held = _Held(sorted(set(unresolved[entry.reference])), held.confirm, paused=False)
         if held.owners:
             kept = msgspec.structs.replace(entry, owners=held.owners)
             if key in images:
-                images[key] = merge([*wanted[key], kept])
+                images[key] = merge([*asked.wanted[key], kept])
             else:
                 state = Desired.PAUSED if held.paused else entry.state
                 images[key] = msgspec.structs.replace(kept, state=state)
@@ -88,48 +69,6 @@ def render(
 def _rank(entry: DesiredImage) -> tuple[bool, int, str, str]:
     """What stays when a node has more entries than the schema allows: orders to let go, then by priority."""
     return entry.state is not Desired.ABSENT, -entry.priority, entry.reference, entry.digest
-
-
-def _asked_for(
-    node: str, owners: Owners
-) -> tuple[dict[tuple[str, str], list[DesiredImage]], dict[str, list[str]]]:
-    """What objects ask for on the node, and who names a reference whose digest is not known yet."""
-    wanted: dict[tuple[str, str], list[DesiredImage]] = {}
-    unresolved: dict[str, list[str]] = {}
-    for uid, choice in owners.choices.items():
-        candidate = owners.candidates[uid]
-        for admission in choice.nodes.get(node, ()):
-            reference = admission.image.record
-            if admission.digest:
-                entry = entry_of(candidate, reference, admission.digest)
-                wanted.setdefault((entry.reference, entry.digest), []).append(entry)
-            else:
-                unresolved.setdefault(reference, []).append(candidate.owner)
-    return wanted, unresolved
-
-
-def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:
-    """What one ImagePrepull alone asks for one image."""
-    spec = candidate.prepull.spec
-    delete = spec.deletion_policy is DeletionPolicy.DELETE
-    return DesiredImage(
-        reference=reference,
-        digest=digest,
-        on_removal=OnRemoval.DELETE if delete else OnRemoval.UNPIN,
-        priority=spec.priority,
-        owners=[candidate.owner],
-        pin=spec.pin_policy is PinPolicy.WHILE_REFERENCED,
-        limits=ImageLimits(
-            parallel_images=spec.limits.parallel_images,
-            parallel_downloads=spec.limits.parallel_downloads,
-            min_free_disk=strictest([spec.limits.min_free_disk]),
-        ),
-        retry=Retry(
-            backoff_limit=spec.backoff_limit,
-            max_backoff_seconds=spec.max_backoff_seconds,
-            stall_timeout_seconds=spec.stall_timeout_seconds,
-        ),
-    )
 
 
 def merge(entries: Sequence[DesiredImage]) -> DesiredImage:
@@ -173,61 +112,33 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """The owners of an entry that have not let go of it; `paused` when all of them skip the node for now."""
+    """Who has not let go of an entry; `paused` when all of them skip the node for now."""
 
     owners: list[str]
     confirm: frozenset[str]
     paused: bool
 
 
-def _held(node: str, entry: DesiredImage, owners: Owners) -> _Held:
-    staying: list[str] = []
-    confirm: set[str] = set()
-    paused = True
-    for owner in entry.owners:
+def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
+    # Not the entry's owners alone: one made anew may mean this very digest, or skip the node for now.
+    unresolved = asked.unresolved.get(entry.reference, [])
+    staying = {*unresolved, *asked.kept.get(entry.reference, [])}
+    paused = not unresolved
+    asking = {one for wish in asked.wanted.get((entry.reference, entry.digest), ()) for one in wish.owners}
+    confirm = set()
+    for owner in set(entry.owners) - staying - asking:
         uid = uid_of(owner)
         if uid in owners.gone:
             continue
-        candidate, choice = owners.candidates.get(uid), owners.choices.get(uid)
-        if candidate is None or choice is None:
-            # Unreadable, refused, or not seen: not knowing is no order.
-            staying.append(owner)
-            paused = False
+        known = uid in owners.candidates and uid in owners.choices
+        if known and uid in owners.confirmed:
             continue
-        if node in choice.kept and any(image.record == entry.reference for image in candidate.images):
-            staying.append(owner)
-            continue
-        named = _names(node, entry, choice)
-        if named is Named.AS_IS:
-            # It is among the wanted entries already.
-            continue
-        if named is Named.UNRESOLVED:
-            # It may turn out to be this very digest.
-            staying.append(owner)
-            paused = False
-        elif uid not in owners.confirmed:
-            staying.append(owner)
+        # Unreadable, refused or not seen, or not read again yet: not knowing is no order.
+        staying.add(owner)
+        paused = False
+        if known:
             confirm.add(uid)
-            paused = False
-    return _Held(staying, frozenset(confirm), paused)
-
-
-class Named(Enum):
-    """Whether an object still names an entry on a node."""
-
-    NO = auto()
-    UNRESOLVED = auto()
-    AS_IS = auto()
-
-
-def _names(node: str, entry: DesiredImage, choice: Choice) -> Named:
-    for admission in choice.nodes.get(node, ()):
-        if admission.image.record != entry.reference:
-            continue
-        if not admission.digest:
-            return Named.UNRESOLVED
-        return Named.AS_IS if admission.digest == entry.digest else Named.NO
-    return Named.NO
+    return _Held(sorted(staying)[: schema.OWNERS], frozenset(confirm), paused)
 
 
 def uid_of(owner: str) -> str:

@@ -1,0 +1,80 @@
+"""What the ImagePrepulls ask of one node at this moment, as far as it is known. Pure; `render` makes entries of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from imageprepull.controller.assign import Candidate, Choice
+from imageprepull.resources.free_space import strictest
+from imageprepull.resources.imageprepull import DeletionPolicy, PinPolicy
+from imageprepull.resources.nodeprepull import DesiredImage, ImageLimits, OnRemoval, Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """What is known of the ImagePrepulls at this moment.
+
+    `candidates` and `choices` are by uid, of objects that exist and can be acted on. `gone` are uids whose
+    deletion was witnessed (causes a and c). `confirmed` are uids whose current generation was just read again:
+    only for those an entry that they no longer name is withdrawn (cause b).
+    """
+
+    candidates: Mapping[str, Candidate]
+    choices: Mapping[str, Choice]
+    gone: Collection[str] = ()
+    confirmed: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`wanted` by (reference, digest); the others by reference, as owners.
+
+    `unresolved` name a reference whose digest is not known yet, `kept` one on a node that they skip for now.
+    """
+
+    wanted: dict[tuple[str, str], list[DesiredImage]] = field(default_factory=dict)
+    unresolved: dict[str, list[str]] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
+
+
+def asked_of(node: str, owners: Owners) -> Asked:
+    """What all objects ask of the node."""
+    asked = Asked()
+    for uid, choice in owners.choices.items():
+        candidate = owners.candidates[uid]
+        for admission in choice.nodes.get(node, ()):
+            reference = admission.image.record
+            if admission.digest:
+                entry = entry_of(candidate, reference, admission.digest)
+                asked.wanted.setdefault((entry.reference, entry.digest), []).append(entry)
+            else:
+                asked.unresolved.setdefault(reference, []).append(candidate.owner)
+        if node in choice.kept:
+            for image in candidate.images:
+                asked.kept.setdefault(image.record, []).append(candidate.owner)
+    return asked
+
+
+def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:
+    """What one ImagePrepull alone asks for one image."""
+    spec = candidate.prepull.spec
+    delete = spec.deletion_policy is DeletionPolicy.DELETE
+    return DesiredImage(
+        reference=reference,
+        digest=digest,
+        on_removal=OnRemoval.DELETE if delete else OnRemoval.UNPIN,
+        priority=spec.priority,
+        owners=[candidate.owner],
+        pin=spec.pin_policy is PinPolicy.WHILE_REFERENCED,
+        limits=ImageLimits(
+            parallel_images=spec.limits.parallel_images,
+            parallel_downloads=spec.limits.parallel_downloads,
+            min_free_disk=strictest([spec.limits.min_free_disk]),
+        ),
+        retry=Retry(
+            backoff_limit=spec.backoff_limit,
+            max_backoff_seconds=spec.max_backoff_seconds,
+            stall_timeout_seconds=spec.stall_timeout_seconds,
+        ),
+    )

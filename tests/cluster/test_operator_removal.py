@@ -6,6 +6,7 @@ All objects here ask for Delete: an order that is wrong costs images.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -120,6 +121,24 @@ async def test_a_crd_that_is_deleted_and_made_anew_takes_nothing_back_even_of_a_
         await api.merge_patch(LEASES, "imageprepull-operator", approval, namespace="default")
         await eventually(holds(api, "n1"))
         await eventually(lambda: crd_noted(api))
+
+
+async def test_an_object_that_is_patched_to_retain_and_deleted_at_once_takes_nothing_back(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """No entry was written for the patch: only its last words say so."""
+    child = operator(bare_api)
+    with running(child):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        child.send(signal.SIGSTOP)
+        patch = {"spec": {"deletionPolicy": "Retain"}}
+        await api.merge_patch(IMAGEPREPULLS, "web", patch, namespace="default")
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        child.send(signal.SIGCONT)
+        for node in NODE_NAMES:
+            await eventually(holds(api, node))
+    assert orders(agents) == {(node, "Unpin") for node in NODE_NAMES}
 
 
 async def test_deleted_nodeprepulls_come_back_and_take_nothing_back(

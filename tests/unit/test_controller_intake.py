@@ -14,6 +14,37 @@ def document(version: int, state: str = "", uid: str = "uid") -> dict[str, Any]:
     return {"metadata": metadata, "spec": {"images": [image]}, "status": status}
 
 
+def prepull(version: int, policy: str = "", uid: str = "uid") -> dict[str, Any]:
+    metadata = {"namespace": "shop", "name": "web", "uid": uid, "resourceVersion": str(version)}
+    spec = {"images": [{"image": "nginx:1"}]} | ({"deletionPolicy": policy} if policy else {})
+    return {"metadata": metadata | {"generation": version}, "spec": spec}
+
+
+async def test_what_an_object_says_last_counts_whether_its_end_was_seen_or_not() -> None:
+    world = World()
+    intake = Intake(world, Queues(), Witness())
+    policies = world.policies
+    intake.prepull(prepull(1, "Delete"))
+    assert policies.retaining == set()
+    intake.prepull_event("DELETED", prepull(4, "Retain"))
+    assert policies.retaining == {"uid"}
+    # A read that began before all that.
+    intake.prepull(prepull(3, "Delete"))
+    intake.no_prepull(("shop", "web"))
+    assert policies.retaining == {"uid"}
+    # Another life of it, whose end nobody sees; an absent policy means Retain, a later word counts.
+    intake.prepull_event("ADDED", prepull(5, "", uid="anew"))
+    intake.prepull_event("MODIFIED", prepull(6, "Delete", uid="anew"))
+    intake.no_prepull(("shop", "web"))
+    assert policies.retaining == {"uid"}
+    intake.prepull_event("MODIFIED", prepull(7, "Whatever a newer version knows", uid="anew"))
+    assert policies.retaining == {"uid", "anew"}
+    policies.forget({"anew": ("shop", "web")})
+    assert policies.retaining == {"anew"}
+    intake.prepull_event("DELETED", prepull(8, "Delete", uid="anew"))
+    assert policies.retaining == set()
+
+
 @pytest.mark.parametrize(
     ("answer", "state"), [(document(9), "Ready"), (document(10), ""), (document(9, uid="a newer life"), "")]
 )

@@ -10,6 +10,7 @@ from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.nodes import NodeFacts, Taint
 from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.resolution import Resolution
+from imageprepull.resources.imageprepull import DeletionPolicy
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
 
@@ -24,9 +25,19 @@ def planned(
     resolutions: Mapping[str, Resolution] = KNOWN,
     gone: Iterable[str] = (),
     confirmed: Iterable[str] = (),
+    retaining: Iterable[str] = (),
 ) -> Owners:
     choices = assign(candidates, facts or nodes("n1"), resolutions)
-    return Owners({one.uid: one for one in candidates}, choices, set(gone), set(confirmed))
+    retained = {
+        one.uid for one in candidates if one.prepull.spec.deletion_policy is not DeletionPolicy.DELETE
+    }
+    return Owners(
+        {one.uid: one for one in candidates},
+        choices,
+        set(gone),
+        set(confirmed),
+        retained | set(retaining),
+    )
 
 
 def entry(
@@ -152,6 +163,13 @@ def test_who_says_retain_in_the_edit_that_drops_an_image_keeps_it() -> None:
             if image.reference == NGINX
         )
         assert (dropped.state, dropped.on_removal) == (Desired.ABSENT, expected)
+
+
+def test_who_said_retain_right_before_it_was_deleted_keeps_its_images() -> None:
+    both = entry(owners=["shop/a/uid-a", "shop/web/uid-web"], on_removal=OnRemoval.DELETE)
+    for retaining, expected in (([], OnRemoval.DELETE), (["uid-a"], OnRemoval.UNPIN)):
+        (left,) = render("n1", [both], planned(gone=["uid-a", "uid-web"], retaining=retaining)).images
+        assert (left.state, left.on_removal) == (Desired.ABSENT, expected)
 
 
 def test_a_new_object_holds_its_tag_before_it_is_resolved() -> None:

@@ -31,6 +31,17 @@ def test_a_re_created_object_has_another_uid() -> None:
     assert witness.gone == {"old"}
 
 
+def test_what_a_restored_backup_brings_back_is_not_gone_any_more() -> None:
+    witness = Witness(interval=30)
+    witness.deleted("u", *WHERE)
+    witness.read("u", found=False, trusted=True, now=0)
+    witness.listed(["u"], {"u": WHERE})
+    assert witness.gone == frozenset()
+    witness.deleted("u", *WHERE)
+    witness.read("u", found=False, trusted=True, now=60)
+    assert witness.gone == {"u"}
+
+
 def test_missing_after_a_gap_needs_two_gets_apart() -> None:
     witness = Witness(interval=30)
     witness.listed([], {"u": WHERE})
@@ -127,6 +138,14 @@ class Cluster(RuleBasedStateMachine):
             self.alive.discard(uid)
             if watched:
                 self.witness.deleted(uid, *WHERE)
+
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        """A backup brings an object back, uid and all, and the operator reads it."""
+        if self.known - self.alive:
+            uid = data.draw(st.sampled_from(sorted(self.known - self.alive)))
+            self.alive.add(uid)
+            self.witness.seen(uid)
 
     @rule()
     def list_all(self) -> None:

@@ -17,13 +17,15 @@ class Owners:
 
     `candidates` and `choices` are by uid, of objects that exist and can be acted on. `gone` are uids whose
     deletion was witnessed (causes a and c). `confirmed` are uids whose current generation was just read again:
-    only for those an entry that they no longer name is withdrawn (cause b).
+    only for those an entry that they no longer name is withdrawn (cause b). `retaining` are uids, gone ones too, whose
+    newest seen version says Retain.
     """
 
     candidates: Mapping[str, Candidate]
     choices: Mapping[str, Choice]
     gone: Collection[str] = ()
     confirmed: Collection[str] = ()
+    retaining: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

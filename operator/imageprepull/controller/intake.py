@@ -62,6 +62,7 @@ class Intake:
         metadata = body["metadata"]
         key = (metadata["namespace"], metadata["name"])
         known = self._world.prepulls.get(key)
+        self._world.policies.note(body)
         if event == "DELETED":
             self._witness.deleted(metadata["uid"], *key)
         elif known is not None and known.resource_version == metadata["resourceVersion"]:
@@ -72,6 +73,7 @@ class Intake:
     def prepull(self, document: dict[str, Any]) -> KnownPrepull:
         """An ImagePrepull as just read."""
         found = read_prepull(document)
+        self._world.policies.note(document)
         known = self._world.prepulls.get(found.key)
         self._world.prepulls[found.key] = found
         self._witness.seen(found.uid)

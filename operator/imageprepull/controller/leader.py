@@ -149,6 +149,7 @@ class Leader:
             standby.intake.no_prepull(key)
         standby.witness.listed({known.uid for known in found}, referenced)
         standby.witness.forget(referenced)
+        standby.world.policies.forget(referenced)
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()
 

@@ -91,7 +91,13 @@ class NodeWriter:
     def _render(self, name: str, confirmed: frozenset[str]) -> Rendered:
         known = self._world.node_prepulls.get(name)
         done = done_removals(known.object.status, known.object.metadata.generation) if known else set()
-        owners = Owners(self._world.planned, self._world.choices, self._witness.gone, confirmed)
+        owners = Owners(
+            self._world.planned,
+            self._world.choices,
+            self._witness.gone,
+            confirmed,
+            self._world.policies.retaining,
+        )
         return render(name, self._world.current(name), owners, done)
 
     def _holds(self) -> list[RegistryHold]:

@@ -15,7 +15,6 @@ import msgspec
 from imageprepull.controller.asked import Asked, Owners, asked_of
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
-from imageprepull.resources.imageprepull import DeletionPolicy
 from imageprepull.resources.nodeprepull import (
     Desired,
     DesiredImage,
@@ -99,13 +98,10 @@ def merge(entries: Sequence[DesiredImage]) -> DesiredImage:
 def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
     """The order to let go of an image. The owners stay named, for whoever asks why.
 
-    An owner that says Retain by now, in the same edit that drops the image, is enough to keep it.
+    An owner that said Retain in the end, in the edit that drops the image or right before it was deleted, is enough
+    to keep it.
     """
-    known = (owners.candidates.get(uid_of(owner)) for owner in entry.owners)
-    retained = any(
-        candidate is not None and candidate.prepull.spec.deletion_policy is not DeletionPolicy.DELETE
-        for candidate in known
-    )
+    retained = any(uid_of(owner) in owners.retaining for owner in entry.owners)
     on_removal = OnRemoval.UNPIN if retained else entry.on_removal
     return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False, on_removal=on_removal)
 

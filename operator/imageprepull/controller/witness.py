@@ -66,8 +66,9 @@ class Witness:
             self._suspects[uid] = Suspect(uid, namespace, name, Cause.DELETED_EVENT)
 
     def seen(self, uid: str) -> None:
-        """The object was read alive. A gone uid does not come back: uids are never used twice."""
+        """The object was read alive. One that was gone is back with its uid when a backup was restored."""
         self._suspects.pop(uid, None)
+        self._gone.discard(uid)
 
     def listed(self, present: Iterable[str], referenced: Mapping[str, tuple[str, str]]) -> None:
         """A complete quorum list showed `present`; `referenced` maps the other uids we know to (namespace, name)."""

@@ -1,6 +1,7 @@
 """What the operator knows of the cluster at this moment, typed: filled by informers and handlers, read by all loops.
 
-No I/O and no decisions. Everything here can be lost at any time: it is read back from the objects.
+No I/O and no decisions. Everything here can be lost at any time: it is read back from the objects, but for what objects
+that are gone have said last (`policies`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.policies import DeletionPolicies
 from imageprepull.resources.imageprepull import ImagePrepull
 from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
 
@@ -70,6 +72,7 @@ class World:
     choices: dict[str, Choice] = field(default_factory=dict)
     planned: dict[str, Candidate] = field(default_factory=dict)
     """The candidates that `choices` was made of, by uid."""
+    policies: DeletionPolicies = field(default_factory=DeletionPolicies)
 
     def current(self, node: str) -> list[DesiredImage]:
         """The entries that stand for a node now."""

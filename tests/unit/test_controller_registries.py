@@ -11,14 +11,22 @@ from imageprepull.controller.clock import rfc3339
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.node_writer import NodeWriter
-from imageprepull.controller.registries import behind, has_work, ordered_holds, standing
+from imageprepull.controller.registries import behind, has_work, ordered_holds, own_holds, standing
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import World
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
-from imageprepull.resources.nodeprepull import ImageSummary, NodePrepullStatus, RegistryHold, RegistryStatus
+from imageprepull.resources.base import Metadata
+from imageprepull.resources.nodeprepull import (
+    ImageSummary,
+    NodePrepull,
+    NodePrepullSpec,
+    NodePrepullStatus,
+    RegistryHold,
+    RegistryStatus,
+)
 from tests.unit.controller_doubles import nodes
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -40,6 +48,28 @@ def hold(host: str, seconds: float) -> RegistryHold:
 def test_the_latest_time_that_any_node_was_told_counts_for_all() -> None:
     reports = [told("hub", 30), told("hub", 90), told("hub", 60), told("ghcr", 5), NodePrepullStatus()]
     assert ordered_holds(reports, NOW) == [hold("ghcr", 5), hold("hub", 90)]
+
+
+def test_the_operator_keeps_to_what_nodes_were_told_and_to_what_it_told_them() -> None:
+    def node(status: NodePrepullStatus, *orders: RegistryHold) -> NodePrepull:
+        return NodePrepull(
+            metadata=Metadata(name="n"), spec=NodePrepullSpec(registries=list(orders)), status=status
+        )
+
+    found = own_holds(
+        [
+            node(told("hub", 30)),
+            node(NodePrepullStatus(), hold("hub", 90), hold("over", -1)),
+            node(told("ghcr", 60, "Held"), hold("ghcr", 60)),
+            node(told("quay", 3 * 3600)),
+        ],
+        NOW,
+    )
+    assert {host: until - NOW.timestamp() for host, until in found.items()} == {
+        "hub": 90,
+        "ghcr": 60,
+        "quay": 3600,
+    }
 
 
 @pytest.mark.parametrize(

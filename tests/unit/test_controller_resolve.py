@@ -1,10 +1,11 @@
-"""The resolver against a FAKE registry client that serves real documents from memory."""
+"""The resolver against a FAKE registry client that serves real documents from memory, and against HTTP where that counts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -15,8 +16,12 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.registry.host import RegistryHost
+from imageprepull.registry.proxies import Proxies
 from imageprepull.resources.imageprepull import ImagePrepullStatus, ImageStatus, LayerSummary, PlatformImage
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import Blob, BuiltImage, BuiltIndex, LayerSpec, build_image, build_index
+from tests.testbed.registry_server import FixedHosts
 
 NOT_FOUND = RegistryError("MANIFEST_UNKNOWN", reason="NotFound", kind=ErrorKind.PERMANENT)
 BUSY = RegistryError("slow down", reason="Throttled", kind=ErrorKind.THROTTLED, retry_after=0.05)
@@ -26,7 +31,7 @@ class FakeRegistry:
     """Answers by tag or digest; what is an exception is raised, and forgotten."""
 
     def __init__(self) -> None:
-        self.named: dict[str, Blob | RegistryError] = {}
+        self.named: dict[str, Blob | Exception] = {}
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
 
@@ -39,11 +44,14 @@ class FakeRegistry:
         self.named[name] = top
         return top.digest
 
+    def hold(self, until: Mapping[str, float]) -> None:
+        pass
+
     async def resolve(self, reference: Reference) -> Descriptor:
         name = reference.digest or reference.tag or ""
         self.asked.append(name)
         found = self.named.get(name, NOT_FOUND)
-        if isinstance(found, RegistryError):
+        if isinstance(found, Exception):
             if found is BUSY:
                 del self.named[name]
             raise found
@@ -60,12 +68,12 @@ def wanted(text: str) -> WantedImage:
 
 @contextlib.asynccontextmanager
 async def resolving(
-    registry: FakeRegistry,
+    registry: FakeRegistry | RegistryClient, holds: Callable[[], Mapping[str, float]] = dict
 ) -> AsyncIterator[tuple[Resolver, Callable[[Callable[[], Any]], Any]]]:
     changed = asyncio.Event()
     patience = Patience(timeout=5, backoff=0.05, most=0.1)
     client = cast("RegistryClient", registry)
-    resolver = Resolver(client, on_change=lambda _: changed.set(), patience=patience, parallel=2)
+    resolver = Resolver(client, on_change=lambda _: changed.set(), patience=patience, parallel=2, holds=holds)
 
     async def until(check: Callable[[], Any]) -> Any:
         async with asyncio.timeout(3):
@@ -135,6 +143,59 @@ async def test_one_bad_image_stops_no_other_and_heals() -> None:
         registry.serve("bad", build_image([LayerSpec({"b": b"1"})]))
         await until(lambda: resolver.resolutions["r.io/app:bad"].digest)
         assert resolver.resolutions["r.io/app:bad"].reason == ""
+
+
+async def test_a_defect_that_one_image_meets_is_its_own_failure() -> None:
+    registry = FakeRegistry()
+    registry.named["odd"] = IndexError("list index out of range")
+    async with resolving(registry) as (resolver, until):
+        resolver.want([wanted("r.io/app:odd")], ["linux/amd64"])
+        odd = await until(lambda: resolver.resolutions.get("r.io/app:odd"))
+        assert (odd.reason, odd.permanent, odd.digest) == ("InternalError", False, "")
+        top = registry.serve("odd", build_image([LayerSpec({"b": b"1"})]))
+        assert await until(lambda: resolver.resolutions["r.io/app:odd"].digest) == top
+
+
+def served(registry: FaultyRegistry) -> tuple[str, str]:
+    """An image in a registry over HTTP: its reference and its digest."""
+    image = build_image([LayerSpec({"a": b"1"})])
+    registry.blobs[image.config.digest] = image.config.read()
+    for name in ("1", image.digest):
+        registry.manifests[name] = (image.manifest.media_type, image.manifest.read())
+    return f"{registry.address}/app:1", image.digest
+
+
+def client_of(registry: FaultyRegistry) -> RegistryClient:
+    return RegistryClient(FixedHosts(RegistryHost(f"http://{registry.address}/v2")), proxies=Proxies())
+
+
+async def test_an_answer_that_is_not_valid_http_is_a_reason_in_the_status_and_asked_for_again() -> None:
+    async with FaultyRegistry() as registry, client_of(registry) as client, resolving(client) as world:
+        resolver, until = world
+        name, digest = served(registry)
+        registry.faults["1"] = [Fault(lengths="twice") for _ in range(3)]
+        resolver.want([wanted(name)], ["linux/amd64"])
+        ill = await until(lambda: resolver.resolutions.get(name))
+        assert (ill.reason, ill.permanent, ill.digest) == ("ProtocolError", True, "")
+        assert ill.message.startswith(f"{registry.address} HEAD /v2/app/manifests/1: not valid HTTP")
+        assert ill.message.endswith("named by its digest, the nodes' own runtimes may still pull it")
+        assert await until(lambda: resolver.resolutions[name].digest) == digest
+        assert resolver.resolutions[name].reason == ""
+
+
+async def test_a_registry_that_nodes_were_told_to_leave_alone_is_not_asked_by_the_operator_either() -> None:
+    async with FaultyRegistry() as registry, client_of(registry) as client:
+        held = {registry.address: time.time() + 3600}
+        async with resolving(client, lambda: held) as (resolver, until):
+            name, digest = served(registry)
+            resolver.want([wanted(name)], ["linux/amd64"])
+            waiting = await until(lambda: resolver.resolutions.get(name))
+            assert (waiting.reason, waiting.permanent) == ("RegistryHeld", False)
+            assert registry.requests == []
+        async with resolving(client) as (resolver, until):
+            resolver.want([wanted(name)], ["linux/amd64"])
+            assert await until(lambda: resolver.resolutions.get(name))
+            assert resolver.resolutions[name].digest == digest
 
 
 async def test_an_ambiguous_manifest_is_refused() -> None:

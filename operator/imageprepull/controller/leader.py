@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
+from imageprepull.controller import clock
 from imageprepull.controller.dirty import Rate, work
 from imageprepull.controller.events import Events
 from imageprepull.controller.handlers import KopfThread
@@ -15,6 +16,7 @@ from imageprepull.controller.intake import PLAN
 from imageprepull.controller.node_writer import NodeWriter
 from imageprepull.controller.pins import PinNotices
 from imageprepull.controller.planner import Planner
+from imageprepull.controller.registries import own_holds
 from imageprepull.controller.removals import Removals
 from imageprepull.controller.resolve import Patience, Resolver
 from imageprepull.controller.settings import OperatorSettings
@@ -56,6 +58,7 @@ class Leader:
             on_change=lambda _: queues.plan.add(PLAN),
             patience=patience,
             parallel=settings.parallel_resolves,
+            holds=lambda: own_holds((known.object for known in world.node_prepulls.values()), clock.now()),
         )
         self._planner = Planner(world, queues, self._resolver, metrics)
         self._nodes = NodeWriter(

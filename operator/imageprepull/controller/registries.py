@@ -1,4 +1,4 @@
-"""From what nodes report of a registry's throttling to when all of them may ask it again. Pure.
+"""From what nodes report of a registry's throttling to when they, and the operator, may ask it again. Pure.
 
 Rule: the latest time that any node was told counts for every node. Nothing is guessed: a registry that names no pause
 is each node's own backoff's affair.
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from imageprepull.controller import clock
 from imageprepull.resources import bounds
-from imageprepull.resources.nodeprepull import NodePrepullStatus, RegistryHold
+from imageprepull.resources.nodeprepull import NodePrepull, NodePrepullStatus, RegistryHold
 
 THROTTLED = "Throttled"
 """What an agent calls a host that refused a request and named a pause; `Held` ones are our own orders come back."""
@@ -60,6 +60,18 @@ def behind(current: Sequence[RegistryHold], wanted: Sequence[RegistryHold]) -> b
     known = {hold.host: hold.not_before for hold in current}
     # RFC 3339 in UTC and whole seconds: as texts they have the order of the times.
     return any(known.get(hold.host, "") < hold.not_before for hold in wanted)
+
+
+def own_holds(known: Iterable[NodePrepull], now: datetime) -> dict[str, float]:
+    """Hosts that the operator itself leaves alone, as `time.time()` by host: what nodes were told, and what it told them.
+
+    The reports alone would not do: one may vanish before its time is over.
+    """
+    objects = list(known)
+    ordered = [hold for one in objects for hold in one.spec.registries]
+    holds = standing(ordered, ordered_holds((one.status for one in objects), now), now)
+    moments = {hold.host: clock.parse(hold.not_before) for hold in holds}
+    return {host: moment.timestamp() for host, moment in moments.items() if moment is not None}
 
 
 def has_work(status: NodePrepullStatus) -> bool:

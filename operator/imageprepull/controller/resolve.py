@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -21,6 +21,7 @@ from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.reference import Reference
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.errors import ErrorKind, RegistryError
+from imageprepull.registry.faults import PROTOCOL_ERROR
 from imageprepull.resources.imageprepull import ImagePrepullStatus, PlatformImage
 
 logger = structlog.get_logger(__name__)
@@ -39,13 +40,21 @@ class Resolver:
     """`resolutions` by record. `on_change` is called with a record whenever its resolution changed."""
 
     def __init__(
-        self, registry: RegistryClient, *, on_change: Callable[[str], None], patience: Patience, parallel: int
+        self,
+        registry: RegistryClient,
+        *,
+        on_change: Callable[[str], None],
+        patience: Patience,
+        parallel: int,
+        holds: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        """`holds` says which hosts are to be left alone at this moment, and until when (`time.time()`)."""
         self.resolutions: dict[str, Resolution] = {}
         self._registry = registry
         self._on_change = on_change
         self._patience = patience
         self._parallel = parallel
+        self._holds = holds
         self._references: dict[str, Reference] = {}
         self._platforms: frozenset[str] = frozenset()
         self._sticky: set[str] = set()
@@ -99,17 +108,26 @@ class Resolver:
         if reference is None or not self._lacking(record):
             return
         known = self.resolutions.get(record) or Resolution(record)
+        # A manifest is read from the same registry and against the same limit as on the nodes.
+        self._registry.hold(self._holds())
         try:
             async with asyncio.timeout(self._patience.timeout):
                 found = await look_up(self._registry, reference, known, self._platforms)
         except RegistryError as error:
             permanent = error.kind in (ErrorKind.PERMANENT, ErrorKind.CREDENTIALS)
-            self._failed(known, error.reason, str(error), permanent=permanent, retry_after=error.retry_after)
+            message = str(error)
+            if error.reason == PROTOCOL_ERROR and reference.digest is None:
+                message += "; named by its digest, the nodes' own runtimes may still pull it"
+            self._failed(known, error.reason, message, permanent=permanent, retry_after=error.retry_after)
         except InvalidManifest as error:
             self._failed(known, error.reason, str(error), permanent=True)
         except TimeoutError:
             message = f"the registry did not finish within {self._patience.timeout:g} s"
             self._failed(known, "Timeout", message, permanent=False)
+        except Exception as error:
+            # A defect that one image's content meets must not take the whole operator down with it, again and again.
+            logger.exception("look-up failed unexpectedly", image=record)
+            self._failed(known, "InternalError", f"{type(error).__name__}: {error}", permanent=False)
         else:
             self._attempts.pop(record, None)
             self._sticky.add(record)

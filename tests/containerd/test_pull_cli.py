@@ -70,6 +70,9 @@ async def test_an_image_is_pulled_and_then_found_without_a_registry(
     assert first.document["secondsDone"] >= first.document["secondsReady"] > 0
     assert [found["chainID"] for found in first.document["layers"]] == image.chain_ids
     assert {found["state"] for found in first.document["layers"]} == {"Applied"}
+    for record in await containerd.images.list():
+        assert record.labels["io.cri-containerd.pinned"] == "pinned"
+        assert "imageprepull.io/pinned" not in record.labels, "no agent may take it away"
     registry.stop()
     try:
         again = await run(daemon.address, "--output", "json", "--pin", reference)

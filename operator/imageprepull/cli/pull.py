@@ -319,6 +319,7 @@ class Session:
             snapshotter=target.snapshotter,
             digest=digest,
             pin=args.pin,
+            by_hand=True,
             keep_blobs="never" if target.discards else args.keep_blobs,
             sync=args.sync,
             lease_labels=process_lease_labels(OWNER, read_boot_id()),

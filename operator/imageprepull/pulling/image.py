@@ -311,7 +311,9 @@ class ImagePull:
             await self._make_durable(image)
         # Once a record is there the image may look finished: who gave up now would never come to sync its layers.
         await patiently(
-            lambda: write_records(containerd, request.reference, image, pin=request.pin),
+            lambda: write_records(
+                containerd, request.reference, image, pin=request.pin, by_hand=request.by_hand
+            ),
             machinery.settings.visible_timeout,
         )
         missing = await patiently(

@@ -79,16 +79,19 @@ def ref_key(descriptor: Descriptor) -> str:
     return f"config-{descriptor.digest}"
 
 
-def record_labels(*, pin: bool, existing: Mapping[str, str] | None) -> dict[str, str]:
+def record_labels(*, pin: bool, existing: Mapping[str, str] | None, by_hand: bool = False) -> dict[str, str]:
     """Labels of an image record that has `existing` ones; None: there is no such record yet.
 
     `MANAGED` marks only records that nobody had made before us, `PINNED` only pins that nobody had set. A pin of ours
     is given with its mark each time: a kubelet's pull may have taken both off since, and a pin without the mark would
-    be taken for somebody else's, and stay for ever.
+    be taken for somebody else's, and stay for ever. One that was asked for `by_hand` is just that, a person's: no agent
+    takes it away.
     """
     labels = {CRI_MANAGED: "managed"}
     known = existing or {}
-    if pin and (PINNED in known or CRI_PINNED not in known):
+    if pin and by_hand:
+        labels[CRI_PINNED] = "pinned"
+    elif pin and (PINNED in known or CRI_PINNED not in known):
         labels |= {CRI_PINNED: "pinned", PINNED: "true"}
     if existing is None:
         labels[MANAGED] = "true"

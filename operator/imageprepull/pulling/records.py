@@ -6,7 +6,7 @@ Only called when every snapshot is committed: the CRI believes a record without 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
@@ -109,29 +109,41 @@ async def _mend(containerd: Containerd, placing: Placing, document: Document) ->
 
 
 async def write_records(
-    containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool
+    containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool, by_hand: bool = False
 ) -> None:
     """Create or update the records; only those, and those pins, that did not exist are marked as ours.
+
+    Pins `by_hand` never are.
 
     Raises:
         PullError: RecordUnsettled.
     """
     target = image.target
     for name in record_names(reference, target.digest, image.manifest.config.digest):
-        await _write_record(containerd, name, target, pin=pin)
+        await _write_record(
+            containerd,
+            name,
+            target,
+            lambda existing: record_labels(pin=pin, existing=existing, by_hand=by_hand),
+        )
         reached(Step.RECORDED, name)
 
 
-async def _write_record(containerd: Containerd, name: str, target: Descriptor, *, pin: bool) -> None:
+async def _write_record(
+    containerd: Containerd,
+    name: str,
+    target: Descriptor,
+    labels_beside: Callable[[Mapping[str, str] | None], dict[str, str]],
+) -> None:
     for _ in range(_RECORD_ATTEMPTS):
         known = await containerd.images.get(name)
         try:
             # Our mark goes on by nothing but a Create: a record that a kubelet's pull makes after we looked is the
             # kubelet's, and a removal must not take it.
             if known is None:
-                await containerd.images.create(name, target, record_labels(pin=pin, existing=None))
+                await containerd.images.create(name, target, labels_beside(None))
             else:
-                await containerd.images.update(name, target, record_labels(pin=pin, existing=known.labels))
+                await containerd.images.update(name, target, labels_beside(known.labels))
         except (AlreadyExists, NotFound):
             continue  # made or deleted since we looked.
         return

@@ -25,6 +25,7 @@ class PullRequest:
     `min_free`: what must stay free on the disks that are written to; None is what the kubelet's thresholds demand.
     `urgent` takes what the machine has, for a command or a gated node; else workers have a low priority and wait for
     the disk before they fill the page cache, since pods run beside them.
+    `by_hand`: the pin is a person's, which no agent takes away.
     `always` is read by callers only: it forbids them to skip the pull because the image is present.
     """
 
@@ -33,6 +34,7 @@ class PullRequest:
     snapshotter: str
     digest: str | None = None
     pin: bool = False
+    by_hand: bool = False
     keep_blobs: KeepBlobs = "after"
     sync: Sync = "background"
     keep_lease_on_failure: bool = False

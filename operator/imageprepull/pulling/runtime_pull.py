@@ -89,7 +89,7 @@ async def _finish(
         [layer.chain_id for layer in image.layers],
     )
     config = image.manifest.config.digest
-    await write_records(containerd, request.reference, image, pin=request.pin)
+    await write_records(containerd, request.reference, image, pin=request.pin, by_hand=request.by_hand)
     names = record_names(request.reference, digest, config)
     shown = await wait_visible(containerd, names, config, machinery.settings)
     seconds = time.monotonic() - began

@@ -25,6 +25,8 @@ class FakeAgents:
         self.silent: set[str] = set()
         self.keeps: set[str] = set()
         """Nodes whose agent does not carry out withdrawals."""
+        self.strays: dict[str, list[Document]] = {}
+        """What each node's agent reports as pinned without an entry, until it is ordered away."""
         self.seen: dict[str, list[Document]] = {}
         """Every spec that each node's agent was given, in order."""
 
@@ -44,9 +46,15 @@ class FakeAgents:
         if name in self.silent:
             return
         images = [self._image(name, entry) for entry in document["spec"].get("images", ())]
+        gone = [(image["reference"], image["digest"]) for image in images if image["state"] == "Absent"]
+        strays = [one for one in self.strays.get(name, ()) if (one["reference"], one["digest"]) not in gone]
+        self.strays[name] = strays
         status = {"observedGeneration": document["metadata"]["generation"], "images": images}
+        if strays:
+            status["strayPins"] = strays
         if document.get("status") != status:
-            await self._api.merge_patch(NODEPREPULLS, name, {"status": status}, subresource="status")
+            body = {"status": {"strayPins": None} | status}
+            await self._api.merge_patch(NODEPREPULLS, name, body, subresource="status")
 
     def _image(self, name: str, entry: Document) -> Document:
         state = self.state

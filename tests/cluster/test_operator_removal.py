@@ -141,6 +141,39 @@ async def test_an_object_that_is_patched_to_retain_and_deleted_at_once_takes_not
     assert orders(agents) == {(node, "Unpin") for node in NODE_NAMES}
 
 
+async def test_a_pin_that_was_left_is_taken_away_when_no_object_can_mean_it_and_never_with_delete(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """As after a NodePrepull and an object were deleted with nobody there to see it."""
+    left = {"reference": OTHER, "digest": "sha256:" + "b" * 64}
+    with running(operator(bare_api)):
+        await deleting(api, "web", PINNED)
+        await deleting(api, "refused", PINNED, nodeSelector={"zone": "nowhere"}, suspend=True)
+        await eventually(ready(api, "web"))
+        agents.strays["n1"] = [left]
+        await eventually(lambda: reports(api, "n1"))
+        await stays_without_orders(agents)
+        await api.delete(IMAGEPREPULLS, "refused", namespace="default")
+        await eventually(lambda: ordered_away(agents, "n1"))
+        await eventually(holds(api, "n1", pinned="Present"))
+        # What an object asks for keeps its pin, whatever an agent says.
+        agents.strays["n2"] = [{"reference": PINNED, "digest": "sha256:" + "a" * 64}]
+        await eventually(lambda: reports(api, "n2"))
+        agents.seen.clear()
+        await stays_without_orders(agents)
+    assert agents.strays["n1"] == []
+
+
+async def reports(api: ApiClient, node: str) -> bool:
+    document = await api.get(NODEPREPULLS, node)
+    return bool(document["status"]["strayPins"])
+
+
+async def ordered_away(agents: FakeAgents, node: str) -> bool:
+    assert orders(agents) == {(node, "Unpin")}
+    return True
+
+
 async def test_deleted_nodeprepulls_come_back_and_take_nothing_back(
     bare_api: BareApi, api: ApiClient, agents: FakeAgents
 ) -> None:

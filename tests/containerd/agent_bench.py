@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from imageprepull.agent.accounts import Delays
@@ -27,17 +27,21 @@ class Agent:
 
     async def until(self, *states: ImageState | str) -> None:
         """Wait for the states of the entries, in the spec's order; a layer's state stands for a pull's progress."""
-        async with asyncio.timeout(20):
-            while not self._is(states):
-                self._changed.clear()
-                await self._changed.wait()
+        await self._until(lambda: self._is(states))
+
+    async def until_strays(self, *references: str) -> None:
+        """Wait until just these are reported as pinned by us and named by no entry."""
+        await self._until(lambda: [pin.reference for pin in self.reconciler.stray_pins] == list(references))
 
     async def passed(self) -> None:
         """One pass of a reconciler that nobody runs: everything is asked anew, and what follows from it is over."""
         self.reconciler.suspect_all()
         await self.reconciler.step()
+        await self._until(lambda: not self.reconciler.running)
+
+    async def _until(self, check: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while self.reconciler.running:
+            while not check():
                 self._changed.clear()
                 await self._changed.wait()
 

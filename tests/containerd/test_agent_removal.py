@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from imageprepull.controller.strays import order_of
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.agent_bench import agent_of
@@ -16,6 +17,8 @@ from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
+
+THEIRS = "registry.example/theirs:1"
 
 
 @pytest.fixture
@@ -107,6 +110,41 @@ async def test_an_image_that_is_retained_is_unpinned_and_stays(
         assert (await bench.presence(entry.reference, image.digest)).present
         for record in await bench.containerd.images.list():
             assert not {"io.cri-containerd.pinned", "imageprepull.io/pinned"} & record.labels.keys()
+
+
+@pytest.mark.parametrize("left", ["all records", "the ID alone"])
+async def test_a_pin_that_no_entry_names_is_reported_and_goes_with_the_order_for_it(
+    bench: PullBench, fake: FaultyRegistry, left: str
+) -> None:
+    """As on a node that registers anew on the same disk: an agent that has never heard of the image."""
+    image = build_image([layer("stray")])
+    entry = DesiredImage(reference=fake_serve(fake, image), digest=image.digest, pin=True)
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([entry])
+        await agent.until(ImageState.READY)
+        assert agent.reconciler.stray_pins == []
+    images = bench.containerd.images
+    records = await images.list()
+    assert len(records) == 3
+    if left == "the ID alone":
+        for record in records:
+            if record.name != image.config.digest:
+                await images.delete(record.name)
+    # Pinned by somebody else.
+    await images.create(THEIRS, records[0].target, {"io.cri-containerd.pinned": "pinned"})
+    name = entry.reference if left == "all records" else image.config.digest
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([])
+        await agent.until_strays(name)
+        agent.reconciler.take_spec([order_of((name, image.digest))])
+        await agent.until(ImageState.ABSENT)
+        agent.reconciler.take_spec([])
+        await agent.until_strays()
+    after = {record.name: record.labels.keys() for record in await images.list()}
+    assert len(after) == (4 if left == "all records" else 2)
+    assert "io.cri-containerd.pinned" in after.pop(THEIRS)
+    for labels in after.values():
+        assert not {"io.cri-containerd.pinned", "imageprepull.io/pinned"} & labels
 
 
 async def test_when_one_of_two_tags_is_retained_both_stay(bench: PullBench, fake: FaultyRegistry) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
+from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources.nodeprepull import (
     Agent,
@@ -44,6 +45,8 @@ class FakeNode:
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.our_pins: set[str] = set()
+        self.other_pins: list[Pin] = []
+        self.pins_listed = 0
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
         self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
@@ -93,6 +96,7 @@ class FakeNode:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         self.calls.append(" ".join(["unpin", image.reference, *(f"but-{other}" for other in staying)]))
         self.our_pins.discard(image.reference)
+        self.other_pins = [pin for pin in self.other_pins if pin.digest != image.digest]
 
     async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
         if self.down:
@@ -106,6 +110,12 @@ class FakeNode:
         await self.collected.wait()
         self.holds.discard(image.reference)
         return ""
+
+    async def pins(self) -> list[Pin]:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+        self.pins_listed += 1
+        return list(self.other_pins)
 
     async def abandon(self, image: DesiredImage) -> None:
         self.calls.append(f"abandon {image.reference}")

@@ -14,7 +14,8 @@ from imageprepull.agent.node import Compared, NodeError
 from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
-from imageprepull.resources.nodeprepull import Desired, DesiredImage
+from imageprepull.pulling.pins import Pin
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
 
@@ -277,6 +278,47 @@ async def test_absent_stops_the_pull_then_unpins_once(bench: Bench) -> None:
     assert bench.states() == ["a Absent", "b Pulling"]
     bench.reconciler.suspect_all()
     assert await bench.steps() == []
+
+
+async def test_a_pin_that_no_entry_names_is_reported_until_an_entry_takes_it_away(bench: Bench) -> None:
+    stray = Pin("docker.io/library/old:1", OTHER)
+    bench.node.other_pins = [stray]
+    bench.node.holds = {"a"}
+    await bench.spec(image("a"))
+    assert bench.reconciler.stray_pins == [StrayPin(reference=stray.record, digest=OTHER)]
+    listed = bench.node.pins_listed
+    await bench.steps(seconds=200)
+    assert bench.node.pins_listed == listed, "nothing happened that could change them"
+    ordered = image(stray.record, digest=OTHER, state=Desired.ABSENT)
+    assert await bench.spec(image("a"), ordered) == [f"unpin {stray.record}", f"abandon {stray.record}"]
+    assert bench.states() == ["a Ready", f"{stray.record} Absent"]
+    await bench.spec(image("a"))
+    assert bench.reconciler.stray_pins == []
+
+
+async def test_what_is_still_pulled_for_an_entry_that_vanished_is_no_stray(bench: Bench) -> None:
+    reference = "docker.io/library/new:1"
+    await bench.spec(image(reference))
+    # Its records are written before its pull ends.
+    bench.node.other_pins = [Pin(reference, image(reference).digest)]
+    bench.reconciler.suspect_all()
+    await bench.spec()
+    assert bench.reconciler.stray_pins == []
+    bench.node.succeed(reference)
+    await bench.steps()
+    assert [pin.reference for pin in bench.reconciler.stray_pins] == [reference]
+    bench.reconciler.freeze()
+    assert bench.reconciler.stray_pins == []
+
+
+async def test_pins_are_asked_for_again_when_the_runtime_did_not_answer(bench: Bench) -> None:
+    bench.node.other_pins = [Pin("docker.io/library/old:1", OTHER)]
+    bench.node.down = True
+    await bench.spec()
+    assert (bench.reconciler.stray_pins, bench.wait) == ([], 2)
+    bench.node.down = False
+    await bench.steps(seconds=2)
+    assert len(bench.reconciler.stray_pins) == 1
 
 
 async def test_an_unpin_that_fails_is_repeated(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from imageprepull.agent.status import (
 )
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources import bounds
-from imageprepull.resources.nodeprepull import Agent, Desired, Disk, LayerState, NodePrepullStatus
+from imageprepull.resources.nodeprepull import (
+    Agent,
+    Desired,
+    Disk,
+    LayerState,
+    NodePrepullStatus,
+    StrayPin,
+)
 from tests.unit.agent_doubles import image
 
 CRD = Path(__file__).parents[2] / "crds" / "nodeprepulls.yaml"
@@ -73,6 +81,16 @@ def test_an_image_that_is_left_to_the_runtime_says_so_while_it_comes_and_when_it
     assert said("Pulling", "") == ("Pulling", "Stalled", "of the attempt before")
     assert said("Ready", "") == ("Ready", "", "")
     assert said("Failed", "not valid HTTP")[1].startswith("RegistryUnreachable")
+
+
+def test_pins_without_an_entry_are_reported_and_give_way_to_images_in_work() -> None:
+    strays = [StrayPin(reference=f"{'r' * 500}:{n}", digest="sha256:" + "d" * 64) for n in range(100)]
+    report = replace(report_of(), stray_pins=strays)
+    few = build_status(report, WHEN, soft=HARD_BYTES)
+    assert few.stray_pins == strays[: bounds.STRAY_PINS]
+    jsonschema.validate(msgspec.to_builtins(few), SCHEMA)
+    assert build_status(report, WHEN).stray_pins == strays[:8]
+    assert not same_news(build_status(report_of(), WHEN), few)
 
 
 def report_of(*views: ImageView, runtime: str = "containerd 2.4.2") -> Report:

@@ -56,6 +56,9 @@ PLACES = {
         "status.images[].layerStates": bounds.LAYERS,
         "status.resolved": bounds.RESOLVES,
         "status.registries": bounds.REGISTRIES,
+        "status.strayPins": bounds.STRAY_PINS,
+        "status.strayPins[].reference": bounds.REFERENCE,
+        "status.strayPins[].digest": bounds.DIGEST,
     },
 }
 

@@ -18,6 +18,7 @@ from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.pins import Pin, our_pins
 from imageprepull.pulling.presence import presence
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
@@ -30,7 +31,7 @@ from imageprepull.resources.free_space import parse_amount
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, RegistryHold, RegistryStatus
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
-from imageprepull.runtime.errors import SocketMissing, TimedOut
+from imageprepull.runtime.errors import RuntimeFault, SocketMissing, TimedOut
 from imageprepull.runtime.events import Event
 
 LEASE_LABEL = "imageprepull.io/lease"
@@ -130,6 +131,13 @@ class ContainerdNode:
             ),
         )
         return verdict.kept
+
+    async def pins(self) -> list[Pin]:
+        """As `Node.pins`."""
+        try:
+            return await our_pins(self.containerd)
+        except RuntimeFault as fault:
+            raise NodeError(fault.reason, str(fault), unavailable=fault.reason in UNAVAILABLE) from fault
 
     async def abandon(self, image: DesiredImage) -> None:
         """As `Node.abandon`."""

@@ -69,6 +69,7 @@ async def serve_node(
             disk.report() or node.disk(),
             views,
             node.registries(),
+            reconciler.stray_pins,
         )
 
     async def write(patch: dict[str, object]) -> object:

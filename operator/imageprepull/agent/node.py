@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, RegistryHold, RegistryStatus
@@ -87,6 +88,9 @@ class Node(Protocol):
 
         Returns why it stays, or "". Reason ImageInUse names who uses it. Not while the image is pulled.
         """
+
+    async def pins(self) -> list[Pin]:
+        """The image records that carry a pin of ours."""
 
     async def abandon(self, image: DesiredImage) -> None:
         """Drop the lease of an image that has finally failed, so that the runtime may collect what was fetched."""

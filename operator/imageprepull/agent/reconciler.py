@@ -20,10 +20,12 @@ from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.observing import observed
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
+from imageprepull.agent.strays import stray_pins
 from imageprepull.agent.tags import tags_elsewhere
+from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
-from imageprepull.resources.nodeprepull import Desired, DesiredImage
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
 
 logger = structlog.get_logger(__name__)
@@ -52,6 +54,8 @@ class Reconciler:
         """The images of the newest spec, in its order; what a status shows."""
         self.problem = ""
         """Why the runtime could not be asked; empty when it answers."""
+        self.stray_pins: list[StrayPin] = []
+        """Pins of ours beside the spec, as of the last step that could tell."""
         self.last_step = clock.now()
         self._node = node
         self._clock = clock
@@ -63,6 +67,8 @@ class Reconciler:
         self._orphans: dict[Key, DesiredImage] = {}
         """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
+        self._pins: list[Pin] = []
+        self._pins_doubtful = True
         self._woken = asyncio.Event()
         self._accounts = Accounts(clock, delays)
         self._attempts = Attempts(
@@ -114,6 +120,7 @@ class Reconciler:
         self._note_orphans({})
         self.views = {}
         self._desired = []
+        self.stray_pins = []
         self.wake()
 
     def _note_orphans(self, views: Mapping[Key, ImageView]) -> None:
@@ -125,6 +132,7 @@ class Reconciler:
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: the runtime removed something, or was restarted."""
         self._suspect.update(self.views)
+        self._pins_doubtful = True
         self.wake()
 
     def retry_used(self) -> None:
@@ -146,6 +154,7 @@ class Reconciler:
                 self._woken.clear()
                 if self._clock.now() >= resync_at:
                     self._suspect.update(self.views)
+                    self._pins_doubtful = True
                     resync_at = self._clock.now() + self._delays.resync * (0.8 + 0.4 * self._clock.uniform())
                 wait = await self.step()
                 until_resync = max(0.0, resync_at - self._clock.now())
@@ -182,6 +191,7 @@ class Reconciler:
         for key in actions.unpin:
             await self._unpin(key)
         await self._drop_orphans()
+        self._note_strays()
         wait = next_due(self._desired, self._observed(), self._clock.now())
         log_changes(self.views.values())
         if answered:
@@ -239,8 +249,35 @@ class Reconciler:
                 # What was brought once says nothing about the next pull.
                 view.pulled = None
         self._suspect &= self.views.keys()
+        if not await self._list_pins():
+            return False
         self._note_problem("")
         return True
+
+    async def _list_pins(self) -> bool:
+        """Ask for the pins when they may be others than before; False when the runtime did not answer."""
+        if not self._pins_doubtful:
+            return True
+        # Before the answer, as above.
+        self._pins_doubtful = False
+        try:
+            self._pins = await self._node.pins()
+        except NodeError as error:
+            self._pins_doubtful = True
+            if error.unavailable:
+                self._note_problem(f"{error.reason}: {error}")
+                return False
+            logger.warning("pins not listed", reason=error.reason, error=str(error))
+        return True
+
+    def _note_strays(self) -> None:
+        if self._pins_doubtful:
+            return
+        # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
+        found = stray_pins(self._pins, self.views.keys() | self.running)
+        if found != self.stray_pins:
+            self.stray_pins = found
+            self._on_change()
 
     def _observed(self) -> Observed:
         for view in self.views.values():
@@ -259,6 +296,7 @@ class Reconciler:
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""
         self._suspect.add(key)
+        self._pins_doubtful = True
         self._on_change()
         self.wake()
 
@@ -275,6 +313,7 @@ class Reconciler:
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.
         self._suspect.update(key for key in self.views if key[1] == view.desired.digest)
+        self._pins_doubtful = True
         self._on_change()
         self.wake()
 
@@ -305,6 +344,7 @@ class Reconciler:
             else:
                 self._suspect.add(key)
             view.forget_failures()
+            self._pins_doubtful = True
             # Their ID record is the same one: who still wants it pinned pins it again.
             self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
             self.wake()

@@ -27,12 +27,14 @@ from imageprepull.resources.nodeprepull import (
     PhaseSeconds,
     RegistryStatus,
     SourceBytes,
+    StrayPin,
 )
 
 SOFT_BYTES = 16 * 1024
 HARD_BYTES = 64 * 1024
 SHORT_MESSAGE = 120
 FEW_REGISTRIES = 8
+FEW_STRAYS = 8
 _PIN_INEFFECTIVE = (
     "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
     "the image; containerd tells it from 1.6.24 and 1.7.5 on"
@@ -52,6 +54,7 @@ class Report:
     disk: Disk | None
     images: Sequence[ImageView]
     registries: Sequence[RegistryStatus] = ()
+    stray_pins: Sequence[StrayPin] = ()
 
 
 def build_status(
@@ -69,6 +72,7 @@ def build_status(
         images_omitted=max(0, len(images) - bounds.IMAGES),
         layers_omitted=sum(max(0, layers_of(view) - bounds.LAYERS) for view in report.images),
         registries=list(report.registries[: bounds.REGISTRIES]),
+        stray_pins=list(report.stray_pins[: bounds.STRAY_PINS]),
     )
     return shrink(status, soft, hard)
 
@@ -182,7 +186,12 @@ def shrink(status: NodePrepullStatus, soft: int, hard: int) -> NodePrepullStatus
         return status
     images = list(status.images)
     omitted = status.layers_omitted
-    few = msgspec.structs.replace(status, registries=status.registries[:FEW_REGISTRIES])
+    few = msgspec.structs.replace(
+        status,
+        registries=status.registries[:FEW_REGISTRIES],
+        # The others follow when these are gone.
+        stray_pins=status.stray_pins[:FEW_STRAYS],
+    )
     excess -= size_of(status) - size_of(few)
     status = few
     # Failed images' layers first: they do not move any more.

@@ -37,6 +37,11 @@ class DirtyKeys(Generic[K]):
     def __len__(self) -> int:
         return len(self._due)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no key is marked or worked on."""
+        return not self._due and not self._working
+
     def add(self, key: K, delay: float = 0) -> None:
         """Mark a key; a mark that is due earlier wins."""
         due = time.monotonic() + max(delay, self._debounce)

@@ -144,6 +144,8 @@ class Leader:
     async def _list(self) -> None:
         """A real LIST: what no event told is found here, and everything is looked at again."""
         standby = self._standby
+        # Whoever means one of these is in the list.
+        strays = standby.world.reported_strays()
         documents, _ = await self._api.list(IMAGEPREPULLS)
         found = [standby.intake.prepull(document) for document in documents]
         present = {known.key for known in found}
@@ -153,6 +155,7 @@ class Leader:
         standby.witness.listed({known.uid for known in found}, referenced)
         standby.witness.forget(referenced)
         standby.world.policies.forget(referenced)
+        standby.world.strays = strays
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()
 

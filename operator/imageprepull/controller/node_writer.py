@@ -25,6 +25,7 @@ from imageprepull.controller.repairs import (
     read_order,
 )
 from imageprepull.controller.standby import Standby
+from imageprepull.controller.strays import believed
 from imageprepull.controller.trust import object_missing
 from imageprepull.controller.world import KnownNodePrepull
 from imageprepull.kube.client import ApiClient
@@ -63,9 +64,7 @@ class NodeWriter:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
             return
-        rendered = self._render(name, frozenset())
-        if rendered.confirm:
-            rendered = self._render(name, await self._confirm(rendered.confirm))
+        rendered = await self._decide(name)
         if rendered.confirm:
             # No event announces that a cache follows again, so the rest is asked for once more.
             self._queues.nodes.add(name, CONFIRM_AGAIN)
@@ -88,7 +87,33 @@ class NodeWriter:
         self._intake.node_prepull_written(document)
         logger.info("node prepull written", node=name, images=len(images))
 
-    def _render(self, name: str, confirmed: frozenset[str]) -> Rendered:
+    async def _decide(self, name: str) -> Rendered:
+        """What the spec should be. Whatever lets go of an image is confirmed first."""
+        confirmed: frozenset[str] = frozenset()
+        rendered = self._render(name)
+        if rendered.confirm:
+            confirmed = await self._confirm(rendered.confirm)
+            rendered = self._render(name, confirmed)
+        strays = self._strays(name)
+        if strays and self._render(name, confirmed, strays) != rendered and await self._trust.holds():
+            rendered = self._render(name, confirmed, self._strays(name))
+        return rendered
+
+    def _strays(self, name: str) -> frozenset[tuple[str, str]]:
+        """Pins without an entry, when it is certain that every object that may mean one of them is in the plan."""
+        known = self._world.node_prepulls.get(name)
+        listed = self._world.strays.get(name)
+        if known is None or not listed:
+            return frozenset()
+        certain = self._witness.settled and self._queues.prepulls.idle and self._world.all_planned
+        return listed & believed(known.object) if certain else frozenset()
+
+    def _render(
+        self,
+        name: str,
+        confirmed: frozenset[str] = frozenset(),
+        strays: frozenset[tuple[str, str]] = frozenset(),
+    ) -> Rendered:
         known = self._world.node_prepulls.get(name)
         done = done_removals(known.object.status, known.object.metadata.generation) if known else set()
         owners = Owners(
@@ -98,7 +123,7 @@ class NodeWriter:
             confirmed,
             self._world.policies.retaining,
         )
-        return render(name, self._world.current(name), owners, done)
+        return render(name, self._world.current(name), owners, done, strays)
 
     def _holds(self) -> list[RegistryHold]:
         statuses = (known.object.status for known in self._world.node_prepulls.values())

@@ -2,7 +2,7 @@
 
 Only this module's answer is ever written. It never drops an entry by itself: an entry is withdrawn as `Absent`
 when each of its owners has let go of it for a witnessed cause, and leaves the spec when the agent reports that
-done. An owner that is merely unknown, unreadable or unsure keeps its entries exactly as they are.
+done. (Pins that the agent reports beside all entries are withdrawn like that, too.) An owner that is merely unknown, unreadable or unsure keeps its entries exactly as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from imageprepull.controller.asked import Asked, Owners, asked_of
+from imageprepull.controller.strays import stray_orders
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
 from imageprepull.resources.nodeprepull import (
@@ -36,9 +37,17 @@ class Rendered:
 
 
 def render(
-    node: str, current: Sequence[DesiredImage], owners: Owners, done: Collection[tuple[str, str]] = ()
+    node: str,
+    current: Sequence[DesiredImage],
+    owners: Owners,
+    done: Collection[tuple[str, str]] = (),
+    strays: Collection[tuple[str, str]] = (),
 ) -> Rendered:
-    """The entries for one node. `done` are (reference, digest) that its agent has reported as withdrawn."""
+    """The entries for one node.
+
+    `done` are (reference, digest) that its agent has reported as withdrawn, `strays` those that it has reported as
+    pinned without an entry.
+    """
     asked = asked_of(node, owners)
     images = {key: merge(entries) for key, entries in asked.wanted.items()}
     confirm: set[str] = set()
@@ -59,6 +68,7 @@ def render(
                 images[key] = msgspec.structs.replace(kept, state=state)
         elif key not in images:
             images[key] = withdrawn(entry, owners) if entry.owners else entry
+    images |= stray_orders(strays, images, asked)
     fitting = sorted(images, key=lambda key: _rank(images[key]))[: schema.IMAGES]
     return Rendered(
         [images[key] for key in sorted(fitting)], frozenset(confirm), omitted=len(images) - len(fitting)

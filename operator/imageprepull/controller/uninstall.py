@@ -18,9 +18,11 @@ import structlog
 
 from imageprepull.controller.intake import read_node_prepull
 from imageprepull.controller.render import done_removals
+from imageprepull.controller.strays import believed, order_of
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import DEPLOYMENTS, LEASES, NODEPREPULLS
+from imageprepull.resources import bounds
 from imageprepull.resources.base import encode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
 
@@ -149,7 +151,7 @@ async def _order(api: ApiClient, prepull: NodePrepull) -> None:
     body: dict[str, Any] = {
         # Refused when it changed meanwhile: the next round looks again.
         "metadata": {"resourceVersion": metadata.resource_version},
-        "spec": {"images": [encode(let_go_of(entry)) for entry in prepull.spec.images]},
+        "spec": {"images": [encode(entry) for entry in let_go_spec(prepull)]},
     }
     try:
         await api.merge_patch(NODEPREPULLS, metadata.name, body)
@@ -163,9 +165,16 @@ def let_go_of(entry: DesiredImage) -> DesiredImage:
     return msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=OnRemoval.UNPIN, pin=False)
 
 
+def let_go_spec(prepull: NodePrepull) -> list[DesiredImage]:
+    """The orders for one node: for its entries, and for what is pinned there beside them, as far as there is room."""
+    entries = [let_go_of(entry) for entry in prepull.spec.images]
+    named = {(entry.reference, entry.digest) for entry in entries}
+    return [*entries, *map(order_of, sorted(believed(prepull) - named))][: bounds.IMAGES]
+
+
 def is_ordered(prepull: NodePrepull) -> bool:
-    """Whether the node's spec says so of every image."""
-    return all(entry == let_go_of(entry) for entry in prepull.spec.images)
+    """Whether the node's spec says just that."""
+    return prepull.spec.images == let_go_spec(prepull)
 
 
 def has_let_go(prepull: NodePrepull) -> bool:

@@ -97,6 +97,11 @@ class Witness:
         return any(one.confirmed for one in self._suspects.values())
 
     @property
+    def settled(self) -> bool:
+        """Whether nobody is suspected to be gone."""
+        return not self._suspects
+
+    @property
     def missing(self) -> bool:
         """Whether anything is suspected to have vanished unseen."""
         return any(one.cause is Cause.MISSING_AFTER_GAP for one in self._suspects.values())

@@ -14,6 +14,7 @@ from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.policies import DeletionPolicies
+from imageprepull.controller.strays import believed
 from imageprepull.resources.imageprepull import ImagePrepull
 from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
 
@@ -72,12 +73,29 @@ class World:
     choices: dict[str, Choice] = field(default_factory=dict)
     planned: dict[str, Candidate] = field(default_factory=dict)
     """The candidates that `choices` was made of, by uid."""
+    strays: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    """By node, the pins without an entry that were reported before all ImagePrepulls were last listed."""
     policies: DeletionPolicies = field(default_factory=DeletionPolicies)
 
     def current(self, node: str) -> list[DesiredImage]:
         """The entries that stand for a node now."""
         known = self.node_prepulls.get(node)
         return known.object.spec.images if known else self.leftover.get(node, [])
+
+    def reported_strays(self) -> dict[str, frozenset[tuple[str, str]]]:
+        """What agents report at this moment, by node."""
+        found = {name: believed(known.object) for name, known in self.node_prepulls.items()}
+        return {name: strays for name, strays in found.items() if strays}
+
+    @property
+    def all_planned(self) -> bool:
+        """Whether the plan stands for every object that is known: none is unreadable, refused, or newer than it."""
+        return all(
+            known.candidate is not None
+            and (planned := self.planned.get(known.uid)) is not None
+            and planned.prepull.metadata.generation == known.generation
+            for known in self.prepulls.values()
+        )
 
     def referenced(self) -> dict[str, Key]:
         """Every uid that is named by an entry or known otherwise, with its namespace and name."""

@@ -33,6 +33,7 @@ SOURCE_HOSTS = 16
 CAPABILITIES = 32
 RESOLVES = 64
 REGISTRIES = 64
+STRAY_PINS = 32
 
 
 def cut(text: str, limit: int) -> str:

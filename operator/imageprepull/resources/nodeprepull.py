@@ -207,6 +207,13 @@ class ImageSummary(Model, omit_defaults=False, frozen=True, kw_only=True):
     failed: int = 0
 
 
+class StrayPin(Model, frozen=True, kw_only=True):
+    """A record that carries a pin of ours and that no entry names: a reference, or an image ID where only that is left."""
+
+    reference: str
+    digest: str
+
+
 class NodePrepullStatus(Model, frozen=True, kw_only=True):
     observed_generation: int = 0
     heartbeat: str | None = None
@@ -218,6 +225,7 @@ class NodePrepullStatus(Model, frozen=True, kw_only=True):
     layers_omitted: int = 0
     resolved: list[ResolvedReference] = []
     registries: list[RegistryStatus] = []
+    stray_pins: list[StrayPin] = []
 
 
 class NodePrepull(Model, frozen=True, kw_only=True):

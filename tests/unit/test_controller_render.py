@@ -201,6 +201,22 @@ def test_an_object_made_anew_keeps_its_image_on_a_node_that_it_skips_for_now() -
     assert (back.state, back.owners) == (Desired.PRESENT, ["shop/web/uid-anew"])
 
 
+def test_who_skips_the_node_for_now_still_says_what_becomes_of_its_image() -> None:
+    toleration = [{"key": "team", "operator": "Exists"}]
+    facts = {"n1": NodeFacts("n1", taints=(Taint("team", "x"),))}
+    skipping = candidate("b", priority=3)
+    for priority, policy in ((5, "Retain"), (1, "Delete")):
+        both = candidate("a", priority=priority, deletionPolicy=policy, tolerations=toleration)
+        now = [entry(owners=["shop/a/uid-a"], priority=9, on_removal=OnRemoval.DELETE)]
+        (merged,) = render("n1", now, planned(both, skipping, facts=facts)).images
+        assert merged.owners == ["shop/a/uid-a", "shop/b/uid-b"]
+        assert (merged.state, merged.priority, merged.on_removal) == (
+            Desired.PRESENT,
+            max(priority, 3),
+            OnRemoval.UNPIN,
+        )
+
+
 def test_of_those_who_wait_for_a_digest_no_more_are_named_than_the_schema_allows() -> None:
     crowd = [candidate(f"c{number:02}") for number in range(70)]
     (kept,) = render("n1", [entry()], planned(*crowd, resolutions={}, gone=["uid-web"])).images

@@ -30,14 +30,14 @@ class Owners:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`wanted` by (reference, digest); the others by reference, as owners.
+    """`wanted` by (reference, digest); the others by reference.
 
     `unresolved` name a reference whose digest is not known yet, `kept` one on a node that they skip for now.
     """
 
     wanted: dict[tuple[str, str], list[DesiredImage]] = field(default_factory=dict)
-    unresolved: dict[str, list[str]] = field(default_factory=dict)
-    kept: dict[str, list[str]] = field(default_factory=dict)
+    unresolved: dict[str, list[Candidate]] = field(default_factory=dict)
+    kept: dict[str, list[Candidate]] = field(default_factory=dict)
 
 
 def asked_of(node: str, owners: Owners) -> Asked:
@@ -51,10 +51,10 @@ def asked_of(node: str, owners: Owners) -> Asked:
                 entry = entry_of(candidate, reference, admission.digest)
                 asked.wanted.setdefault((entry.reference, entry.digest), []).append(entry)
             else:
-                asked.unresolved.setdefault(reference, []).append(candidate.owner)
+                asked.unresolved.setdefault(reference, []).append(candidate)
         if node in choice.kept:
             for image in candidate.images:
-                asked.kept.setdefault(image.record, []).append(candidate.owner)
+                asked.kept.setdefault(image.record, []).append(candidate)
     return asked
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imageprepull.controller.asked import Asked, Owners, asked_of
+from imageprepull.controller.asked import Asked, Owners, asked_of, entry_of
 from imageprepull.controller.strays import stray_orders
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
@@ -59,13 +59,11 @@ def render(
             continue
         held = _held(entry, owners, asked)
         confirm |= held.confirm
-        if held.owners:
-            kept = msgspec.structs.replace(entry, owners=held.owners)
-            if key in images:
-                images[key] = merge([*asked.wanted[key], kept])
-            else:
-                state = Desired.PAUSED if held.paused else entry.state
-                images[key] = msgspec.structs.replace(kept, state=state)
+        if held.wishes:
+            state = Desired.PAUSED if held.paused else entry.state
+            state = Desired.PRESENT if key in images else state
+            merged = merge([*asked.wanted.get(key, ()), *held.wishes])
+            images[key] = msgspec.structs.replace(merged, state=state)
         elif key not in images:
             images[key] = withdrawn(entry, owners) if entry.owners else entry
     images |= stray_orders(strays, images, asked)
@@ -118,9 +116,9 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Who has not let go of an entry; `paused` when all of them skip the node for now."""
+    """What those ask for who have not let go of an entry; `paused` when all of them skip the node for now."""
 
-    owners: list[str]
+    wishes: list[DesiredImage]
     confirm: frozenset[str]
     paused: bool
 
@@ -128,23 +126,26 @@ class _Held:
 def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
     # Not the entry's owners alone: one made anew may mean this very digest, or skip the node for now.
     unresolved = asked.unresolved.get(entry.reference, [])
-    staying = {*unresolved, *asked.kept.get(entry.reference, [])}
-    paused = not unresolved
-    asking = {one for wish in asked.wanted.get((entry.reference, entry.digest), ()) for one in wish.owners}
-    confirm = set()
-    for owner in set(entry.owners) - staying - asking:
+    kept = asked.kept.get(entry.reference, [])
+    wishes = [entry_of(candidate, entry.reference, entry.digest) for candidate in (*unresolved, *kept)]
+    wanted = asked.wanted.get((entry.reference, entry.digest), ())
+    named = {owner for wish in (*wishes, *wanted) for owner in wish.owners}
+    doubtful, confirm = [], set()
+    for owner in entry.owners:
         uid = uid_of(owner)
-        if uid in owners.gone:
+        if owner in named or uid in owners.gone:
             continue
         known = uid in owners.candidates and uid in owners.choices
         if known and uid in owners.confirmed:
             continue
         # Unreadable, refused or not seen, or not read again yet: not knowing is no order.
-        staying.add(owner)
-        paused = False
+        doubtful.append(owner)
         if known:
             confirm.add(uid)
-    return _Held(sorted(staying)[: schema.OWNERS], frozenset(confirm), paused)
+    if doubtful:
+        # What these ask for is what the entry says.
+        wishes.append(msgspec.structs.replace(entry, owners=doubtful))
+    return _Held(wishes, frozenset(confirm), paused=not unresolved and not doubtful)
 
 
 def uid_of(owner: str) -> str:

@@ -139,6 +139,67 @@ async def test_a_bad_spec_is_refused_and_takes_nothing_back(
         assert "spec.suspend=true" in (await condition(api, "later", "Stalled"))["message"]
 
 
+async def test_an_order_to_retry_is_handed_on_once_and_answered_and_another_life_does_not_repeat_it(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    async def answered(nonce: str, failed: int, ready: int) -> bool:
+        found = (await status(api, "web"))["retry"]
+        assert (found["nonce"], found["failed"], found["ready"], found["waiting"]) == (
+            nonce,
+            failed,
+            ready,
+            0,
+        )
+        return True
+
+    async def nonces() -> list[str]:
+        return [
+            entry.get("retry", {}).get("nonce", "")
+            for node in NODE_NAMES
+            for entry in (await api.get(NODEPREPULLS, node))["spec"]["images"]
+            if entry["reference"] == PINNED
+        ]
+
+    async def order(text: str) -> None:
+        body = {"metadata": {"annotations": {"imageprepull.io/retry": text}}}
+        await api.merge_patch(IMAGEPREPULLS, "web", body, namespace="default")
+
+    agents.state, agents.reason = "Failed", "NotFound"
+    with running(Operator(bare_api, "op")):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web", "False"))
+        await eventually(holds(api, "n3", pinned="Present"))
+        await order("n1 node=n2")
+        await eventually(lambda: answered("n1", 1, 0))
+        assert await nonces() == ["", "n1", ""]
+        await order("n2")
+        await eventually(lambda: answered("n2", 3, 0))
+        assert await nonces() == ["n2", "n2", "n2"]
+        assert (await status(api, "web"))["retry"]["reason"] == "NotFound"
+    before = {node: len(agents.seen[node]) for node in NODE_NAMES}
+    with running(Operator(bare_api, "op")):
+        # What comes after it is carried out: the answered order is behind the operator by then.
+        await create(api, "same", PINNED)
+        await eventually(ready(api, "same", "False"))
+        await eventually(lambda: owned_by_two(api))
+        assert await nonces() == ["n2", "n2", "n2"]
+        assert {node: len(agents.seen[node]) for node in NODE_NAMES} == {
+            node: count + 1 for node, count in before.items()
+        }, "one new spec each, for the new owner"
+        agents.state = "Ready"
+        await eventually(ready(api, "web"))
+        await order("n3")
+        await eventually(lambda: answered("n3", 0, 3))
+        assert await nonces() == ["n2", "n2", "n2"], "nothing had failed"
+
+
+async def owned_by_two(api: ApiClient) -> bool:
+    for node in NODE_NAMES:
+        (entry,) = (await api.get(NODEPREPULLS, node))["spec"]["images"]
+        assert len(entry["owners"]) == 2
+    return True
+
+
 async def test_failures_and_missing_agents_are_shown(
     bare_api: BareApi, api: ApiClient, agents: FakeAgents
 ) -> None:

@@ -1,8 +1,11 @@
-"""`kubectl image-prepull status|wait`, started by kubectl, against the product at work."""
+"""`kubectl image-prepull status|wait|retry|repair`, started by kubectl, against the product at work."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -101,3 +104,94 @@ def test_repair_says_what_a_node_holds_when_it_is_asked_for_something_else(produ
     gone = kubectl_plugin(product.cluster, "repair", "no-such-node")
     assert gone.returncode == 1
     assert "no-such-node" in gone.stderr
+
+
+def next_attempts(product: Product, image: str) -> Mapping[str, datetime]:
+    """When each node that has failed will try this image again by itself."""
+    found = {}
+    for document in product.cluster.get("nodeprepull")["items"]:
+        for one in document.get("status", {}).get("images", ()):
+            if one["reference"] == image and one["state"] == "Failed":
+                found[document["metadata"]["name"]] = datetime.fromisoformat(one["nextAttempt"])
+    return found
+
+
+def test_retry_brings_what_failed_for_good_before_its_time_on_one_node_and_then_on_all(
+    product: Product,
+) -> None:
+    built = runnable(layer(1))
+    image = f"{product.cluster.registry_name}/tests/late@{built.digest}"
+    product.apply("late", image)
+    product.until("all nodes have failed", lambda: len(next_attempts(product, image)) == 3)
+    again = kubectl_plugin(product.cluster, "retry", "late", "--timeout=1m")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "default/late: failed again on 3 of 3 nodes, for example a: NotFound: " in again.stderr
+    assert len(again.stderr.splitlines()) == 1
+    failed = next_attempts(product, image)
+    assert len(failed) == 3, "an order that failed leaves the slow cadence as it was"
+
+    product.push(built, "tests/late")
+    one = kubectl_plugin(product.cluster, "retry", "late", image, "--node=b", "--timeout=1m")
+    assert (one.returncode, one.stderr) == (0, "")
+    assert one.stdout == "default/late: Ready on 1 node\n"
+    assert next_attempts(product, image).keys() == {"a", "c"}
+    everywhere = kubectl_plugin(product.cluster, "retry", "late", "--timeout=1m")
+    assert (everywhere.returncode, everywhere.stderr) == (0, "")
+    assert everywhere.stdout == "default/late: Ready on 3 nodes\n"
+    assert datetime.now(UTC) < min(failed.values()), "too slow to show anything: they try by themselves then"
+    product.until_ready("late")
+    assert "imageprepull.io/retry" not in product.get("late")["metadata"].get("annotations", {})
+
+
+def test_retry_asks_for_a_tag_again_that_the_registry_did_not_know(product: Product) -> None:
+    image = f"{product.cluster.registry_name}/tests/late-tag:1"
+    product.apply("late-tag", image)
+
+    def looked_up() -> int:
+        return len(product.cluster.proxy.requests(path="/tests/late-tag/manifests/1"))
+
+    # By then the operator leaves the registry alone for 15 s and more.
+    product.until("three attempts", lambda: looked_up() >= 3)
+    asked = looked_up()
+    product.push(runnable(layer(1)), "tests/late-tag")
+    done = kubectl_plugin(product.cluster, "retry", "late-tag", "--timeout=10s")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "default/late-tag: Ready on 3 nodes\n", "")
+    assert looked_up() > asked
+
+
+def test_retry_says_what_it_cannot_do(product: Product) -> None:
+    product.apply("sound", product.push(runnable(layer(1)), "tests/plugin-sound"))
+    product.until_ready("sound")
+    other = kubectl_plugin(product.cluster, "retry", "sound", "nobody:1")
+    assert other.returncode == 1
+    assert "default/sound does not name docker.io/library/nobody:1; it names " in other.stderr
+    elsewhere = kubectl_plugin(product.cluster, "retry", "sound", "--node=nowhere", "--timeout=1m")
+    assert elsewhere.returncode == 1
+    assert "nothing to retry: it is not for the node nowhere" in elsewhere.stderr
+    gone = kubectl_plugin(product.cluster, "retry", "no-such-object")
+    assert gone.returncode == 1
+    assert "no-such-object" in gone.stderr
+
+
+def test_an_order_to_retry_that_says_nothing_is_answered_by_an_event_and_in_the_status(
+    product: Product,
+) -> None:
+    product.apply("odd", product.push(runnable(layer(1)), "tests/plugin-odd"))
+    product.until_ready("odd")
+    product.cluster.kubectl("annotate", "imageprepull", "odd", "imageprepull.io/retry=/what/is/this")
+
+    def told() -> list[Any]:
+        events = product.cluster.get("events", "--field-selector", "involvedObject.name=odd")["items"]
+        return [event["message"] for event in events if event["reason"] == "InvalidRetry"]
+
+    product.until("an Event", told)
+    (message,) = told()
+    assert "must begin with a word of at most 20 letters" in message
+    answer = product.get("odd")["status"]["retry"]
+    assert (answer["reason"], answer["message"]) == ("InvalidRetry", message)
+    product.cluster.kubectl("annotate", "imageprepull", "odd", "--overwrite", "imageprepull.io/retry=monday")
+    product.until("an answer", lambda: product.get("odd")["status"]["retry"]["nonce"] == "monday")
+    shown = product.cluster.kubectl("get", "imageprepull", "odd", "-o", "jsonpath={.status.retry}")
+    assert json.loads(shown)["ready"] == 3, shown
+    product.cluster.kubectl("annotate", "imageprepull", "odd", "imageprepull.io/retry-")
+    product.until("the answer goes with its question", lambda: "retry" not in product.get("odd")["status"])

@@ -245,6 +245,17 @@ async def test_a_changed_entry_is_tried_at_once(bench: Bench, change: dict[str, 
     assert await bench.spec(image("a", **change)) == ["pull a"]  # type: ignore[arg-type]
 
 
+async def test_an_order_to_retry_is_obeyed_once_and_its_disappearance_is_none(bench: Bench) -> None:
+    await bench.spec(image("a", nonce="n1"))
+    bench.node.fail("a", permanent=True)
+    await bench.steps()
+    assert await bench.spec(image("a", nonce="n1", owners=["ns/other/uid"])) == []
+    assert await bench.spec(image("a")) == []
+    assert await bench.spec(image("a", nonce="n2")) == ["pull a"]
+    view = bench.reconciler.views["a", "sha256:" + "a" * 64]
+    assert view.backoff is None, "attempts are counted anew"
+
+
 async def test_a_defect_in_one_pull_fails_that_image_alone(bench: Bench) -> None:
     await bench.spec(image("a"), image("b"))
     bench.node.pulls["a"].set_exception(ZeroDivisionError("oops"))

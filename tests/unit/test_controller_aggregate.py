@@ -5,16 +5,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from imageprepull.controller.aggregate import Cluster, aggregate, aggregate_refused
+from imageprepull.controller.aggregate import aggregate, aggregate_refused
 from imageprepull.controller.aggregate_conditions import allowed_failures
+from imageprepull.controller.aggregate_node import Cluster
 from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.bounds import fit
 from imageprepull.controller.event_rules import notices
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts, Taint
 from imageprepull.controller.resolution import Resolution
-from imageprepull.resources.imageprepull import ImagePrepullStatus
-from imageprepull.resources.nodeprepull import NodePrepull
+from imageprepull.resources.base import Metadata
+from imageprepull.resources.imageprepull import ImagePrepullStatus, RetryStatus
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull, Retry
 from tests.unit.controller_doubles import candidate, node_prepull, nodes, report, resolution
 
 NGINX = "docker.io/library/nginx:1"
@@ -216,7 +218,9 @@ def test_a_digest_that_nodes_hold_needs_no_registry() -> None:
 
 def test_a_refused_spec_keeps_its_counts() -> None:
     before = status(candidate(), nodes("n1"), *ready_on("n1"))
-    found = aggregate_refused(2, BadSpec("DuplicateImage", "twice"), before, LATER)
+    found = aggregate_refused(
+        Metadata(name="web", generation=2), BadSpec("DuplicateImage", "twice"), before, LATER
+    )
     assert conditions(found)["Stalled"] == ("True", "DuplicateImage")
     assert conditions(found)["Ready"] == ("False", "DuplicateImage")
     assert (found.observed_generation, found.ready_nodes) == (2, "1/1")
@@ -240,3 +244,29 @@ def test_events_are_told_at_turns_only() -> None:
     told = notices(EMPTY, empty, candidate(nodeSelector={"pool": "gpu"}).prepull.spec)
     assert [(one.type, one.reason) for one in told] == [("Warning", "NoMatchingNodes")]
     assert told[0].message.endswith('nodeSelector {"pool": "gpu"}')
+
+
+def test_an_order_that_cannot_be_read_is_told_once() -> None:
+    odd = msgspec.structs.replace(EMPTY, retry=RetryStatus(reason="InvalidRetry", message="no word"))
+    spec = candidate().prepull.spec
+    assert [(one.type, one.reason, one.message) for one in notices(EMPTY, odd, spec)] == [
+        ("Warning", "InvalidRetry", "no word")
+    ]
+    assert notices(odd, odd, spec) == []
+    good = msgspec.structs.replace(EMPTY, retry=RetryStatus(nonce="n1", reason="NotFound", failed=1))
+    assert notices(EMPTY, good, spec) == []
+
+
+def test_the_answer_to_a_retry_is_in_the_status_within_the_schemas_bounds() -> None:
+    one = candidate()
+    asked = msgspec.structs.replace(one.prepull.metadata, annotations={"imageprepull.io/retry": "n1"})
+    one = Candidate(msgspec.structs.replace(one.prepull, metadata=asked), one.images)
+    failed = node_prepull(
+        "n1",
+        report(NGINX, 1, "Failed", reason="X" * 200, message="Y" * 2000),
+        entries=[DesiredImage(reference=NGINX, digest=resolution(NGINX).digest, retry=Retry(nonce="n1"))],
+    )
+    answer = status(one, nodes("n1", "n2"), failed, *ready_on("n2")).retry
+    assert answer is not None
+    assert (answer.nonce, answer.ready, answer.waiting, answer.failed) == ("n1", 1, 0, 1)
+    assert (len(answer.reason), len(answer.message)) == (128, 1024)

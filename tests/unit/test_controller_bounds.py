@@ -12,7 +12,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imageprepull.controller.aggregate import Cluster, Draft, aggregate
+from imageprepull.controller.aggregate import Draft, aggregate
+from imageprepull.controller.aggregate_node import Cluster
 from imageprepull.controller.assign import assign
 from imageprepull.controller.bounds import BOUNDS, HARD, TARGET, fit
 from imageprepull.controller.resolution import Resolution
@@ -119,6 +120,8 @@ def bounds_of(schema: dict[str, Any], mine: dict[str, Any], path: str = "status"
             continue
         if isinstance(bound, int):
             assert theirs["maxLength"] == bound, f"{path}.{name}"
+        elif isinstance(bound, dict):
+            bounds_of(theirs, bound, f"{path}.{name}")
         else:
             most, inner = bound
             assert theirs["maxItems"] == most, f"{path}.{name}"
@@ -136,6 +139,8 @@ def every_bound(schema: dict[str, Any], mine: Any, path: str = "status") -> None
             assert name in mine, f"{path}.{name} has no bound"
         if theirs.get("type") == "array":
             every_bound(theirs["items"], mine[name][1], f"{path}.{name}")
+        elif "properties" in theirs:
+            every_bound(theirs, mine.get(name, {}), f"{path}.{name}")
 
 
 def test_no_string_or_list_of_the_crd_is_forgotten() -> None:

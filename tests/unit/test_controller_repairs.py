@@ -7,9 +7,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.repairs import (
     ANNOTATION,
-    InvalidOrder,
     RepairOrder,
     answered,
     ordered,

@@ -34,6 +34,9 @@ class FakeRegistry:
         self.named: dict[str, Blob | Exception] = {}
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []
+        self.gate: asyncio.Event | None = None
+        """What was decided before it opens is said after it."""
+        self.at_gate = False
 
     def serve(self, name: str, image: BuiltImage | BuiltIndex) -> str:
         images = image.images if isinstance(image, BuiltIndex) else (image,)
@@ -51,6 +54,9 @@ class FakeRegistry:
         name = reference.digest or reference.tag or ""
         self.asked.append(name)
         found = self.named.get(name, NOT_FOUND)
+        if self.gate is not None:
+            self.at_gate = True
+            await self.gate.wait()
         if isinstance(found, Exception):
             if found is BUSY:
                 del self.named[name]
@@ -68,10 +74,12 @@ def wanted(text: str) -> WantedImage:
 
 @contextlib.asynccontextmanager
 async def resolving(
-    registry: FakeRegistry | RegistryClient, holds: Callable[[], Mapping[str, float]] = dict
+    registry: FakeRegistry | RegistryClient,
+    holds: Callable[[], Mapping[str, float]] = dict,
+    backoff: float = 0.05,
 ) -> AsyncIterator[tuple[Resolver, Callable[[Callable[[], Any]], Any]]]:
     changed = asyncio.Event()
-    patience = Patience(timeout=5, backoff=0.05, most=0.1)
+    patience = Patience(timeout=5, backoff=backoff, most=max(backoff, 0.1))
     client = cast("RegistryClient", registry)
     resolver = Resolver(client, on_change=lambda _: changed.set(), patience=patience, parallel=2, holds=holds)
 
@@ -79,7 +87,8 @@ async def resolving(
         async with asyncio.timeout(3):
             while not (answer := check()):
                 changed.clear()
-                await changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), 0.05)
         return answer
 
     task = asyncio.create_task(resolver.run())
@@ -196,6 +205,32 @@ async def test_a_registry_that_nodes_were_told_to_leave_alone_is_not_asked_by_th
             resolver.want([wanted(name)], ["linux/amd64"])
             assert await until(lambda: resolver.resolutions.get(name))
             assert resolver.resolutions[name].digest == digest
+
+
+async def test_an_order_to_retry_asks_at_once_and_only_what_is_answered_after_it_counts() -> None:
+    registry = FakeRegistry()
+    async with resolving(registry, backoff=1000) as (resolver, until):
+        resolver.want([wanted("r.io/app:late")], ["linux/amd64"])
+        await until(lambda: resolver.resolutions.get("r.io/app:late"))
+        resolver.retry(["r.io/app:late", "r.io/app:other"], "n1")
+        assert resolver.resolutions["r.io/app:late"].reason == "", "the failure of before says nothing now"
+        await until(lambda: resolver.resolutions["r.io/app:late"].reason)
+        resolver.retry(["r.io/app:late"], "n1")
+        assert resolver.resolutions["r.io/app:late"].reason == "NotFound", "an order is obeyed once"
+        registry.gate = asyncio.Event()
+        resolver.retry(["r.io/app:late"], "n2")
+        await until(lambda: registry.at_gate)
+        told: list[str] = []
+        resolver._on_change = lambda record: told.append(resolver.resolutions[record].reason)
+        resolver.retry(["r.io/app:late"], "n3")
+        registry.serve("late", build_image([LayerSpec({"a": b"1"})]))
+        registry.gate.set()
+        await until(lambda: resolver.resolutions["r.io/app:late"].digest)
+        assert told == [""], "what was asked before the order has failed, and that is not shown"
+        asked = len(registry.asked)
+        resolver.retry(["r.io/app:late"], "n4")
+        await asyncio.sleep(0.05)
+        assert len(registry.asked) == asked, "nothing is lacking"
 
 
 async def test_an_ambiguous_manifest_is_refused() -> None:

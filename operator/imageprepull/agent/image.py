@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from imageprepull.agent.backoff import Backoff
@@ -84,8 +85,9 @@ class ImageView:
         self.lack = None
 
     def taken_over(self, desired: DesiredImage) -> None:
-        """The operator's newest words. A change that can matter to a retry makes it due at once."""
-        if retry_relevant(desired) != retry_relevant(self.desired):
+        """The operator's newest words. A change that can matter to a retry makes it due at once, and so does an order."""
+        ordered = desired.retry.nonce not in ("", self.desired.retry.nonce)
+        if ordered or retry_relevant(desired) != retry_relevant(self.desired):
             self.forget_failures()
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
             self.released = False
@@ -103,7 +105,9 @@ class ImageView:
 
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:
     """What of an entry can turn a failure into success; owners and priority cannot."""
-    return image.state, image.on_removal, image.credential_ref, image.limits, image.retry, image.pin
+    # An order that is gone is none.
+    retry = msgspec.structs.replace(image.retry, nonce="")
+    return image.state, image.on_removal, image.credential_ref, image.limits, retry, image.pin
 
 
 def log_changes(views: Iterable[ImageView]) -> None:

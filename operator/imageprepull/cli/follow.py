@@ -1,4 +1,4 @@
-"""One object now and at every change: what `status -w` draws, and `wait` and `repair` judge."""
+"""One object now and at every change: what `status -w` draws, and `wait`, `retry` and `repair` judge."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ Everything is counted over all nodes; the details are left lazy (`Draft`), since
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
 
-from imageprepull.controller import clock
+from imageprepull.controller import clock, retries
 from imageprepull.controller.aggregate_conditions import (
     ALL_NODES_READY,
     PULLING,
@@ -24,11 +24,11 @@ from imageprepull.controller.aggregate_conditions import (
     stamp,
 )
 from imageprepull.controller.aggregate_images import ImageDraft, draft_images
-from imageprepull.controller.aggregate_node import NodeState, NodeView, view
+from imageprepull.controller.aggregate_node import Cluster, NodeState, NodeView, view
 from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
-from imageprepull.controller.resolution import Resolution
+from imageprepull.resources.base import Metadata
 from imageprepull.resources.imageprepull import (
     ByteCounts,
     Failure,
@@ -36,23 +36,8 @@ from imageprepull.resources.imageprepull import (
     NodeCounts,
     Skipped,
 )
-from imageprepull.resources.nodeprepull import NodePrepull
 
 REASONS_SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What all ImagePrepulls are judged against.
-
-    `unavailable` are nodes whose agent is missing for too long, `agentless` those without one at this moment.
-    """
-
-    nodes: Mapping[str, NodeFacts]
-    reports: Mapping[str, NodePrepull]
-    resolutions: Mapping[str, Resolution]
-    unavailable: Collection[str] = ()
-    agentless: Collection[str] = ()
 
 
 @dataclass(slots=True)
@@ -111,17 +96,20 @@ def aggregate(
         completion_time=_completed(ready_verdict, before, same=same, now=time),
         failures=_failures(views),
         skipped=_skipped(choice),
+        retry=retries.answer(candidate.prepull.metadata, before.retry, views, cluster),
     )
     return Draft(head, images, sorted(views, key=_interest))
 
 
 def aggregate_refused(
-    generation: int, bad: BadSpec, before: ImagePrepullStatus, now: datetime
+    metadata: Metadata, bad: BadSpec, before: ImagePrepullStatus, now: datetime
 ) -> ImagePrepullStatus:
     """The status of a spec that is not acted on: the last counts stay, since what was brought stays."""
+    generation = metadata.generation
     return msgspec.structs.replace(
         before,
         observed_generation=generation,
+        retry=retries.refused(metadata, bad),
         conditions=stamp(refused(bad), generation, clock.rfc3339(now), before.conditions),
     )
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from imageprepull.controller import clock
 from imageprepull.controller.assign import Admission
+from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.resolution import PlatformManifest, Resolution
 from imageprepull.resources.imageprepull import LayerDetail, NodeDetail, NodeImageDetail
 from imageprepull.resources.nodeprepull import ImageState, LayerState, NodeImageStatus, NodePrepull
 
 AGENT_UNAVAILABLE = "AgentUnavailable"
 NOT_RESOLVED = "NotResolved"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What all ImagePrepulls are judged against.
+
+    `unavailable` are nodes whose agent is missing for too long, `agentless` those without one at this moment.
+    """
+
+    nodes: Mapping[str, NodeFacts]
+    reports: Mapping[str, NodePrepull]
+    resolutions: Mapping[str, Resolution]
+    unavailable: Collection[str] = ()
+    agentless: Collection[str] = ()
 
 
 class NodeState(StrEnum):

@@ -63,8 +63,9 @@ BOUNDS: Mapping[str, Any] = {
     "skipped": (schema.SKIPPED, _REASON),
     "images": (schema.IMAGES, _IMAGE),
     "nodeDetails": (schema.NODE_DETAILS, _NODE),
+    "retry": {"nonce": schema.NONCE, **_REASON},
 }
-"""The CRD's maxLength (a number) and maxItems (a pair with the items' bounds), by JSON name."""
+"""The CRD's maxLength (a number), maxItems (a pair with the items' bounds) and objects, by JSON name."""
 
 
 def fit(draft: Draft, *, target: int = TARGET, hard: int = HARD) -> ImagePrepullStatus:
@@ -168,6 +169,8 @@ def _clip(document: dict[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]
         value = document.get(name)
         if isinstance(value, str) and len(value) > bound:
             document[name] = schema.cut(value, bound)
+        elif isinstance(value, dict):
+            document[name] = _clip(value, bound)
         elif isinstance(value, list):
             most, inner = bound
             document[name] = [_clip(one, inner) for one in value[:most]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from imageprepull.controller.aggregate_conditions import NO_MATCHING_NODES, counted
 from imageprepull.controller.aggregate_node import AGENT_UNAVAILABLE
+from imageprepull.controller.retries import INVALID
 from imageprepull.resources.base import Condition, encode
 from imageprepull.resources.imageprepull import ImagePrepullSpec, ImagePrepullStatus
 
@@ -43,6 +44,8 @@ def _notices(
             yield Notice("Normal", "Completed", ready.message)
     if stalled is not None and _turned_true(before, stalled):
         yield Notice("Warning", "Stalled", f"{stalled.reason}: {stalled.message}")
+    if after.retry is not None and after.retry.reason == INVALID and after.retry != before.retry:
+        yield Notice("Warning", INVALID, after.retry.message)
     known = {failure.reason for failure in before.failures}
     for failure in after.failures:
         if failure.reason not in known and failure.reason != AGENT_UNAVAILABLE:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from imageprepull.controller import clock
+from imageprepull.controller import clock, retries
 from imageprepull.controller.assign import Candidate
 from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.images import BadSpec, read_images
@@ -77,7 +77,12 @@ class Intake:
         known = self._world.prepulls.get(found.key)
         self._world.prepulls[found.key] = found
         self._witness.seen(found.uid)
-        if known is None or (known.uid, known.generation) != (found.uid, found.generation):
+        if (
+            known is None
+            or (known.uid, known.generation) != (found.uid, found.generation)
+            # An annotation changes no generation.
+            or retries.written(known.prepull) != retries.written(found.prepull)
+        ):
             self._queues.plan.add(PLAN)
         self._queues.statuses.add(found.key)
         return found

@@ -14,16 +14,17 @@ from imageprepull.controller import clock
 from imageprepull.controller.asked import Owners
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.registries import behind, ordered_holds, standing
 from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.repairs import (
     ANNOTATION,
-    InvalidOrder,
     RepairOrder,
     answered,
     ordered,
     read_order,
 )
+from imageprepull.controller.retries import handed_on
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.strays import believed
 from imageprepull.controller.trust import object_missing
@@ -32,7 +33,7 @@ from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
 from imageprepull.resources.base import encode
-from imageprepull.resources.nodeprepull import NodePrepullSpec, RegistryHold
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepullSpec, RegistryHold
 
 logger = structlog.get_logger(__name__)
 FIELD_MANAGER = "imageprepull-operator"
@@ -72,7 +73,7 @@ class NodeWriter:
             logger.error("more images than a NodePrepull holds", node=name, omitted=rendered.omitted)
         known = self._world.node_prepulls.get(name)
         order = _repair_order(known)
-        images = ordered(rendered.images, order)
+        images = self._retried(name, ordered(rendered.images, order))
         spec = known.object.spec if known else NodePrepullSpec()
         holds = self._holds() if images else []
         if images == spec.images and not behind(spec.registries, holds):
@@ -124,6 +125,17 @@ class NodeWriter:
             self._world.policies.retaining,
         )
         return render(name, self._world.current(name), owners, done, strays)
+
+    def _retried(self, name: str, images: list[DesiredImage]) -> list[DesiredImage]:
+        known = self._world.node_prepulls.get(name)
+        orders = {
+            order.nonce: order.entries(name, self._world.choices[uid].nodes.get(name, ()))
+            for uid, order in self._world.retries.items()
+            if uid in self._world.choices
+        }
+        return handed_on(
+            images, self._world.current(name), known.object.status.images if known else (), orders
+        )
 
     def _holds(self) -> list[RegistryHold]:
         statuses = (known.object.status for known in self._world.node_prepulls.values())

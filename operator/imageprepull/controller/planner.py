@@ -6,6 +6,7 @@ import time
 
 import structlog
 
+from imageprepull.controller import retries
 from imageprepull.controller.assign import assign
 from imageprepull.controller.intake import Queues
 from imageprepull.controller.metrics import Metrics
@@ -38,6 +39,15 @@ class Planner:
         platforms = {str(world.nodes[name].platform) for choice in choices.values() for name in choice.nodes}
         self._resolver.want(images, platforms)
         world.planned, world.choices = candidates, choices
+        world.retries = {}
+        for uid, candidate in candidates.items():
+            order = retries.standing(candidate.prepull)
+            if order is not None:
+                world.retries[uid] = order
+                self._resolver.retry(
+                    (image.record for image in candidate.images if order.reference in ("", image.record)),
+                    order.nonce,
+                )
         self._metrics.image_prepulls.set(len(world.prepulls))
         self._metrics.nodes.set(len(world.nodes))
         for name in world.nodes:

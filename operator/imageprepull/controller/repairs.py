@@ -6,21 +6,16 @@ removed when every image that it concerns has been answered for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from imageprepull.controller.orders import InvalidOrder, nonce_and_rest
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodePrepull
 
 ANNOTATION = "imageprepull.io/repair"
-_NONCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class InvalidOrder(ValueError):
-    """An annotation that says nothing; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +39,10 @@ def read_order(annotations: Mapping[str, str]) -> RepairOrder | None:
     text = annotations.get(ANNOTATION)
     if text is None:
         return None
-    nonce, _, reference = text.strip().partition(" ")
-    if not _NONCE.fullmatch(nonce):
-        raise InvalidOrder(
-            f"{ANNOTATION} must begin with a word of at most 64 letters, digits, '.', '_' and '-', "
-            f"not {nonce[:80]!r}"
-        )
+    nonce, reference = nonce_and_rest(ANNOTATION, text, bounds.NONCE)
     if len(reference) > bounds.REFERENCE:
         raise InvalidOrder(f"the image in {ANNOTATION} is longer than {bounds.REFERENCE} characters")
-    return RepairOrder(nonce, reference.strip())
+    return RepairOrder(nonce, reference)
 
 
 def ordered(images: Sequence[DesiredImage], order: RepairOrder | None) -> list[DesiredImage]:

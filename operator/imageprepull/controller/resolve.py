@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -59,6 +59,10 @@ class Resolver:
         self._platforms: frozenset[str] = frozenset()
         self._sticky: set[str] = set()
         self._attempts: dict[str, int] = {}
+        self._retries: dict[str, set[str]] = {}
+        """Orders to try again at once that were obeyed, by record."""
+        self._outdated: set[str] = set()
+        """Those that were ordered anew since their last look-up began: only the outcome of the next one counts."""
         self._queue: DirtyKeys[str] = DirtyKeys()
 
     def adopt(self, images: Iterable[WantedImage], status: ImagePrepullStatus) -> None:
@@ -85,9 +89,25 @@ class Resolver:
             del self.resolutions[record]
             self._attempts.pop(record, None)
             self._sticky.discard(record)
+        for record in self._retries.keys() - self._references.keys():
+            del self._retries[record]
         for record in self._references:
             if record not in self._attempts and self._lacking(record):
                 self._queue.add(record)
+
+    def retry(self, records: Iterable[str], nonce: str) -> None:
+        """Look up at once what is lacking of these, once per `nonce`; what was said of their failures is forgotten."""
+        for record in records:
+            obeyed = self._retries.setdefault(record, set())
+            if nonce in obeyed or not self._lacking(record):
+                continue
+            obeyed.add(nonce)
+            self._outdated.add(record)
+            self._attempts.pop(record, None)
+            known = self.resolutions.get(record)
+            if known is not None:
+                self._publish(replace(known, reason="", message="", permanent=False))
+            self._queue.add(record)
 
     def _lacking(self, record: str) -> bool:
         known = self.resolutions.get(record)
@@ -110,6 +130,7 @@ class Resolver:
         known = self.resolutions.get(record) or Resolution(record)
         # A manifest is read from the same registry and against the same limit as on the nodes.
         self._registry.hold(self._holds())
+        self._outdated.discard(record)
         try:
             async with asyncio.timeout(self._patience.timeout):
                 found = await look_up(self._registry, reference, known, self._platforms)
@@ -146,6 +167,8 @@ class Resolver:
         retry_after: float | None = None,
     ) -> None:
         record = known.record
+        if record in self._outdated:
+            return
         attempts = self._attempts[record] = self._attempts.get(record, 0) + 1
         ceiling = min(self._patience.most, self._patience.backoff * 2.0 ** min(attempts - 1, 16))
         delay = max(ceiling * random.uniform(0.75, 1), retry_after or 0)  # noqa: S311 - spreads load.

@@ -14,12 +14,14 @@ import msgspec
 import structlog
 
 from imageprepull.controller import clock
-from imageprepull.controller.aggregate import Cluster, aggregate, aggregate_refused
+from imageprepull.controller.aggregate import aggregate, aggregate_refused
+from imageprepull.controller.aggregate_node import Cluster
 from imageprepull.controller.bounds import clipped, fit
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.event_rules import notices
 from imageprepull.controller.events import Events
 from imageprepull.controller.resolve import Resolver
+from imageprepull.controller.retries import is_over
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.world import Key, KnownPrepull
 from imageprepull.kube.client import ApiClient
@@ -87,7 +89,9 @@ class StatusWriter:
         """The status as it should be; None while the plan is behind the object."""
         before, now = known.prepull.status, clock.now()
         if known.bad is not None:
-            refused: ImagePrepullStatus = clipped(aggregate_refused(known.generation, known.bad, before, now))
+            refused: ImagePrepullStatus = clipped(
+                aggregate_refused(known.prepull.metadata, known.bad, before, now)
+            )
             return refused
         planned, choice = self._world.planned.get(known.uid), self._world.choices.get(known.uid)
         if planned is None or choice is None or planned.prepull.metadata.generation != known.generation:
@@ -139,6 +143,9 @@ class StatusWriter:
         written = decode(ImagePrepullStatus, stored.get("status") or {})
         self._written[known.uid] = (time.monotonic(), document, encode(written))
         self._keep(known, written, stored["metadata"]["resourceVersion"])
+        order = self._world.retries.get(known.uid)
+        if order is not None and is_over(written.retry, order):
+            del self._world.retries[known.uid]
         for notice in notices(known.prepull.status, written, known.prepull.spec):
             self._events.tell(known.prepull.metadata, notice)
 

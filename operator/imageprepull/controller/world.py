@@ -14,6 +14,7 @@ from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.policies import DeletionPolicies
+from imageprepull.controller.retries import RetryOrder
 from imageprepull.controller.strays import believed
 from imageprepull.resources.imageprepull import ImagePrepull
 from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
@@ -76,6 +77,8 @@ class World:
     strays: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     """By node, the pins without an entry that were reported before all ImagePrepulls were last listed."""
     policies: DeletionPolicies = field(default_factory=DeletionPolicies)
+    retries: dict[str, RetryOrder] = field(default_factory=dict)
+    """The orders of `planned` that are not answered yet, by uid."""
 
     def current(self, node: str) -> list[DesiredImage]:
         """The entries that stand for a node now."""

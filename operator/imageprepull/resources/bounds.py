@@ -13,6 +13,7 @@ REASON = 128
 MESSAGE = 1024
 """Characters of a message of an image or failure."""
 CONDITION_MESSAGE = 4096
+NONCE = 64
 HOST = 261
 """Characters of a registry's host with its port."""
 OWNER = 360

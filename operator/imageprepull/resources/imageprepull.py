@@ -189,6 +189,22 @@ class Skipped(Model, frozen=True, kw_only=True):
     example_node: str = ""
 
 
+class RetryStatus(Model, omit_defaults=False, frozen=True, kw_only=True):
+    """What came of the last order of `kubectl image-prepull retry`, whose word is `nonce`.
+
+    Nodes that it concerns, by what became of the images that it concerns. Over when none is `waiting`. `reason` and
+    `message` are those of `example_node`, or say why nothing could be done; `nonce` is "" when it was not readable.
+    """
+
+    nonce: str = ""
+    ready: int = 0
+    waiting: int = 0
+    failed: int = 0
+    example_node: str = ""
+    reason: str = ""
+    message: str = ""
+
+
 class LayerDetail(Model, frozen=True, kw_only=True):
     """A layer on one node, in the manifest's order; `done` is the bytes downloaded."""
 
@@ -232,6 +248,7 @@ class ImagePrepullStatus(Model, frozen=True, kw_only=True):
     images_omitted: int = 0
     node_details: list[NodeDetail] = []
     nodes_omitted: int = 0
+    retry: RetryStatus | None = None
 
 
 class ImagePrepull(Model, frozen=True, kw_only=True):

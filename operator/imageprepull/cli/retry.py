@@ -1,0 +1,151 @@
+"""`kubectl image-prepull retry NAME [IMAGE]`: have what failed tried again at once, and wait for what comes of it.
+
+It writes an annotation on the ImagePrepull; the operator passes it on and answers in the object's status, so whoever
+may edit the object needs no other right. In the end the annotation is taken away again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+from imageprepull.cli import kubeconfig
+from imageprepull.cli.follow import changes
+from imageprepull.cli.wait import duration
+from imageprepull.controller.retries import ANNOTATION, RetryOrder, is_over
+from imageprepull.kube.access import AccessError
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import IMAGEPREPULLS
+from imageprepull.oci.reference import InvalidReference, Reference
+from imageprepull.resources.base import decode
+from imageprepull.resources.imageprepull import RetryStatus
+
+DONE, FAILED, TIMED_OUT = 0, 1, 3
+NO_ANSWER = "the operator has not answered yet: is it running?"
+
+
+class NothingToRetry(Exception):
+    """The object names no such image; the message says what it names."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `retry` takes."""
+    parser.add_argument("name", help="name of the ImagePrepull")
+    parser.add_argument("image", nargs="?", help="one of its images (default: all of them)")
+    parser.add_argument("--node", default="", help="on this node only (default: on all)")
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        default=0.0,
+        metavar="TIME",
+        help="stop waiting: 90, 90s, 10m, 1h30m (0: never); the agents go on",
+    )
+    kubeconfig.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 0: what was meant is on its nodes; 1: it failed again, or is not possible; 3: not within the timeout."""
+    try:
+        reference = Reference.parse(arguments.image).canonical if arguments.image else ""
+        order = RetryOrder(secrets.token_hex(8), arguments.node, reference)
+        return asyncio.run(retry(kubeconfig.target(arguments), arguments.name, order, arguments.timeout))
+    except InvalidReference as error:
+        print(f"error: {arguments.image!r} is no image: {error}", file=sys.stderr)
+    except (AccessError, ApiError, NothingToRetry) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return FAILED
+
+
+async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds: float) -> int:
+    """Ask, and follow the object until all nodes have answered."""
+    namespace = target.namespace
+    last = NO_ANSWER
+    try:
+        async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
+            document = await api.get(IMAGEPREPULLS, name, namespace)
+            check_named(document["spec"].get("images", []), f"{namespace}/{name}", order.reference)
+            body = {"metadata": {"annotations": {ANNOTATION: str(order)}}}
+            await api.merge_patch(IMAGEPREPULLS, name, body, namespace=namespace)
+            async with aclosing(changes(api, IMAGEPREPULLS, name, namespace)) as found:
+                async for document in found:
+                    code, last = verdict(document, order)
+                    if code is not None:
+                        await take_away(api, document, order)
+                        print(f"{namespace}/{name}: {last}", file=sys.stderr if code else sys.stdout)
+                        return code
+    except TimeoutError:
+        print(f"error: not done after {seconds:g} s: {last}; the agents go on", file=sys.stderr)
+        return TIMED_OUT
+    print(f"error: {namespace}/{name} was deleted", file=sys.stderr)
+    return FAILED
+
+
+def check_named(images: Sequence[dict[str, Any]], shown: str, reference: str) -> None:
+    """Make sure that the object names the image.
+
+    Raises:
+        NothingToRetry: it does not.
+    """
+    named = [entry["image"] for entry in images]
+    if reference and reference not in map(canonical, named):
+        raise NothingToRetry(f"{shown} does not name {reference}; it names {', '.join(named)}")
+
+
+def canonical(image: str) -> str:
+    """How operator and nodes call an image of a spec; "" when it is none."""
+    try:
+        return Reference.parse(image).canonical
+    except InvalidReference:
+        return ""
+
+
+def verdict(document: dict[str, Any], order: RetryOrder) -> tuple[int | None, str]:
+    """Exit code and what came of the order; no code while it is open."""
+    answer = decode(RetryStatus, document.get("status", {}).get("retry") or {})
+    if answer.nonce != order.nonce:
+        if document["metadata"].get("annotations", {}).get(ANNOTATION) != str(order):
+            return FAILED, "another retry has taken this one's place"
+        return None, NO_ANSWER
+    return _judged(answer, order)
+
+
+def _judged(answer: RetryStatus, order: RetryOrder) -> tuple[int | None, str]:
+    concerned = answer.ready + answer.waiting + answer.failed
+    nodes = f"{concerned} node" if concerned == 1 else f"{concerned} nodes"
+    if not is_over(answer, order):
+        return None, f"{answer.waiting} of {nodes} in work"
+    example = f"{answer.example_node}: " if answer.example_node else ""
+    why = f"{example}{answer.reason}: {answer.message}"
+    if answer.failed:
+        return FAILED, f"failed again on {answer.failed} of {nodes}, for example {why}"
+    if answer.reason:
+        return FAILED, why
+    if not concerned:
+        where = f"not for the node {order.node}" if order.node else "for no node"
+        return FAILED, f"nothing to retry: {order.reference or 'it'} is {where}"
+    return DONE, f"Ready on {nodes}"
+
+
+async def take_away(api: ApiClient, document: dict[str, Any], order: RetryOrder) -> None:
+    """Remove the annotation, unless somebody has written another one meanwhile."""
+    metadata = document["metadata"]
+    while metadata.get("annotations", {}).get(ANNOTATION) == str(order):
+        body = {
+            "metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": {ANNOTATION: None}}
+        }
+        try:
+            await api.merge_patch(IMAGEPREPULLS, metadata["name"], body, namespace=metadata["namespace"])
+        except ApiError as error:
+            if not error.conflict:
+                raise
+            metadata = (await api.get(IMAGEPREPULLS, metadata["name"], metadata["namespace"]))["metadata"]
+        else:
+            return

@@ -71,6 +71,7 @@ def test_an_uninstall_may_stop_the_operator_and_order_in_its_place_and_only_whil
         each("imageprepull.io", "nodeprepulls", "list patch")
         | each("apps", "deployments/scale", "patch", "imageprepull-operator")
         | each("coordination.k8s.io", "leases", "get", "imageprepull-operator")
+        | each("batch", "jobs", "get", "imageprepull-uninstall")
     )
     hooks = [found for found in render() if found["metadata"]["name"] == "imageprepull-uninstall"]
     assert len(hooks) == 6

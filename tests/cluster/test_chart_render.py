@@ -316,3 +316,27 @@ def test_notes_show_an_object_that_can_be_applied_as_it_stands() -> None:
     notes = done.stdout.partition("NOTES:")[2]
     assert "kubectl wait --for=condition=Ready" in notes
     assert NAMESPACE in notes
+
+
+def test_the_uninstall_runs_where_agents_do_and_never_waits_on_a_node_that_is_dead() -> None:
+    objects = render(
+        {
+            "agent": {"nodeSelector": {"pool": "gpu"}},
+            "operator": {"tolerations": [{"key": "infra", "operator": "Exists"}]},
+        }
+    )
+    job = one(objects, "Job")["spec"]
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "gpu", "kubernetes.io/os": "linux"}
+    borne = {(one.get("key"), one.get("effect")): one.get("tolerationSeconds") for one in pod["tolerations"]}
+    assert borne[("infra", None)] is None
+    assert ("node.kubernetes.io/unschedulable", "NoSchedule") in borne
+    for taint in ("not-ready", "unreachable"):
+        assert (f"node.kubernetes.io/{taint}", "NoSchedule") not in borne
+        assert borne[(f"node.kubernetes.io/{taint}", "NoExecute")] == 5
+    assert None not in {key for key, _ in borne}
+    (container,) = pod["containers"]
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert "--timeout=100" in container["args"]
+    assert "--job=imageprepull-uninstall" in container["args"]
+    assert job["activeDeadlineSeconds"] == 110

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
 import pytest
 
-from tests.cluster.product import NAMESPACE, RELEASE, Product, layer, runnable
+from tests.cluster.product import CHART, NAMESPACE, RELEASE, Product, layer, runnable
+from tests.testbed import binaries
 from tests.testbed.errors import ClusterError
 
 pytestmark = pytest.mark.timeout(300)
 NODES = ("a", "b", "c")
+NO_IMAGE = "sha256:" + "0" * 64
 
 
 def names(product: Product, kind: str) -> list[str]:
@@ -97,6 +106,124 @@ def test_an_uninstall_unpins_keeps_crds_objects_and_images_and_an_install_goes_o
     assert product.cluster.proxy.requests(path="/tests/uninstall/blobs/") == [], (
         "what is there is not fetched again"
     )
+
+
+def waiting_at_most(product: Product, seconds: int) -> None:
+    """Another time for the uninstall; no pod changes by it."""
+    setting = f"uninstall.timeoutSeconds={seconds}"
+    product.cluster.helm("upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--set", setting)
+
+
+@contextmanager
+def frozen_agents(product: Product) -> Iterator[None]:
+    """Every agent is stopped and does nothing more, though its pod is ready; the kubelet finds out after a minute."""
+    pids: dict[str, str] = {}
+    for name in NODES:
+        node = product.cluster.node(name)
+        (container,) = node.crictl("ps", "--name", "^agent$", "--state", "Running", "-q").split()
+        template = ("-o", "go-template", "--template", "{{.info.pid}}")
+        pids[name] = node.crictl("inspect", *template, container).strip()
+        node.exec(["kill", "-STOP", pids[name]])
+    try:
+        yield
+    finally:
+        for name, pid in pids.items():
+            # Whose release was uninstalled meanwhile is gone: a stopped process, too, is ended by SIGKILL.
+            product.cluster.node(name).exec(["kill", "-CONT", pid], check=False)
+
+
+def hook_pods(product: Product, phase: str) -> list[dict[str, Any]]:
+    selector = ("-l", "app.kubernetes.io/component=uninstall", f"--field-selector=status.phase={phase}")
+    pods: list[dict[str, Any]] = product.cluster.get("pods", "-n", NAMESPACE, *selector)["items"]
+    return pods
+
+
+def job_seconds(product: Product) -> float:
+    """From the start of the uninstall's Job to its completion."""
+    status = product.cluster.get("job", "-n", NAMESPACE, "imageprepull-uninstall")["status"]
+    began, ended = (datetime.fromisoformat(status[name]) for name in ("startTime", "completionTime"))
+    return (ended - began).total_seconds()
+
+
+def test_an_uninstall_ends_well_and_in_time_with_agents_that_are_frozen_and_names_their_nodes(
+    product: Product,
+) -> None:
+    image = product.push(runnable(layer(1)), "tests/frozen")
+    product.apply("frozen", image)
+    product.until_ready("frozen")
+    try:
+        waiting_at_most(product, 10)
+        with frozen_agents(product):
+            began = time.monotonic()
+            said = product.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+            assert 10 < time.monotonic() - began < 30
+            log = product.cluster.kubectl("-n", NAMESPACE, "logs", "job/imageprepull-uninstall")
+        assert f'release "{RELEASE}" uninstalled' in said
+        assert "unpinned on 0 nodes\n3 nodes did not answer, images may stay pinned there: a b c\n" in log
+        assert 10 <= job_seconds(product) < 20, "before the deadline of the Job"
+        assert pinned(product, image) == {"b", "c"}
+        product.until("no pod is left", lambda: not uids(product))
+    finally:
+        product.install()
+
+
+def test_the_pod_of_an_uninstall_that_is_evicted_is_replaced_and_the_next_one_has_the_rest_of_the_time(
+    product: Product,
+) -> None:
+    product.apply("replaced", product.push(runnable(layer(1)), "tests/replaced"))
+    product.until_ready("replaced")
+    try:
+        waiting_at_most(product, 30)
+        with frozen_agents(product):
+            command = [str(binaries.path("helm")), "uninstall", RELEASE, "--namespace", NAMESPACE]
+            helm = subprocess.Popen(
+                [*command, "--kubeconfig", str(product.cluster.kubeconfig)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                (first,) = product.until("the first pod runs", lambda: hook_pods(product, "Running"))
+                name = first["metadata"]["name"]
+                product.cluster.kubectl("-n", NAMESPACE, "delete", "pod", name, "--wait")
+                said, errors = helm.communicate(timeout=60)
+            finally:
+                helm.kill()
+                helm.wait()
+        assert helm.returncode == 0, errors
+        assert "uninstalled" in said
+        (second,) = hook_pods(product, "Succeeded")
+        assert second["metadata"]["name"] != name
+        assert 30 <= job_seconds(product) < 40
+        log = product.cluster.kubectl("-n", NAMESPACE, "logs", "job/imageprepull-uninstall")
+        assert "3 nodes did not answer, images may stay pinned there: a b c" in log
+        product.until("no pod is left", lambda: not uids(product))
+    finally:
+        product.install()
+
+
+def test_an_uninstall_whose_pod_cannot_start_fails_leaves_all_as_it_is_and_goes_on_without_hooks(
+    product: Product,
+) -> None:
+    product.apply("stuck", product.push(runnable(layer(1)), "tests/stuck"))
+    product.until_ready("stuck")
+    try:
+        waiting_at_most(product, 10)
+        product.cluster.helm(
+            "upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--set", f"image.digest={NO_IMAGE}"
+        )
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=r"imageprepull-uninstall not ready\. status: Failed"):
+            product.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+        assert 20 < time.monotonic() - began < 40
+        assert names(product, "daemonset") == ["daemonset.apps/imageprepull-agent"], "nothing was uninstalled"
+        (entry,) = product.cluster.get("nodeprepull", "b")["spec"]["images"]
+        assert "state" not in entry, "nothing was ordered"
+        product.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--no-hooks")
+        assert names(product, "daemonset") == []
+        product.until("no pod is left", lambda: not uids(product))
+    finally:
+        product.install()
 
 
 def test_helm_refuses_what_the_schema_of_values_refuses_and_changes_nothing(product: Product) -> None:

@@ -1,6 +1,7 @@
-"""`imageprepull uninstall`: the chart's pre-delete hook. Unpins everywhere as far as it can, and always ends with 0.
+"""`imageprepull uninstall`: the chart's pre-delete hook. Unpins everywhere as far as it can, and ends in time with 0.
 
-An uninstall must not hang or fail because of a node that is down: what could not be done is printed.
+An uninstall must not hang or fail because of a node that is down: what could not be done is printed. Only a pod that
+is told to stop before its time ends with another code, so that its Job starts the next one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from imageprepull.kube.client import ApiClient
 from imageprepull.telemetry.logs import configure
 
 REQUEST_SECONDS = 10.0
+STOPPED = 143
+"""As a process has it that SIGTERM ends."""
 NAMED = 100
 """So many nodes are named."""
 
@@ -30,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lease-name", default="imageprepull-operator", help="the operator's Lease")
     parser.add_argument(
+        "--job", default="", help="the Job that this is a pod of: the time counts from its start"
+    )
+    parser.add_argument(
         "--timeout", type=float, default=100.0, metavar="SECONDS", help="for all of it; then it ends anyway"
     )
     parser.add_argument("--poll", type=float, default=1.0, metavar="SECONDS", help="between two looks")
@@ -38,24 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, whatever happened."""
+    """0, whatever happened; STOPPED when told to stop."""
     configure({"json": False, "console": True}.get(arguments.log_format))
     release = Release(
         namespace=arguments.namespace,
         deployment=arguments.deployment,
         lease=arguments.lease_name,
+        job=arguments.job,
         timeout=arguments.timeout,
         poll=arguments.poll,
     )
     try:
-        print(told(asyncio.run(_uninstall(access_of(arguments), release))), flush=True)
+        outcome, stopped = asyncio.run(_uninstall(access_of(arguments), release))
+        print(told(outcome), flush=True)
     except Exception as error:  # noqa: BLE001 - an uninstall goes on whatever is wrong here; it is said.
         print(f"imageprepull uninstall: nothing was unpinned: {error}", file=sys.stderr, flush=True)
-    return 0
+        return 0
+    return STOPPED if stopped else 0
 
 
-async def _uninstall(access: ClusterAccess, release: Release) -> Outcome:
-    """Ends early, with what is known by then, when told to stop."""
+async def _uninstall(access: ClusterAccess, release: Release) -> tuple[Outcome, bool]:
+    """Ends early, with what is known by then, when told to stop; whether it was."""
     async with ApiClient(access, timeout=REQUEST_SECONDS, user_agent="imageprepull-uninstall") as api:
         outcome = Outcome()
         work = asyncio.create_task(let_go_everywhere(api, release, outcome))
@@ -64,7 +73,7 @@ async def _uninstall(access: ClusterAccess, release: Release) -> Outcome:
         await asyncio.wait([work])
         if not work.cancelled():
             work.result()
-        return outcome
+        return outcome, work.cancelled()
 
 
 def told(outcome: Outcome) -> str:

@@ -11,34 +11,41 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import structlog
 
+from imageprepull.controller import clock
 from imageprepull.controller.intake import read_node_prepull
 from imageprepull.controller.render import done_removals
 from imageprepull.controller.strays import believed, order_of
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
-from imageprepull.kube.kinds import DEPLOYMENTS, LEASES, NODEPREPULLS
+from imageprepull.kube.kinds import DEPLOYMENTS, JOBS, LEASES, NODEPREPULLS
 from imageprepull.resources import bounds
 from imageprepull.resources.base import encode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
 
 logger = structlog.get_logger(__name__)
 AT_ONCE = 8
+SHORTEST = 5.0
 NODES_PER_SECOND = 200
 """All NodePrepulls are listed again and again: so many are worth a second between two lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What is uninstalled. `timeout` is for everything, in seconds; `poll` the shortest pause between two questions."""
+    """What is uninstalled. `timeout` is for everything, in seconds; `poll` the shortest pause between two questions.
+
+    It counts from the start of `job`, if there is one: that has a deadline, and this may be its second pod.
+    """
 
     namespace: str
     deployment: str
     lease: str
+    job: str = ""
     timeout: float = 100
     poll: float = 1
 
@@ -57,9 +64,10 @@ async def let_go_everywhere(api: ApiClient, release: Release, outcome: Outcome) 
 
     What the API server refuses, or a node does not do, is noted there and never raised.
     """
-    end = time.monotonic() + release.timeout
+    left = await _time_left(api, release)
+    end = time.monotonic() + left
     try:
-        async with asyncio.timeout(release.timeout):
+        async with asyncio.timeout(left):
             await _noting(outcome, "stop the operator", lambda: _stop_operator(api, release, end))
             while True:
                 if await _noting(outcome, "order it", lambda: _one_round(api, outcome)):
@@ -68,6 +76,24 @@ async def let_go_everywhere(api: ApiClient, release: Release, outcome: Outcome) 
                 await asyncio.sleep(max(release.poll, nodes / NODES_PER_SECOND))
     except TimeoutError:
         logger.warning("not all nodes have answered in time", left=len(outcome.left))
+
+
+async def _time_left(api: ApiClient, release: Release) -> float:
+    if not release.job:
+        return release.timeout
+    try:
+        job = await api.get(JOBS, release.job, release.namespace)
+    except ApiError as error:
+        logger.warning("cannot read the job, counting from now", job=release.job, error=str(error))
+        return release.timeout
+    return time_left(job, release.timeout, clock.now())
+
+
+def time_left(job: dict[str, Any], timeout: float, now: datetime) -> float:
+    """Seconds of `timeout` that are left to a job's pod; enough to order it everywhere, whatever the clocks say."""
+    started = clock.parse(str(job.get("status", {}).get("startTime") or ""))
+    elapsed = (now - started).total_seconds() if started is not None else 0.0
+    return min(timeout, max(timeout - elapsed, SHORTEST))
 
 
 async def _noting(outcome: Outcome, what: str, work: Callable[[], Awaitable[bool]]) -> bool:

@@ -53,10 +53,11 @@ test-cluster: setup  ## the product on a real three-node cluster
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster -m 'not nightly'
 
-test-nightly: setup  ## generated layers, fuzzer and kills at full length; goes on where the last run ended
+test-nightly: setup  ## generated layers, fuzzer, kills and an outage at full length; goes on where the last run ended
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster -m nightly
+	IMAGEPREPULL_API_OUTAGE_SECONDS=600 $(BIN)/pytest -s tests/cluster/test_outages.py -k api_server
 	$(BIN)/python -m tests.nightly differential --examples 20000
 	$(BIN)/python -m tests.nightly fuzz --seconds 3600
 	$(BIN)/python -m tests.faults --version 1.6 --kills 250

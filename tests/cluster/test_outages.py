@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +19,11 @@ from tests.testbed.images import BuiltImage
 
 pytestmark = pytest.mark.timeout(300)
 NODES = ("a", "b", "c")
+OUTAGE = float(os.environ.get("IMAGEPREPULL_API_OUTAGE_SECONDS", "0"))
+"""So long the API server is away, at least; `make test-nightly` takes ten minutes."""
+RETURN_SECONDS = 10
+MOST_PER_AGENT, MOST_OF_OPERATOR = 8, 40
+"""Requests in a second. A start from nothing is a LIST and a WATCH of each kind, and a write."""
 OPERATOR = "deployment/imageprepull-operator"
 
 
@@ -84,20 +95,53 @@ def test_an_agent_that_is_evicted_in_the_middle_of_a_pull_fetches_no_finished_by
     until_clean(product, "b")
 
 
-def test_without_an_api_server_agents_finish_and_its_return_brings_no_storm(product: Product) -> None:
+@pytest.mark.timeout(900 + OUTAGE)
+def test_without_an_api_server_agents_finish_and_its_return_brings_no_storm(
+    product: Product, tmp_path: Path
+) -> None:
     built = runnable(layer(1), layer(2, size=2_000_000))
+    plane, audit = product.cluster.control_plane, tmp_path / "audit.jsonl"
     with half_pulled(product, "no-api", built, *NODES) as image:
-        apiserver = product.cluster.control_plane.apiserver
-        apiserver.stop(kill=True)
+        plane.apiserver.stop(kill=True)
+        back_at = time.monotonic() + OUTAGE
         product.cluster.proxy.release(built.layers[-1].blob.digest)
         try:
             for node in NODES:
                 until_present(product, node, image)
+            # It is the length of the outage that is tried.
+            time.sleep(max(0.0, back_at - time.monotonic()))
         finally:
-            product.cluster.control_plane.start_apiserver()
-            product.cluster.control_plane.wait()
-    product.until_ready("no-api")
+            plane.start_apiserver(audit)
+            plane.wait()
+    # After a long outage the kubelet starts an operator that has ended again and again only every five minutes.
+    product.until_ready("no-api", timeout=400)
+    assert product.cluster.proxy.fetched_twice() == {}
+    for node in NODES:
+        until_clean(product, node)
     assert 0 < writes_since_start(product) <= 10 * len(NODES)
+    asked = requests_by_second(audit)
+    sys.stdout.write(f"requests in each second after the API server's return: {asked}\n")
+    assert sum(asked["agents"]) > 0
+    for second in range(RETURN_SECONDS):
+        assert asked["agents"][second] <= MOST_PER_AGENT * len(NODES)
+        assert asked["operator"][second] <= MOST_OF_OPERATOR
+
+
+def requests_by_second(audit: Path) -> dict[str, list[int]]:
+    """What agents and operator asked of the API server in each of the seconds after anybody's first request.
+
+    A request that was refused for want of a valid token is known by its user agent only.
+    """
+    requests = {line["auditID"]: line for line in map(json.loads, audit.read_text().splitlines())}
+    began = {key: datetime.fromisoformat(line["requestReceivedTimestamp"]) for key, line in requests.items()}
+    counts = {"agents": [0] * RETURN_SECONDS, "operator": [0] * RETURN_SECONDS}
+    for key, line in requests.items():
+        second = int((began[key] - min(began.values())).total_seconds())
+        who = f"{line['user'].get('username', '')} {line.get('userAgent', '')}"
+        if second < RETURN_SECONDS:
+            counts["agents"][second] += "imageprepull-agent" in who
+            counts["operator"][second] += "imageprepull-operator" in who
+    return counts
 
 
 def until_present(product: Product, node: str, image: str) -> None:

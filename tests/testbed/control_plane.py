@@ -3,6 +3,7 @@
 They run in one PID namespace on the host's network and listen on the bridge's address.
 """
 
+import json
 import ssl
 import urllib.error
 import urllib.request
@@ -16,6 +17,12 @@ from tests.testbed.layout import SERVICES, Layout
 from tests.testbed.processes import Process
 from tests.testbed.sandbox import Sandbox
 
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["ResponseComplete"],
+    "rules": [{"level": "Metadata"}],
+}
 START_TIMEOUT = 90.0
 """Seconds; a busy machine with cold caches needs half a minute."""
 
@@ -65,7 +72,8 @@ class ControlPlane:
         ]
         self.etcd.start([path("etcd"), *flags], join=self.sandbox.pid())
 
-    def start_apiserver(self) -> None:
+    def start_apiserver(self, audit: Path | None = None) -> None:
+        """`audit`: a file for a line of JSON on each request, if a test wants to know who asked what."""
         pki = self.authority.folder
         flags = [
             f"--advertise-address={self.layout.host_ip}",
@@ -95,6 +103,10 @@ class ControlPlane:
             "--default-unreachable-toleration-seconds=30",
             "--profiling=false",
         ]
+        if audit is not None:
+            policy = self.layout.folder / "audit-policy.json"
+            policy.write_text(json.dumps(AUDIT_POLICY))
+            flags += [f"--audit-policy-file={policy}", f"--audit-log-path={audit}"]
         self.apiserver.start([path("kube-apiserver"), *flags], join=self.sandbox.pid())
 
     def _controller_flags(self) -> list[str]:

@@ -23,7 +23,14 @@ CHART = Path(__file__).parents[2] / "charts" / "imageprepull"
 BUSYBOX = Path("/bin/busybox")
 SHORT_DELAYS = {
     "operator": ("--status-interval=0.3", "--resync=15", "--confirm-interval=2"),
-    "agent": ("--report-interval=0.3", "--resync=15", "--backoff-base=0.5", "--failed-retry-interval=10"),
+    "agent": (
+        "--report-interval=0.3",
+        "--resync=15",
+        "--backoff-base=0.5",
+        "--failed-retry-interval=10",
+        "--operator-lease-poll=0.5",
+        "--order-retry-interval=5",
+    ),
 }
 """Every delay of the product is a flag; these make a test of minutes one of seconds."""
 

@@ -41,11 +41,12 @@ def each(group: str, resource: str, verbs: str, name: str = "*") -> set[Permissi
     return {(group, resource, name, verb) for verb in verbs.split()}
 
 
-def test_an_agent_reads_nodeprepulls_and_its_pace_and_writes_only_their_status() -> None:
+def test_an_agent_reads_nodeprepulls_its_pace_and_the_operators_lease_and_writes_only_a_status() -> None:
     assert granted("agent") == (
         each("imageprepull.io", "nodeprepulls", "get list watch")
         | each("imageprepull.io", "nodeprepulls/status", "patch")
         | each("", "configmaps", "get list watch", "imageprepull-pace")
+        | each("coordination.k8s.io", "leases", "get", "imageprepull-operator")
     )
 
 
@@ -88,7 +89,7 @@ def test_an_uninstall_may_stop_the_operator_and_order_in_its_place_and_only_whil
     ]
 
 
-def test_the_uninstall_names_what_the_release_made() -> None:
+def test_agents_and_uninstall_name_what_the_release_made() -> None:
     objects = render(release="blue")
     (container,) = one(objects, "Job")["spec"]["template"]["spec"]["containers"]
     operator = one(objects, "Deployment")
@@ -99,6 +100,12 @@ def test_the_uninstall_names_what_the_release_made() -> None:
         if argument.startswith("--lease-name=")
     ]
     assert lease in container["args"]
+    (agent,) = one(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    name = lease.removeprefix("--lease-name=")
+    assert f"--operator-lease={name}" in agent["args"]
+    assert each("coordination.k8s.io", "leases", "get", name) <= permissions(
+        one(objects, "Role", "blue-imageprepull-agent")["rules"]
+    )
 
 
 def test_pods_leases_and_configmaps_are_seen_in_the_release_namespace_only() -> None:

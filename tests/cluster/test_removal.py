@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -98,12 +100,64 @@ def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None
 
 
 def until_in_use(product: Product, node: str, image: str) -> dict[str, Any]:
+    return until_waiting(product, node, image, "ImageInUse")
+
+
+def until_waiting(product: Product, node: str, image: str, reason: str) -> dict[str, Any]:
     def found() -> dict[str, Any]:
         status = entry(product, node, image, "status")
-        return status if status.get("reason") == "ImageInUse" else {}
+        return status if status.get("reason") == reason else {}
 
-    answer: dict[str, Any] = product.until(f"{node} says who uses {image}", found)
+    answer: dict[str, Any] = product.until(f"{node} says {reason} of {image}", found)
     return answer
+
+
+@contextmanager
+def no_operator(product: Product) -> Iterator[None]:
+    """It is scaled away for the block."""
+    scale = ("-n", NAMESPACE, "scale", "deployment/imageprepull-operator")
+    product.cluster.kubectl(*scale, "--replicas=0")
+    pods = ("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")
+    try:
+        product.until("the operator is away", lambda: not product.cluster.get(*pods)["items"])
+        yield
+    finally:
+        product.cluster.kubectl(*scale, "--replicas=1")
+
+
+def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what_is_wanted_by_now(
+    product: Product,
+) -> None:
+    built = {name: runnable(layer(1)) for name in ("unwanted", "anew")}
+    unwanted, anew = (product.push(built[name], f"tests/removal-{name}") for name in built)
+    product.apply("orders", unwanted, anew, **DELETE)
+    product.until_ready("orders")
+    users = {"user-unwanted": unwanted, "user-anew": anew}
+    for name, image in users.items():
+        product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, "b", image))
+    pods = [f"pod/{name}" for name in users]
+    try:
+        product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=60s")
+        product.delete("orders")
+        for image in (unwanted, anew):
+            until_gone(product, image, ("a", "c"))
+            until_in_use(product, "b", image)
+        with no_operator(product):
+            product.cluster.kubectl("delete", *pods, "--wait")
+            for image in (unwanted, anew):
+                waiting = until_waiting(product, "b", image, "OperatorAway")
+                assert "waits for the operator, without which nothing is deleted" in waiting["message"]
+                assert (waiting["state"], waiting.get("attempts", 0)) == ("Waiting", 0)
+                assert holding(product, image) == {"b"}
+            product.apply("anew", anew)
+    finally:
+        product.cluster.kubectl("delete", *pods, "--ignore-not-found", "--wait")
+    until_gone(product, unwanted)
+    product.until_ready("anew")
+    assert holding(product, anew) == set(NODES)
+    kept = built["anew"].layers[1].blob
+    assert product.cluster.proxy.bytes_of("b", kept.digest) == kept.size, "it was never away from b"
+    product.delete("anew")
 
 
 def test_of_two_tags_of_one_image_the_first_goes_while_both_are_pulled_and_the_last_takes_all(
@@ -157,21 +211,9 @@ def test_what_is_deleted_while_the_operator_is_away_stays_until_it_is_back(produ
     image = product.push(runnable(layer(1)), "tests/removal-away")
     product.apply("away", image, **DELETE)
     product.until_ready("away")
-    scale = ("-n", NAMESPACE, "scale", "deployment/imageprepull-operator")
-    product.cluster.kubectl(*scale, "--replicas=0")
-    try:
-        product.until(
-            "the operator is away",
-            lambda: (
-                not product.cluster.get(
-                    "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator"
-                )["items"]
-            ),
-        )
+    with no_operator(product):
         product.delete("away")
         for node in NODES:
             assert entry(product, node, image).get("state", "Present") == "Present"
         assert holding(product, image) == set(NODES)
-    finally:
-        product.cluster.kubectl(*scale, "--replicas=1")
     until_gone(product, image)

@@ -98,7 +98,7 @@ class FakeNode:
         self.our_pins.discard(image.reference)
         self.other_pins = [pin for pin in self.other_pins if pin.digest != image.digest]
 
-    async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
+    async def remove(self, image: DesiredImage, wanted: Collection[str]) -> str:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         if self.users:
@@ -108,6 +108,8 @@ class FakeNode:
             return "still wanted"
         self.calls.append(f"remove {image.reference}")
         await self.collected.wait()
+        if self.users:
+            raise NodeError("ImageInUse", f"container {self.users} uses it")
         self.holds.discard(image.reference)
         return ""
 

@@ -37,6 +37,9 @@ def test_flags_become_settings() -> None:
             "--kubelet-eviction-hard=imagefs.available<10Gi",
             "--kubelet-image-gc-high=70",
             "--disk-interval=3",
+            "--operator-lease=blue",
+            "--operator-lease-poll=0.5",
+            "--order-retry-interval=4",
         )
     )
     assert (settings.node_name, settings.namespace, settings.access.server) == (
@@ -50,6 +53,7 @@ def test_flags_become_settings() -> None:
     assert settings.keep_blobs == "never"
     assert settings.thresholds == thresholds_of("imagefs.available<10Gi", 70)
     assert settings.disk_interval == 3
+    assert (settings.operator_lease, settings.lease_poll, settings.delays.retry_order) == ("blue", 0.5, 4)
     assert settings.address == "unix:///run/containerd/containerd.sock"
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
+from imageprepull.agent.orders import order_in, ordered, pinned_elsewhere, wanted_digests
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
 from imageprepull.agent.reconciler import Reconciler
-from imageprepull.agent.removal import order_in, ordered, pinned_elsewhere, wanted_digests
 from imageprepull.kube.client import ApiClient
 from imageprepull.oci.reference import Reference
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
@@ -124,18 +124,23 @@ class Order:
 
     entries: Sequence[DesiredImage] = ()
     problem: str = ""
+    reason: str = "OrderNotConfirmed"
     asked: list[str] = field(default_factory=list)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, wanted: DesiredImage) -> Sequence[DesiredImage]:
         self.asked.append(wanted.reference)
+        await self.answered.wait()
         if self.problem:
-            raise NodeError("OrderNotConfirmed", self.problem)
+            raise NodeError(self.reason, self.problem)
         return self.entries
 
 
 @pytest.fixture
 def order() -> Order:
-    return Order()
+    order = Order()
+    order.answered.set()
+    return order
 
 
 @pytest.fixture
@@ -161,7 +166,7 @@ def view_of(bench: Bench, entry: DesiredImage) -> ImageView:
 
 async def test_absent_stops_the_pull_then_removes_once(bench: Bench) -> None:
     await bench.spec(image("a"))
-    assert await bench.spec(gone("a")) == ["cancelled a", "remove a"]
+    assert await bench.spec(gone("a")) == ["cancelled a", "unpin a", "remove a"]
     assert bench.states() == ["a Absent"]
     bench.reconciler.suspect_all()
     bench.reconciler.retry_used()
@@ -170,25 +175,68 @@ async def test_absent_stops_the_pull_then_removes_once(bench: Bench) -> None:
 
 async def test_nothing_is_removed_that_the_api_server_does_not_confirm(bench: Bench, order: Order) -> None:
     order.problem = "the newest NodePrepull does not order it any more"
-    assert await bench.spec(gone("a")) == []
+    assert await bench.spec(gone("a")) == ["unpin a"]
     assert order.asked
     assert bench.states() == ["a Waiting"]
     backoff = view_of(bench, gone("a")).backoff
     assert backoff is not None
     assert backoff.reason == "OrderNotConfirmed"
     order.problem = ""
-    assert await bench.steps(10) == ["remove a"]
+    assert await bench.steps(10) == []
+    assert await bench.steps(60) == ["unpin a", "remove a"]
+
+
+@pytest.mark.parametrize("reason", ["OrderNotConfirmed", "OperatorAway", "ImageInUse"])
+async def test_what_others_end_is_waited_for_without_counting_attempts(
+    bench: Bench, order: Order, reason: str
+) -> None:
+    order.problem, order.reason = "not now", reason
+    await bench.spec(gone("a", limit=2))
+    for _ in range(5):
+        assert await bench.steps(1100) == ["unpin a"]
+        backoff = view_of(bench, gone("a")).backoff
+        assert backoff is not None
+        assert (backoff.reason, backoff.attempts, backoff.final) == (reason, 0, False)
+        assert backoff.delay == (900 if reason == "ImageInUse" else 60)
+
+
+async def test_an_order_that_is_taken_back_while_it_is_confirmed_does_not_hold_its_image_up(
+    bench: Bench, order: Order
+) -> None:
+    order.answered.clear()
+    assert await bench.spec(gone("a")) == ["unpin a"]
+    assert await bench.spec(image("a")) == ["pull a"]
+    order.answered.set()
+    assert await bench.steps() == []
+
+
+async def test_a_vanished_object_ends_what_is_being_confirmed(bench: Bench, order: Order) -> None:
+    order.answered.clear()
+    await bench.spec(gone("a"))
+    bench.reconciler.freeze()
+    order.answered.set()
+    assert await bench.steps() == []
+
+
+async def test_a_removal_that_failed_after_it_was_taken_back_does_not_put_the_pull_off(bench: Bench) -> None:
+    bench.node.collected.clear()
+    assert await bench.spec(gone("a")) == ["unpin a", "remove a"]
+    await bench.spec(image("a"))
+    bench.node.users = "web"
+    bench.node.collected.set()
+    assert await bench.steps() == ["pull a"]
+    assert view_of(bench, image("a")).backoff is None
 
 
 async def test_what_the_newest_entries_want_is_kept(bench: Bench, order: Order) -> None:
     order.entries = [gone("a"), image("b")]
-    assert await bench.spec(gone("a")) == ["keep a"]
+    assert await bench.spec(gone("a")) == ["unpin a", "keep a"]
     assert bench.states() == ["a Absent"]
 
 
 async def test_an_image_in_use_says_by_whom_and_goes_when_containers_go(bench: Bench) -> None:
     bench.node.users = "web"
-    assert await bench.spec(gone("a")) == []
+    assert await bench.spec(gone("a")) == ["unpin a"]
     view = view_of(bench, gone("a"))
     assert bench.states() == ["a Waiting"]
     assert view.backoff is not None
@@ -196,14 +244,14 @@ async def test_an_image_in_use_says_by_whom_and_goes_when_containers_go(bench: B
     assert await bench.steps(60) == [], "only events and a slow retry ask again"
     bench.node.users = ""
     bench.reconciler.retry_used()
-    assert await bench.steps() == ["remove a"]
+    assert await bench.steps() == ["unpin a", "remove a"]
 
 
 async def test_an_image_in_use_is_asked_for_slowly_and_forgotten_with_its_entry(bench: Bench) -> None:
     bench.node.users = "web"
     await bench.spec(gone("a"))
     bench.node.users = ""
-    assert await bench.steps(1000) == ["remove a"]
+    assert await bench.steps(1000) == ["unpin a", "remove a"]
     bench.node.users = "web"
     await bench.spec(gone("b"))
     bench.node.users = ""
@@ -222,7 +270,7 @@ async def test_an_order_that_becomes_unpin_is_carried_out_at_once(bench: Bench) 
 async def test_an_image_that_is_named_anew_while_it_is_removed_is_pulled_afterwards(bench: Bench) -> None:
     bench.node.holds.add("a")
     bench.node.collected.clear()
-    assert await bench.spec(gone("a")) == ["remove a"]
+    assert await bench.spec(gone("a")) == ["unpin a", "remove a"]
     assert "pull a" not in await bench.spec(image("a"))
     bench.node.collected.set()
     assert await bench.steps() == ["pull a"]
@@ -249,7 +297,7 @@ async def test_of_two_references_to_one_digest_that_are_pulled_one_is_let_go_and
     order.entries = [gone("a"), image("b", pin=True)]
     assert await bench.spec(*order.entries) == [], "not while the digest is pulled"
     bench.node.succeed("b")
-    assert await bench.steps() == ["keep a"]
+    assert await bench.steps() == ["unpin a but-b", "keep a"]
     assert bench.states() == ["a Absent", "b Ready"]
 
 
@@ -266,6 +314,23 @@ async def test_stopping_cuts_a_removal_off(bench: Bench) -> None:
     assert bench.states() == ["a Waiting"]
 
 
+async def alive() -> None:
+    """An operator that lives."""
+
+
+async def test_the_order_is_read_after_the_operator_was_seen_alive() -> None:
+    """It had the time to take an old order back."""
+    written = {"reference": "a", "digest": gone("a").digest, "state": "Absent", "onRemoval": "Delete"}
+    async with serve() as server, ApiClient(server.access(), timeout=2) as api:
+        await server.put("n1", uid="mine", spec={"images": [written]})
+
+        async def takes_it_back() -> None:
+            await server.put("n1", uid="mine", spec={"images": [{**written, "state": "Present"}]})
+
+        with pytest.raises(NodeError, match="does not order it any more"):
+            await order_in(api, "n1", lambda: "mine", takes_it_back)(gone("a"))
+
+
 @pytest.mark.parametrize(
     ("state", "policy", "uid", "problem"),
     [
@@ -277,7 +342,7 @@ async def test_stopping_cuts_a_removal_off(bench: Bench) -> None:
 )
 async def test_the_order_is_read_from_the_api_server(state: str, policy: str, uid: str, problem: str) -> None:
     async with serve() as server, ApiClient(server.access(), timeout=2) as api:
-        confirm = order_in(api, "n1", lambda: "mine")
+        confirm = order_in(api, "n1", lambda: "mine", alive)
         with pytest.raises(NodeError, match="cannot be read again"):
             await confirm(gone("a"))
         written = {"reference": "a", "digest": gone("a").digest, "state": state, "onRemoval": policy}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure
+from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure, patient
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.disk import waiting
 from imageprepull.agent.image import ImageView
@@ -17,12 +17,16 @@ from imageprepull.resources.nodeprepull import DesiredImage
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered."""
+    """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered.
+
+    `retry_order`: between two questions whether a removal is still ordered.
+    """
 
     resync: float = 300
     ask_again: float = 2
     retry_base: float = 2
     retry_slow: float = 900
+    retry_order: float = 60
     losses: LossPace = field(default_factory=LossPace)
 
 
@@ -49,6 +53,10 @@ class Accounts:
         view.best_done = max(done, view.best_done)
         self._wait(view, backoff)
         return backoff
+
+    def waits(self, view: ImageView, failure: Failure, seconds: float) -> None:
+        """Something that nobody here can hasten is waited for: no attempt is counted, and it never fails for good."""
+        self._wait(view, patient(view.backoff, failure, seconds, self._clock.uniform()))
 
     def lost(self, view: ImageView) -> None:
         """Count that an image which was there is missing."""

@@ -66,3 +66,9 @@ def after_failure(
     if failure.retry_after is not None:
         delay = max(delay, min(failure.retry_after * (1 + 0.1 * uniform), LONGEST_RETRY_AFTER))
     return Backoff(attempts, final, failure.reason, failure.message, delay)
+
+
+def patient(previous: Backoff | None, failure: Failure, seconds: float, uniform: float) -> Backoff:
+    """After a failure that others end, in their own time: asked again about every `seconds`, and never counted."""
+    delay = max(seconds * (0.8 + 0.4 * uniform), min(failure.retry_after or 0, LONGEST_RETRY_AFTER))
+    return Backoff(previous.attempts if previous else 0, False, failure.reason, failure.message, delay)

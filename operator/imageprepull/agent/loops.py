@@ -17,8 +17,9 @@ from imageprepull.agent.clock import Clock
 from imageprepull.agent.disk import UNGUARDED, Unguarded
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node
+from imageprepull.agent.operator_lease import OperatorLease
+from imageprepull.agent.orders import order_in
 from imageprepull.agent.reconciler import Reconciler
-from imageprepull.agent.removal import order_in
 from imageprepull.agent.reporter import Reporter
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.agent.status import Report
@@ -93,6 +94,13 @@ async def serve_node(
         add_liveness(health, settings, reconciler)
         await reconciler.run()
 
+    operator = OperatorLease(
+        api,
+        namespace=settings.namespace,
+        name=settings.operator_lease,
+        poll=settings.lease_poll,
+        margin=settings.lease_margin,
+    )
     async with stopping_with(reporter, settings.stop_timeout / 4), asyncio.TaskGroup() as tasks:
         reconciler = Reconciler(
             node,
@@ -101,7 +109,7 @@ async def serve_node(
             metrics=metrics,
             on_change=reporter.changed,
             delays=settings.delays,
-            confirm=order_in(api, settings.node_name, lambda: uid_of(spec)),
+            confirm=order_in(api, settings.node_name, lambda: uid_of(spec), operator.prove),
             gate=disk.gate,
         )
         spec = SpecWatch(api, settings.node_name, settings.watch, on_spec)

@@ -83,8 +83,8 @@ class Node(Protocol):
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """Take our pin from the image's records; `staying` are references to the same digest that keep theirs."""
 
-    async def remove(self, image: DesiredImage, wanted: Collection[str], staying: Sequence[str]) -> str:
-        """Unpin, drop the lease, and remove the image if it was us who brought it and no digest in `wanted` is its.
+    async def remove(self, image: DesiredImage, wanted: Collection[str]) -> str:
+        """Drop the lease, and remove the image if it was us who brought it and no digest in `wanted` is its.
 
         Returns why it stays, or "". Reason ImageInUse names who uses it. Not while the image is pulled.
         """

@@ -18,8 +18,10 @@ from imageprepull.agent.clock import Clock
 from imageprepull.agent.image import Gate, ImageView, log_changes
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.observing import observed
+from imageprepull.agent.operator_lease import OPERATOR_AWAY
+from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
-from imageprepull.agent.removal import Confirm, Removals, pinned_elsewhere
+from imageprepull.agent.removal import Removals
 from imageprepull.agent.strays import stray_pins
 from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.pulling.pins import Pin
@@ -81,7 +83,12 @@ class Reconciler:
             ended=self._attempt_ended,
         )
         self._removals = Removals(
-            node, tasks, confirm or self._taken, failed=self._removal_failed, ended=self._removal_ended
+            node,
+            tasks,
+            confirm or self._taken,
+            newest=lambda: self._desired,
+            failed=self._removal_failed,
+            ended=self._removal_ended,
         )
 
     @property
@@ -111,6 +118,7 @@ class Reconciler:
         self.views = views
         self._desired = list(desired)
         self._frozen = False
+        self._removals.look_again()
         self.wake()
         self._on_change()
 
@@ -121,6 +129,7 @@ class Reconciler:
         self.views = {}
         self._desired = []
         self.stray_pins = []
+        self._removals.look_again()
         self.wake()
 
     def _note_orphans(self, views: Mapping[Key, ImageView]) -> None:
@@ -304,11 +313,22 @@ class Reconciler:
         return self._desired
 
     def _removal_failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
+        if not ordered(view.desired):
+            return  # it was taken back meanwhile: what has become of it holds nothing up.
         if view.backoff is None or view.backoff.reason != failure.reason:
             logger.warning(
                 "not removed", image=image.reference, reason=failure.reason, message=failure.message
             )
-        self._accounts.failed(view, image, failure, 0)
+        # Who uses it goes when it goes; the runtime tells, and the slow retry finds what it did not tell.
+        patience = {
+            IN_USE: self._delays.retry_slow,
+            NOT_CONFIRMED: self._delays.retry_order,
+            OPERATOR_AWAY: self._delays.retry_order,
+        }
+        if failure.reason in patience:
+            self._accounts.waits(view, failure, patience[failure.reason])
+        else:
+            self._accounts.failed(view, image, failure, 0)
 
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.

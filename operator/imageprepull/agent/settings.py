@@ -17,7 +17,7 @@ from imageprepull.pulling.space import Thresholds
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
-    """One agent of one node. `namespace` is the release's, where the pace ConfigMap lives."""
+    """One agent of one node. `namespace` is the release's, where the pace ConfigMap and the operator's Lease live."""
 
     access: ClusterAccess
     node_name: str
@@ -40,6 +40,11 @@ class AgentSettings:
     disk_interval: float = 10
     """Between two looks at the disks; the kubelet takes its own as often."""
     watch: Timings = field(default_factory=Timings)
+    operator_lease: str = "imageprepull-operator"
+    lease_poll: float = 2
+    """Between two looks at the operator's Lease, while a removal waits to see it renewed."""
+    lease_margin: float = 5
+    """So much longer than it lasts the Lease is looked at before the operator counts as away."""
     reconnect: float = 2
     """Between tries to reach the runtime, and to get the spool's lock."""
     event_settle: float = 1

@@ -65,6 +65,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubelet-image-gc-high", type=int, default=85, metavar="PERCENT", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--operator-lease",
+        default=None,
+        metavar="NAME",
+        help="the Lease of the operator's leader; nothing is deleted unless it is renewed",
+    )
+    parser.add_argument(
+        "--operator-lease-poll", type=seconds, default=None, help="between two looks at that Lease"
+    )
+    parser.add_argument(
+        "--order-retry-interval",
+        type=seconds,
+        default=None,
+        help="between two questions whether a removal that waits for the operator is still ordered",
+    )
     parser.add_argument("--disk-interval", type=seconds, default=None, help="between two looks at the disks")
     parser.add_argument("--log-format", choices=("auto", "json", "console"), default="auto")
     outside = parser.add_argument_group("outside a pod")
@@ -119,7 +134,12 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
         pace=Pace(**given(report_interval=args.report_interval, heartbeat=args.heartbeat)),
         delays=Delays(
             losses=LossPace(**given(base=args.loss_backoff_base)),
-            **given(resync=args.resync, retry_base=args.backoff_base, retry_slow=args.failed_retry_interval),
+            **given(
+                resync=args.resync,
+                retry_base=args.backoff_base,
+                retry_slow=args.failed_retry_interval,
+                retry_order=args.order_retry_interval,
+            ),
         ),
         **given(
             address=args.address,
@@ -127,6 +147,8 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
             boot_id_file=args.boot_id_file,
             health_port=args.health_port,
             disk_interval=args.disk_interval,
+            operator_lease=args.operator_lease,
+            lease_poll=args.operator_lease_poll,
         ),
     )
 

@@ -1,0 +1,83 @@
+"""What orders the removal of an image, and whether the order still stands. Pure, but for `order_in`, which asks.
+
+Between the NodePrepull and removal.py, which carries orders out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from imageprepull.agent.node import NodeError
+from imageprepull.agent.plan import key_of
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import NODEPREPULLS
+from imageprepull.resources.base import decode
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
+
+NOT_CONFIRMED = "OrderNotConfirmed"
+
+Confirm = Callable[[DesiredImage], Awaitable[Sequence[DesiredImage]]]
+"""The newest entries of this node when they still order the removal of this one; raises `NodeError` otherwise."""
+
+
+def ordered(image: DesiredImage) -> bool:
+    """Whether an entry asks for the image to be removed."""
+    return image.state is Desired.ABSENT and image.on_removal is OnRemoval.DELETE
+
+
+def orders(entries: Sequence[DesiredImage], image: DesiredImage) -> bool:
+    """Whether these entries, one of a NodePrepull, ask for the removal of this very one."""
+    return any(key_of(entry) == key_of(image) and ordered(entry) for entry in entries)
+
+
+def wanted_digests(entries: Sequence[DesiredImage]) -> frozenset[str]:
+    """What stays: an image is removed only when every entry with its digest says so."""
+    return frozenset(entry.digest for entry in entries if not ordered(entry))
+
+
+def pinned_elsewhere(image: DesiredImage, entries: Sequence[DesiredImage]) -> list[str]:
+    """Other references to the same digest whose pins stay."""
+    return [
+        entry.reference
+        for entry in entries
+        if entry.digest == image.digest
+        and entry.reference != image.reference
+        and entry.pin
+        and entry.state is not Desired.ABSENT
+    ]
+
+
+def order_in(
+    api: ApiClient, node_name: str, uid: Callable[[], str], alive: Callable[[], Awaitable[None]]
+) -> Confirm:
+    """Ask the API server itself: a watch that hangs, or outlived a restored backup, may hold an old order.
+
+    `uid` is the object's that the agent follows. `alive` raises unless an operator lives that could take it back.
+    """
+
+    async def read(image: DesiredImage) -> Sequence[DesiredImage]:
+        try:
+            found = decode(NodePrepull, await api.get(NODEPREPULLS, node_name))
+        except ApiError as error:
+            raise NodeError(
+                NOT_CONFIRMED,
+                f"the order to remove it cannot be read again: {error}",
+                retry_after=error.retry_after,
+            ) from error
+        except msgspec.ValidationError as error:
+            raise NodeError(NOT_CONFIRMED, f"the order to remove it cannot be read again: {error}") from error
+        if found.metadata.uid != uid():
+            raise NodeError(NOT_CONFIRMED, "the NodePrepull was deleted since, or made anew")
+        if not orders(found.spec.images, image):
+            raise NodeError(NOT_CONFIRMED, "the newest NodePrepull does not order it any more")
+        return found.spec.images
+
+    async def confirm(image: DesiredImage) -> Sequence[DesiredImage]:
+        # In this order: while the operator was watched it had the time to take back what is old.
+        await alive()
+        return await read(image)
+
+    return confirm

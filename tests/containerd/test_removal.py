@@ -39,7 +39,7 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
 
 
 async def remove(bench: PullBench, digest: str, wanted: frozenset[str] = frozenset()) -> Verdict:
-    return await remove_image(bench.containerd, digest, snapshotter=SNAPSHOTTER, wanted=wanted)
+    return await remove_image(bench.containerd, digest, snapshotter=SNAPSHOTTER, wanted=lambda: wanted)
 
 
 async def records(bench: PullBench) -> set[str]:
@@ -239,3 +239,34 @@ async def test_a_pull_by_somebody_else_in_the_middle_stops_the_removal(
     assert (await remove(bench, image.digest)).kept == f"{by_digest} was made anew by somebody else"
     found = await bench.presence(by_digest, image.digest)
     assert found.present, found.missing
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_what_is_wanted_before_a_record_is_deleted_stays_with_all_records_that_are_left(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The runtime is slow: the wish comes after everything was looked at."""
+    image = build_image([layer(f"second-look-{after}")])
+    reference = serve(registry, image, f"removal/second-look-{after}")
+    await bench.pull(reference)
+    names, wanted, asked = names_of(image, reference), set[str](), 0
+    get = Images.get
+
+    async def slow(self: Images, name: str) -> object:
+        nonlocal asked
+        if name in names and asked == after:
+            wanted.add(image.digest)
+        asked += 1
+        return await get(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Images, "get", slow)
+        verdict = await remove_image(
+            bench.containerd, image.digest, snapshotter=SNAPSHOTTER, wanted=lambda: wanted
+        )
+    assert verdict.kept.endswith("is wanted by now")
+    assert verdict.records == ()
+    left = await records(bench)
+    assert len(left) == len(names) - after
+    assert await chains(bench) == set(image.chain_ids)
+    await wait_visible(bench.containerd, sorted(left), image.config.digest, FAST)

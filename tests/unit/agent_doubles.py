@@ -6,7 +6,7 @@ The fake node holds what it is told to hold. Pulls end when the test says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,6 +54,9 @@ class FakeNode:
         self.odd: set[str] = set()
         self.downloads = 0
         self.users = ""
+        self.asked = asyncio.Event()
+        """Set: the runtime answers at once what there is to remove."""
+        self.asked.set()
         self.collected = asyncio.Event()
         self.collected.set()
         self.registry_holds: list[RegistryHold] = []
@@ -98,12 +101,13 @@ class FakeNode:
         self.our_pins.discard(image.reference)
         self.other_pins = [pin for pin in self.other_pins if pin.digest != image.digest]
 
-    async def remove(self, image: DesiredImage, wanted: Collection[str]) -> str:
+    async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         if self.users:
             raise NodeError("ImageInUse", f"container {self.users} uses it")
-        if image.digest in wanted:
+        await self.asked.wait()
+        if image.digest in wanted():
             self.calls.append(f"keep {image.reference}")
             return "still wanted"
         self.calls.append(f"remove {image.reference}")

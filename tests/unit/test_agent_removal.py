@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
-from imageprepull.agent.orders import order_in, ordered, pinned_elsewhere, wanted_digests
+from imageprepull.agent.orders import order_in, ordered, pinned_elsewhere, staying_digests, wanted_digests
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.kube.client import ApiClient
@@ -116,6 +116,16 @@ def test_a_digest_stays_unless_every_entry_of_it_orders_its_removal(spec: list[D
         for other in pinned_elsewhere(entry, spec):
             assert other != entry.reference
             assert any(one.reference == other and one.pin and one.digest == entry.digest for one in spec)
+
+
+@given(specs, specs, st.sampled_from(KEYS))
+def test_what_is_wanted_by_either_stays_and_the_image_itself_unless_the_newest_order_its_removal(
+    confirmed: list[DesiredImage], newest: list[DesiredImage], key: Key
+) -> None:
+    going = gone(key[0], digest=key[1])
+    staying = staying_digests(going, confirmed, newest)
+    assert wanted_digests(confirmed) | wanted_digests(newest) <= staying
+    assert (going.digest not in staying) <= any(ordered(entry) and key_of(entry) == key for entry in newest)
 
 
 @dataclass
@@ -275,6 +285,38 @@ async def test_an_image_that_is_named_anew_while_it_is_removed_is_pulled_afterwa
     bench.node.collected.set()
     assert await bench.steps() == ["pull a"]
     assert bench.states() == ["a Pulling"]
+
+
+@pytest.mark.parametrize(
+    ("later", "states"),
+    [
+        ([image("a")], ["a Ready"]),
+        ([image("a", state=Desired.ABSENT)], ["a Absent"]),
+        ([gone("a"), image("b")], ["a Absent", "b Ready"]),
+        ([], []),
+    ],
+    ids=["wanted again", "to be retained", "wanted by another entry", "not named"],
+)
+async def test_what_changes_while_the_runtime_is_slow_is_seen_before_anything_is_deleted(
+    bench: Bench, order: Order, later: list[DesiredImage], states: list[str]
+) -> None:
+    bench.node.holds = {"a", "b"}
+    bench.node.asked.clear()
+    order.entries = [gone("a")]
+    assert await bench.spec(gone("a")) == ["unpin a"]
+    await bench.spec(*later)
+    bench.node.asked.set()
+    assert "keep a" in await bench.steps()
+    assert bench.node.holds == {"a", "b"}
+    assert bench.states() == states
+
+
+async def test_a_vanished_object_stops_what_is_being_removed(bench: Bench) -> None:
+    bench.node.asked.clear()
+    await bench.spec(gone("a"))
+    bench.reconciler.freeze()
+    bench.node.asked.set()
+    assert await bench.steps() == ["keep a"]
 
 
 async def test_pulls_go_on_beside_a_removal(bench: Bench) -> None:

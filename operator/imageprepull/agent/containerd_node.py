@@ -118,9 +118,9 @@ class ContainerdNode:
         others = [Reference.parse(other) for other in staying]
         await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest, others))
 
-    async def remove(self, image: DesiredImage, wanted: Collection[str]) -> str:
+    async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
         """As `Node.remove`."""
-        if image.digest not in wanted:
+        if image.digest not in wanted():
             # Its lease would keep what is to go.
             await self.abandon(image)
         verdict = await self._do(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,10 +83,10 @@ class Node(Protocol):
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """Take our pin from the image's records; `staying` are references to the same digest that keep theirs."""
 
-    async def remove(self, image: DesiredImage, wanted: Collection[str]) -> str:
-        """Drop the lease, and remove the image if it was us who brought it and no digest in `wanted` is its.
+    async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
+        """Drop the lease, and remove the image if it was us who brought it and no digest that `wanted` names is its.
 
-        Returns why it stays, or "". Reason ImageInUse names who uses it. Not while the image is pulled.
+        `wanted` is asked again right before anything is deleted. Returns why it stays, or "". Reason ImageInUse names who uses it. Not while the image is pulled.
         """
 
     async def pins(self) -> list[Pin]:

@@ -38,6 +38,17 @@ def wanted_digests(entries: Sequence[DesiredImage]) -> frozenset[str]:
     return frozenset(entry.digest for entry in entries if not ordered(entry))
 
 
+def staying_digests(
+    image: DesiredImage, confirmed: Sequence[DesiredImage], newest: Sequence[DesiredImage]
+) -> frozenset[str]:
+    """What stays while an image is being removed: what the confirmed entries want, or the newest ones by now.
+
+    The image's own digest as soon as the newest do not order its removal any more.
+    """
+    wanted = wanted_digests(confirmed) | wanted_digests(newest)
+    return wanted if orders(newest, image) else wanted | {image.digest}
+
+
 def pinned_elsewhere(image: DesiredImage, entries: Sequence[DesiredImage]) -> list[str]:
     """Other references to the same digest whose pins stay."""
     return [

@@ -14,7 +14,7 @@ import structlog
 from imageprepull.agent.backoff import Failure
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
-from imageprepull.agent.orders import Confirm, ordered, pinned_elsewhere, wanted_digests
+from imageprepull.agent.orders import Confirm, ordered, pinned_elsewhere, staying_digests
 from imageprepull.agent.plan import Key, key_of
 from imageprepull.resources.nodeprepull import DesiredImage
 
@@ -87,7 +87,7 @@ class Removals:
             await self._node.unpin(image, pinned_elsewhere(image, self._newest()))
             entries = await self._confirm(image)
             self._waiting.discard(key_of(image))
-            kept = await self._node.remove(image, wanted_digests(entries))
+            kept = await self._node.remove(image, lambda: staying_digests(image, entries, self._newest()))
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
             self._failed(view, image, failure)
@@ -96,7 +96,13 @@ class Removals:
             logger.exception("removal failed unexpectedly", image=image.reference, digest=image.digest)
             self._failed(view, image, Failure("InternalError", f"{type(error).__name__}: {error}"))
         else:
-            logger.info("image let go", reference=image.reference, digest=image.digest, kept=kept or None)
-            if ordered(view.desired):
+            taken_back = not ordered(view.desired)
+            logger.info(
+                "the order to remove an image was taken back" if taken_back else "image let go",
+                reference=image.reference,
+                digest=image.digest,
+                kept=kept or None,
+            )
+            if not taken_back:
                 view.released = True
                 view.forget_failures()

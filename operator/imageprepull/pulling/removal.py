@@ -9,7 +9,7 @@ with it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -93,45 +93,58 @@ def users_of(
 
 
 async def remove_image(
-    containerd: Containerd, digest: str, *, snapshotter: str, wanted: Collection[str]
+    containerd: Containerd, digest: str, *, snapshotter: str, wanted: Callable[[], Collection[str]]
 ) -> Verdict:
     """Remove the image that `digest` is the target of, unless it has to stay; returns when its layers are collected.
 
-    May be called again after dying anywhere: it goes on with what is left. `wanted` are top-level digests that stay.
+    May be called again after dying anywhere: it goes on with what is left. `wanted` names the top-level digests that
+    stay; it is asked again before each record is deleted, since a slow runtime may take minutes until then.
 
     Raises:
         PullError: ImageInUse, with who uses it; nothing was removed.
         RuntimeFault: the runtime does not answer; call again.
     """
-    if digest in wanted:
+    if digest in wanted():
         return Verdict(kept=f"{digest} is still wanted")
     found = await find_image(containerd, digest, snapshotter)
     users: list[str] = []
     if found.records:
         containers = await containerd.cri.list_containers()
         users = users_of(found, containers, await containerd.snapshots.list(snapshotter, []))
-    verdict = decide(found, wanted, users)
+    verdict = decide(found, wanted(), users)
     if verdict.users:
         more = f" and {len(verdict.users) - 1} more" if len(verdict.users) > 1 else ""
         raise PullError(IN_USE, f"{verdict.users[0]}{more} uses it; it is removed when nobody does")
     if verdict.kept:
         return verdict
-    targets = {record.target.digest for record in found.records}
-    for name in verdict.records:
-        record = await containerd.images.get(name)
-        if record is None:
-            continue
-        if MANAGED not in record.labels or record.target.digest not in targets:
-            # A pull by somebody else since we looked: what is left stays whole, since records hold everything.
-            return Verdict(kept=f"{name} was made anew by somebody else")
-        try:
-            await containerd.images.delete(name)
-        except NotFound:
-            continue
+    if why := await _delete(containerd, found, verdict.records, wanted):
+        return Verdict(kept=why)
     await collect(containerd)
     if verdict.records:
         log.info("image removed", digest=digest, records=verdict.records)
     return verdict
+
+
+async def _delete(
+    containerd: Containerd, found: Found, names: Sequence[str], wanted: Callable[[], Collection[str]]
+) -> str:
+    """Delete these records; or why one of them stays, and the rest with it: what is left is whole."""
+    targets = {record.target.digest for record in found.records}
+    for name in names:
+        record = await containerd.images.get(name)
+        if record is None:
+            continue
+        if MANAGED not in record.labels or record.target.digest not in targets:
+            # A pull by somebody else since we looked: records hold everything.
+            return f"{name} was made anew by somebody else"
+        # Nothing is awaited between this and the deletion.
+        if not targets.isdisjoint(wanted()):
+            return f"{name} is wanted by now"
+        try:
+            await containerd.images.delete(name)
+        except NotFound:
+            continue
+    return ""
 
 
 async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> Found:

@@ -96,8 +96,8 @@ async def agent(bare_api: BareApi, node: FakeNode) -> AsyncIterator[Health]:
     metrics = AgentMetrics()
     health = Health(metrics.registry)
 
-    async def sweep(wanted: Callable[[], Collection[str]]) -> None:
-        assert wanted()
+    async def sweep(wanted: Callable[[], Collection[str]] | None) -> None:
+        assert wanted is None or wanted()
 
     async def follow(_: Callable[[], None], __: Callable[[], None]) -> None:
         await asyncio.Event().wait()

@@ -252,7 +252,7 @@ async def test_a_sweep_removes_what_a_dead_agent_left_and_nothing_of_others(
     others = runtime.with_lease("not-ours")
     await others.snapshots.prepare(SNAPSHOTTER, "extract-2 theirs", "", {})
 
-    async def run(wanted: set[str]) -> Any:
+    async def run(wanted: set[str] | None) -> Any:
         return await sweep(
             runtime,
             owner=OWNER,
@@ -263,9 +263,17 @@ async def test_a_sweep_removes_what_a_dead_agent_left_and_nothing_of_others(
             wanted=wanted,
         )
 
+    mine = {"imageprepull.io/lease": OWNER}
+    await runtime.leases.create("of-no-image", mine, 60)
+    await runtime.leases.create("expired", {**mine, "imageprepull.io/image": image.digest}, -1)
+    unknown = await run(None)
+    assert (unknown.kept_leases, unknown.snapshots) == ([lease], ["extract-1 mine"])
+    assert set(unknown.leases) >= {"of-no-image"}
+    # The runtime's own collection may have been first.
+    assert (await leftovers(runtime)).leases == sorted([lease, "not-ours"])
+    assert spool_names(blob) <= set(bench.spooled())
     kept = await run({image.digest})
-    assert len(kept.kept_leases) == 1
-    assert kept.snapshots == ["extract-1 mine"]
+    assert (kept.kept_leases, kept.leases, kept.snapshots) == ([lease], [], [])
     assert spool_names(blob) <= set(bench.spooled())
     gone = await run(set())
     assert gone.leases == kept.kept_leases

@@ -254,6 +254,7 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
             opened_runtime(settings, workers, note) as node,
         ):
             executioner.begin()
+            await swept(node, None, note)
             await swept(node, lambda: {image.digest}, note)
             executioner.reached(SWEPT)
             async with asyncio.TaskGroup() as tasks:

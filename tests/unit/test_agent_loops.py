@@ -31,7 +31,8 @@ class Stage:
     def __init__(self, server: FakeApiServer) -> None:
         self.server = server
         self.node = FakeNode()
-        self.swept: list[set[str]] = []
+        self.swept: list[set[str] | None] = []
+        self.sweeping = asyncio.Condition()
         self.lose: Callable[[], None] = lambda: None
         self.health = Health(AgentMetrics().registry)
         self.task: asyncio.Task[None] | None = None
@@ -52,8 +53,15 @@ class Stage:
     async def until_pulling(self, reference: str) -> None:
         await self.until_status(lambda s: states(s).get(reference) == "Pulling")
 
-    async def sweep(self, wanted: Callable[[], Collection[str]]) -> None:
-        self.swept.append(set(wanted()))
+    async def sweep(self, wanted: Callable[[], Collection[str]] | None) -> None:
+        async with self.sweeping:
+            self.swept.append(None if wanted is None else set(wanted()))
+            self.sweeping.notify_all()
+
+    async def until_swept(self, *sweeps: set[str] | None) -> None:
+        async with asyncio.timeout(5), self.sweeping:
+            await self.sweeping.wait_for(lambda: len(self.swept) >= len(sweeps))
+        assert self.swept == list(sweeps)
 
     async def follow(self, on_loss: Callable[[], None], on_freed: Callable[[], None]) -> None:
         self.lose = on_loss
@@ -104,7 +112,7 @@ async def test_from_spec_to_pull_to_ready_status(stage: Stage) -> None:
     await stage.want("a")
     async with running(stage):
         await stage.until_pulling("a")
-        assert stage.swept == [{DIGEST}]
+        assert stage.swept == [None, {DIGEST}]
         stage.node.succeed("a")
         ready = await stage.until_status(lambda s: states(s) == {"a": "Ready"})
         assert (ready["observedGeneration"], ready["summary"]["ready"]) == (1, 1)
@@ -113,13 +121,39 @@ async def test_from_spec_to_pull_to_ready_status(stage: Stage) -> None:
         ] * 5
 
 
-async def test_nothing_is_swept_or_written_before_there_is_a_spec(stage: Stage) -> None:
+async def test_a_node_that_nobody_chose_is_swept_of_everything_and_nothing_is_written(stage: Stage) -> None:
     async with running(stage):
-        await stage.server.until_asked("WATCH", 2)
-        assert stage.swept == []
+        await stage.until_swept(None, set())
         assert stage.statuses() == []
         await stage.want("a")
         await stage.until_pulling("a")
+    assert stage.swept == [None, set()]
+
+
+async def test_without_an_answer_of_the_api_server_only_what_serves_nobody_is_swept(stage: Stage) -> None:
+    await stage.want("a")
+    stage.server.faults += [Fault("GET", 500, status(500, "InternalError")) for _ in range(20)]
+    async with running(stage):
+        await stage.server.until_asked("GET", 8)
+        assert stage.swept == [None]
+        stage.server.faults.clear()
+        await stage.until_swept(None, {DIGEST})
+
+
+@pytest.mark.parametrize("then", ["readable", "gone"])
+async def test_an_object_that_cannot_be_read_wants_something_that_nobody_knows(
+    stage: Stage, then: str
+) -> None:
+    await stage.server.put("n1", spec={"images": [{"reference": 7}]})
+    async with running(stage):
+        await stage.server.until_asked("WATCH", 2)
+        assert stage.swept == [None]
+        if then == "readable":
+            await stage.want("a")
+            await stage.until_swept(None, {DIGEST})
+        else:
+            await stage.server.remove("n1")
+            await stage.until_swept(None, set())
 
 
 async def test_a_deleted_object_stops_and_removes_nothing_and_a_new_one_is_told_everything(

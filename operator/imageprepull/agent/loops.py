@@ -32,8 +32,8 @@ from imageprepull.telemetry.metrics import AgentMetrics
 
 logger = structlog.get_logger(__name__)
 
-Sweep = Callable[[Callable[[], Collection[str]]], Awaitable[None]]
-"""Takes a callable that names the digests still wanted."""
+Sweep = Callable[[Callable[[], Collection[str]] | None], Awaitable[None]]
+"""Takes a callable that names the digests still wanted; None while nobody knows them."""
 Follow = Callable[[Callable[[], None], Callable[[], None]], Coroutine[Any, Any, None]]
 """Takes the listeners for losses and for containers that went."""
 
@@ -89,7 +89,12 @@ async def serve_node(
         reconciler.take_spec(disk.effective(new.spec.images))
 
     async def reconcile() -> None:
-        await spec.seen.wait()
+        # At once, whether the API server answers or not: pods may be started on layers that another boot left unsynced,
+        # and staging snapshots or expired leases of a process that died serve nobody. A lease that a pull could still go
+        # on with, and its spool, wait for a word of the API server: they hold bytes that would be fetched again.
+        await sweep(None)
+        await spec.known()
+        # A node that nobody chose wants nothing; what earlier agents kept for their pulls goes from there as well.
         await sweep(lambda: {view.desired.digest for view in reconciler.views.values()})
         add_liveness(health, settings, reconciler)
         await reconciler.run()

@@ -80,11 +80,11 @@ async def _examined(node: ContainerdNode, on_wait: Callable[[str], None]) -> Non
 
 
 async def swept(
-    node: ContainerdNode, wanted: Callable[[], Collection[str]], note: Callable[[str], None]
+    node: ContainerdNode, wanted: Callable[[], Collection[str]] | None, note: Callable[[str], None]
 ) -> None:
     """Clean up after earlier agents, for as many tries as it takes; what `wanted` names stays resumable.
 
-    Not before a spec was read: without one nobody knows whose leases still serve.
+    With None only what no pull can go on with, for as long as nobody knows whose leases still serve.
     """
     while True:
         try:
@@ -95,7 +95,7 @@ async def swept(
                 snapshotter_root=snapshotter_root(node.runtime),
                 spool_dir=node.settings.spool_dir,
                 boot_id=node.boot_id,
-                wanted=wanted(),
+                wanted=wanted() if wanted is not None else None,
             )
         except (RuntimeFault, PullError) as fault:
             note(f"cannot clean up after an earlier agent: {fault}")

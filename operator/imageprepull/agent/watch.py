@@ -36,15 +36,25 @@ class SpecWatch:
             timings=timings,
         )
         self.current: NodePrepull | None = None
-        self.seen = asyncio.Event()
-        """Set by the first readable object, for good."""
         self.problem = ""
         self._on_spec = on_spec
+        self._told = asyncio.Event()
+        """Set for good by the first object that can be read, or that is gone."""
+
+    async def known(self) -> None:
+        """Return when the API server has said once what this node is to hold, or that nobody has chosen it.
+
+        An object that cannot be read says something, and nobody knows what.
+        """
+        await self.informer.synced.wait()
+        if self.informer.cache:
+            await self._told.wait()
 
     def take(self, change: Change) -> None:
         """Bring one change in. Our own status writes come back as changes too and say nothing new."""
         if change.type == "deleted":
             old, self.current = self.current, None
+            self._told.set()
             self._on_spec(old, None)
             return
         try:
@@ -56,7 +66,7 @@ class SpecWatch:
             return
         self.problem = ""
         old, self.current = self.current, new
-        self.seen.set()
+        self._told.set()
         if (
             old is None
             or old.metadata.uid != new.metadata.uid

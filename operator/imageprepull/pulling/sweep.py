@@ -48,7 +48,7 @@ async def sweep(
     snapshotter_root: Path,
     spool_dir: Path,
     boot_id: str,
-    wanted: Collection[str],
+    wanted: Collection[str] | None,
 ) -> Swept:
     """Remove what earlier lives of `owner` left and nothing needs.
 
@@ -61,7 +61,8 @@ async def sweep(
         snapshotter_root: its folder as this process sees it.
         spool_dir: the puller's.
         boot_id: this boot's.
-        wanted: top-level digests of images that will be pulled again: their leases and spool files stay.
+        wanted: top-level digests of images that will be pulled again: their leases and spool files stay. None: it is
+            not known yet; whatever a pull could go on with stays.
 
     Raises:
         RuntimeFault, PullError: the runtime or the disk does not do as asked; call again.
@@ -70,7 +71,7 @@ async def sweep(
     removed = await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, owner)
     swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
     leases = await containerd.leases.list([f'labels."{LEASE}"=="{owner}"'])
-    kept = [lease for lease in leases if lease.labels.get(LEASE_IMAGE) in wanted and not _expired(lease)]
+    kept = [lease for lease in leases if _wanted(lease, wanted) and not _expired(lease)]
     swept.kept_leases = [lease.id for lease in kept]
     await _active_snapshots(containerd, snapshotter, owner, swept)
     for lease in leases:
@@ -115,6 +116,12 @@ def remove_spools_except(folder: Path, leases: Collection[str], boot_id: str) ->
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed
+
+
+def _wanted(lease: Lease, wanted: Collection[str] | None) -> bool:
+    """Leases that are no image's are of work that begins anew: the canary, a look at folders."""
+    image = lease.labels.get(LEASE_IMAGE)
+    return image is not None and (wanted is None or image in wanted)
 
 
 def _expired(lease: Lease) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
+import aiohttp
 import pytest
 
 from imageprepull.pulling.steps import Step
@@ -13,10 +19,17 @@ from tests.containerd.conftest import leftovers
 from tests.faults.check import complaints, empty
 from tests.faults.faults import Fault, Victim
 from tests.faults.life import Life, life
-from tests.faults.node import connected
+from tests.faults.node import Machine, connected
 from tests.faults.round import stopped
 from tests.faults.stage import Stage
 
+COMMAND = (
+    sys.executable,
+    "-c",
+    "from imageprepull.cli.main import main; main()",
+    "agent",
+    "--log-format=json",
+)
 PAUSED = Fault(Victim.PAUSE, Step.FETCHED.value, 8)
 
 
@@ -73,3 +86,71 @@ async def test_what_is_not_ours_is_left_alone(stage: Stage) -> None:
         await leased.snapshots.remove("overlayfs", "extract-foreign")
         await containerd.leases.delete("foreign")
         assert await empty(stage.machine, containerd) == []
+
+
+@dataclass
+class Agent:
+    """A whole agent, as a pod runs it; `events` are those of its log so far."""
+
+    process: asyncio.subprocess.Process
+    events: list[str] = field(default_factory=list)
+
+    async def until(self, event: str) -> None:
+        assert self.process.stderr is not None
+        async with asyncio.timeout(60):
+            async for line in self.process.stderr:
+                self.events.append(json.loads(line)["event"] if line.startswith(b"{") else line.decode())
+                if self.events[-1] == event:
+                    return
+        raise AssertionError(f"it ended before it said {event!r}: {self.events}")
+
+    async def end(self, how: str) -> int:
+        if how == "killed":
+            self.process.kill()
+        else:
+            self.process.terminate()
+        async with asyncio.timeout(20):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def whole_agent(node: Machine, port: int) -> AsyncIterator[Agent]:
+    """Without an API server: its port leads nowhere."""
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "--", *COMMAND),
+        *("--node-name=n", "--namespace=none", "--server=http://127.0.0.1:9", "--extraction=portable"),
+        f"--address={node.daemon.address}",
+        f"--spool-dir={node.spool}",
+        f"--boot-id-file={node.boot}",
+        f"--health-port={port}",
+        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield Agent(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def alive(port: int) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/livez") as answer:
+        return answer.status
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+async def test_on_one_port_of_the_host_the_second_agent_waits_and_takes_over(node: Machine, end: str) -> None:
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    async with whole_agent(node, port) as one:
+        await one.until("swept")
+        async with whole_agent(node, port) as two:
+            await two.until("waiting for the health port")
+            assert two.process.returncode is None
+            assert await alive(port) == 200, "it is the first one's answer"
+            await one.end(end)
+            await two.until("swept")
+            assert await alive(port) == 200
+            assert two.events.count("waiting for the health port") == 1
+            assert await two.end("stopped") == 0

@@ -1,4 +1,4 @@
-"""The agent's life: lock, runtime, sweep, watches, loops, and an orderly end. Called by cli/agent.py.
+"""The agent's life: port, lock, runtime, sweep, watches, loops, and an orderly end. Called by cli/agent.py.
 
 Everything runs in one TaskGroup: a loop that fails ends the process, and the kubelet starts it anew. SIGTERM cancels
 the group; pulls clean up and keep their leases, so that the next agent resumes them.
@@ -13,6 +13,7 @@ import structlog
 
 from imageprepull import __version__
 from imageprepull.agent.disk import DiskGuard
+from imageprepull.agent.health_port import served
 from imageprepull.agent.loops import serve_node
 from imageprepull.agent.losses import follow_losses
 from imageprepull.agent.runtime_start import opened_runtime, swept
@@ -30,8 +31,15 @@ class Waits:
     """What start-up waits for at the moment, for /readyz; empty texts when it does not wait."""
 
     def __init__(self) -> None:
+        self.port = ""
         self.lock = "not reached yet"
         self.runtime = "not reached yet"
+
+    def note_port(self, why: str) -> None:
+        """Log a new reason once. Nobody can ask /readyz for it."""
+        if why and why != self.port:
+            logger.warning("waiting for the health port", reason=why)
+        self.port = why
 
     def note_lock(self, why: str) -> None:
         """Log a new reason once."""
@@ -85,7 +93,15 @@ async def live(settings: AgentSettings, workers: Workers | None = None) -> None:
     health.ready["spool"] = lambda: waits.lock or None
     health.ready["runtime"] = lambda: waits.runtime or None
     async with (
-        health.serve(settings.health_port, settings.health_host),
+        # The port first: whoever waits for it holds nothing. It does not exclude anybody, since another release may have
+        # another port; the lock does.
+        served(
+            health,
+            settings.health_port,
+            settings.health_host,
+            retry=settings.reconnect,
+            on_wait=waits.note_port,
+        ),
         locked(settings.spool_dir, retry=settings.reconnect, on_wait=waits.note_lock),
         opened_runtime(settings, workers, waits.note_runtime) as node,
         ApiClient(settings.access, user_agent=f"imageprepull-agent/{__version__}") as api,

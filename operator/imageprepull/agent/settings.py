@@ -46,7 +46,7 @@ class AgentSettings:
     lease_margin: float = 5
     """So much longer than it lasts the Lease is looked at before the operator counts as away."""
     reconnect: float = 2
-    """Between tries to reach the runtime, and to get the spool's lock."""
+    """Between tries to reach the runtime, to get the spool's lock, and to get the port."""
     event_settle: float = 1
     """Events of the runtime come in swarms; presence is asked anew this long after the first."""
     live_after: float = 300

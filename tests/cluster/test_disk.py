@@ -66,15 +66,15 @@ def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(produc
     with agents_told(product, "imagefs.available<97%"):
         for node in NODES:
             disk = product.until(
-                f"{node} is under pressure",
+                f"the pins of {node} have yielded",
                 lambda node=node: (
-                    product.cluster.get("nodeprepull", node)["status"].get("disk", {}).get("pressure")  # type: ignore[misc]
+                    product.cluster.get("nodeprepull", node)["status"].get("disk", {}).get("pinsYielded")  # type: ignore[misc]
                     and product.cluster.get("nodeprepull", node)["status"]["disk"]
                 ),
             )
-            assert disk["pinsYielded"]
+            assert disk["pressure"]
             assert "the kubelet evicts pods below" in disk["message"]
-            product.until(f"{node} has no pin", lambda node=node: not pinned(product, node, kept))  # type: ignore[misc]
+            assert not pinned(product, node, kept), "it is said when it is so"
             assert product.images_named(node, kept)
         product.apply("later", later)
         for node in NODES:

@@ -33,6 +33,16 @@ class Agent:
         """Wait until just these are reported as pinned by us and named by no entry."""
         await self._until(lambda: [pin.reference for pin in self.reconciler.stray_pins] == list(references))
 
+    async def until_pinned(self, pinned: bool) -> None:
+        """Wait until the runtime has said so of all entries."""
+        async with asyncio.timeout(20):
+            while not all(
+                view.held and view.held.present and view.held.our_pin is pinned
+                for view in self.reconciler.views.values()
+            ):
+                self._changed.clear()
+                await self._changed.wait()
+
     async def passed(self) -> None:
         """One pass of a reconciler that nobody runs: everything is asked anew, and what follows from it is over."""
         self.reconciler.suspect_all()

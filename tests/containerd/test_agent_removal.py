@@ -147,6 +147,24 @@ async def test_a_pin_that_no_entry_names_is_reported_and_goes_with_the_order_for
         assert not {"io.cri-containerd.pinned", "imageprepull.io/pinned"} & labels
 
 
+@pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED])
+async def test_a_pin_that_yielded_comes_back_without_a_pull(
+    bench: PullBench, fake: FaultyRegistry, state: Desired
+) -> None:
+    image = build_image([layer(f"yielding-{state}")])
+    entry = DesiredImage(reference=fake_serve(fake, image), digest=image.digest, pin=True)
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([entry])
+        await agent.until(ImageState.READY)
+        entry = msgspec.structs.replace(entry, state=state)
+        fake.manifests.clear()
+        fake.blobs.clear()
+        for pin in (False, True):
+            agent.reconciler.take_spec([msgspec.structs.replace(entry, pin=pin)])
+            await agent.until_pinned(pin)
+            assert (await bench.presence(entry.reference, image.digest, pin=pin)).present
+
+
 async def test_when_one_of_two_tags_is_retained_both_stay(bench: PullBench, fake: FaultyRegistry) -> None:
     image = build_image([layer("all-must-say-so")])
     one, two = (

@@ -15,7 +15,7 @@ import pytest
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling import durability
-from imageprepull.pulling.records import unpin
+from imageprepull.pulling.records import pin, unpin
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.content import Content
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
@@ -275,6 +275,44 @@ async def test_an_image_is_unpinned_under_all_its_names(bench: PullBench, regist
         assert record.labels["io.cri-containerd.image"] == "managed", "other labels stay"
     assert (await bench.presence(reference)).present
     assert await unpin(bench.containerd, Reference.parse(reference), image.digest) == []
+
+
+async def test_an_image_is_pinned_again_as_it_is(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("pin-again")])
+    reference = serve(registry, image, "pin/again")
+    await bench.pull(reference, pin=True)
+    before = {record.name: record for record in await bench.containerd.images.list()}
+    await unpin(bench.containerd, Reference.parse(reference), image.digest)
+    found = await bench.presence(reference, pin=True)
+    assert (found.present, found.complete, found.our_pin) == (False, True, False)
+    await pin(bench.containerd, Reference.parse(reference), image.digest, image.config.digest)
+    assert {record.name: record for record in await bench.containerd.images.list()} == before
+    found = await bench.presence(reference, pin=True)
+    assert (found.present, found.our_pin) == (True, True)
+
+
+async def test_a_record_that_vanished_is_not_made_anew_by_pinning(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("pin-vanished")])
+    reference = serve(registry, image, "pin/vanished")
+    await bench.pull(reference)
+    await bench.containerd.images.delete(reference)
+    before = await bench.containerd.images.list()
+    await pin(bench.containerd, Reference.parse(reference), image.digest, image.config.digest)
+    assert await bench.containerd.images.list() == before
+
+
+async def test_a_pin_on_what_is_left_of_an_image_is_seen(bench: PullBench, registry: DockerRegistry) -> None:
+    """The kubelet's collection would be kept from it."""
+    image = build_image([layer("pin-left")])
+    reference = serve(registry, image, "pin/left")
+    await bench.pull(reference, pin=True)
+    await bench.containerd.images.delete(reference)
+    found = await bench.presence(reference, image.digest, pin=True)
+    assert (found.present, found.complete, found.our_pin) == (False, False, True)
+    await unpin(bench.containerd, Reference.parse(reference), image.digest)
+    assert not (await bench.presence(reference, image.digest)).our_pin
 
 
 async def test_a_pin_that_others_set_is_not_taken_away(bench: PullBench, registry: DockerRegistry) -> None:

@@ -47,6 +47,8 @@ class FakeNode:
         self.our_pins: set[str] = set()
         self.other_pins: list[Pin] = []
         self.pins_listed = 0
+        self.lack_pins: set[str] = set()
+        """Held, and unpinned."""
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
         self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
@@ -68,11 +70,14 @@ class FakeNode:
         if image.reference in self.odd:
             raise NodeError("NotAnImage", "its config is no image's", permanent=True)
         self.calls.append(f"held {image.reference}")
+        there = image.reference in self.holds
+        unpinned = there and image.pin and image.reference in self.lack_pins
         return Held(
-            image.reference in self.holds,
+            there and not unpinned,
             pinned=image.pin,
             layers=2,
             our_pin=image.reference in self.our_pins,
+            unpinned=unpinned,
         )
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
@@ -94,12 +99,20 @@ class FakeNode:
         self.verifications[image.reference] = asyncio.get_running_loop().create_future()
         return await self.verifications[image.reference]
 
+    async def pin(self, image: DesiredImage) -> None:
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer")
+        self.calls.append(f"pin {image.reference}")
+        self.our_pins.add(image.reference)
+        self.lack_pins.discard(image.reference)
+
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         self.calls.append(" ".join(["unpin", image.reference, *(f"but-{other}" for other in staying)]))
         self.our_pins.discard(image.reference)
         self.other_pins = [pin for pin in self.other_pins if pin.digest != image.digest]
+        self.lack_pins.add(image.reference)
 
     async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
         if self.down:
@@ -143,6 +156,7 @@ class FakeNode:
 
     def succeed(self, reference: str) -> None:
         self.holds.add(reference)
+        self.lack_pins.discard(reference)
         self.pulls[reference].set_result(Pulled(pinned=False, seconds={"total": 1.0}))
 
     def fail(self, reference: str, reason: str = "RegistryUnreachable", **arguments: Any) -> None:

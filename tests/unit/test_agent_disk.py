@@ -23,7 +23,7 @@ from imageprepull.agent.status import Report, build_status, image_status, same_n
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.rooms import FileSystem, Places, Rooms
 from imageprepull.pulling.space import NO_THRESHOLDS, NoRoom, Room, Thresholds
-from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, NodePrepullStatus
+from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, NodePrepullStatus, OnRemoval
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
 
@@ -97,6 +97,7 @@ class Bench:
     reconciler: Reconciler
     guard: DiskGuard
     disk: Room
+    clock: StillClock
     desired: tuple[DesiredImage, ...] = ()
 
     async def spec(self, *desired: DesiredImage) -> list[str]:
@@ -126,6 +127,12 @@ class Bench:
                 return status.state, status.reason, status.attempts
         raise AssertionError(reference)
 
+    def reported(self) -> tuple[bool, str]:
+        """Whether pins have yielded, and the message; as loops.py reports it."""
+        disk = self.guard.report(sum(view.may_be_pinned for view in self.reconciler.views.values()))
+        assert disk is not None
+        return disk.pins_yielded, disk.message
+
     def refuse(self, reference: str, need: int, reason: str = "InsufficientDisk") -> None:
         lack = NoRoom(reason, "not begun: figures", Need(snapshots=need * GB), None)
         self.node.fail(reference, reason, no_room=lack)
@@ -133,7 +140,7 @@ class Bench:
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    node = FakeNode()
+    node, clock = FakeNode(), StillClock()
     rooms = Rooms(
         Places(Path("/x"), Path("/x")),
         KUBELET,
@@ -145,12 +152,12 @@ async def bench() -> AsyncIterator[Bench]:
         reconciler = Reconciler(
             node,
             tasks,
-            clock=StillClock(),
+            clock=clock,
             metrics=AgentMetrics(),
             on_change=lambda: None,
             gate=guard.gate,
         )
-        made = Bench(node, reconciler, guard, room(50))
+        made = Bench(node, reconciler, guard, room(50), clock)
         await made.free(50)
         yield made
         await reconciler.stop_pulls()
@@ -231,16 +238,76 @@ async def test_pins_yield_once_and_come_back_with_the_room(bench: Bench) -> None
     assert await bench.free(18) == []
     view = next(iter(bench.reconciler.views.values()))
     assert not view.desired.pin
+    for _ in range(2):
+        assert await bench.free(25) == ["pin a"], "nothing is pulled for it"
+        assert bench.shown("a") == ("Ready", "", 0), "it was nobody's loss"
+        assert await bench.free(16) == ["unpin a"]
+
+
+async def test_a_paused_entry_whose_pin_yielded_is_pinned_again_if_it_still_pins(bench: Bench) -> None:
+    bench.node.holds |= {"a", "b"}
+    bench.node.our_pins |= {"a", "b"}
+    one, two = (msgspec.structs.replace(image(name), pin=True) for name in ("a", "b"))
+    paused = [msgspec.structs.replace(entry, state=Desired.PAUSED) for entry in (one, two)]
+    await bench.spec(*paused)
+    assert await bench.free(16) == ["unpin a", "unpin b"]
+    assert await bench.spec(paused[0], msgspec.structs.replace(paused[1], pin=False)) == []
+    assert await bench.free(25) == ["pin a"]
+    assert bench.shown("a")[0] == "Paused"
+
+
+async def test_pins_have_yielded_when_none_is_left_and_not_before(bench: Bench) -> None:
+    bench.node.holds |= {"a", "b"}
+    bench.node.our_pins |= {"a", "b"}
+    await bench.spec(*(msgspec.structs.replace(image(name), pin=True) for name in ("a", "b")))
+    assert bench.reported() == (False, "")
+    bench.node.down = True
+    await bench.free(16)
+    yielded, message = bench.reported()
+    assert not yielded
+    assert message.endswith("pins are being taken away, 2 may be left")
+    bench.node.down = False
+    bench.clock.seconds += 600
+    await bench.steps()
+    assert bench.node.our_pins == set()
+    yielded, message = bench.reported()
+    assert yielded
+    assert "may be left" not in message
     await bench.free(25)
-    view = next(iter(bench.reconciler.views.values()))
-    assert view.desired.pin
+    assert bench.reported() == (False, "")
+
+
+async def test_a_pull_that_began_before_the_pressure_may_set_its_pin_still(bench: Bench) -> None:
+    await bench.spec(msgspec.structs.replace(image("a"), pin=True))
+    await bench.free(16)
+    assert bench.reported()[0] is False
+    bench.node.our_pins.add("a")
+    bench.node.succeed("a")
+    assert await bench.steps() == ["unpin a"]
+    assert bench.reported()[0] is True
+
+
+async def test_what_is_to_be_deleted_and_waits_is_unpinned_as_well(bench: Bench) -> None:
+    gone = msgspec.structs.replace(image("a", on_removal=OnRemoval.DELETE), state=Desired.ABSENT)
+    bench.node.holds.add("a")
+    bench.node.our_pins.add("a")
+    bench.node.users = "web"
+    bench.node.down = True
+    await bench.spec(gone)
+    await bench.free(16)
+    assert bench.reported()[0] is False
+    bench.node.down = False
+    bench.clock.seconds += 600
+    assert await bench.steps() == ["unpin a"]
+    assert bench.shown("a")[:2] == ("Waiting", "ImageInUse")
+    assert bench.reported()[0] is True
 
 
 async def test_the_status_tells_of_pressure_at_once_and_of_free_bytes_with_the_heartbeat(
     bench: Bench,
 ) -> None:
     def status() -> NodePrepullStatus:
-        return build_status(Report(1, Agent(), bench.guard.report(), []), "now")
+        return build_status(Report(1, Agent(), bench.guard.report(0), []), "now")
 
     calm = status()
     await bench.free(40)

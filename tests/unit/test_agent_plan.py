@@ -90,6 +90,24 @@ def test_only_entries_that_say_so_are_unpinned(spec: list[DesiredImage], observe
     assert set(plan(spec, observed, NOW).unpin) <= (absent | unwanted) - observed.running
 
 
+@given(specs, observations, st.sets(st.sampled_from(KEYS)))
+def test_what_lacks_nothing_but_its_pin_is_pinned_and_not_pulled(
+    spec: list[DesiredImage], observed: Observed, lacking: set[Key]
+) -> None:
+    actions = plan(spec, replace(observed, unpinned=lacking), NOW)
+    assert not set(actions.start) & lacking
+    expected = {
+        key_of(entry)
+        for entry in spec
+        if entry.pin
+        and entry.state is not Desired.ABSENT
+        and key_of(entry) in lacking - observed.running
+        and observed.due.get(key_of(entry), NOW) <= NOW
+        and entry.digest not in {digest for _, digest in observed.removing}
+    }
+    assert set(actions.pin) == expected
+
+
 def test_a_pin_that_is_no_longer_wanted_is_taken_from_a_present_image() -> None:
     entry = replace_pin(image("a"), pin=False)
     key = key_of(entry)

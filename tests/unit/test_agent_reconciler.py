@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from imageprepull.agent.accounts import Delays
-from imageprepull.agent.node import Compared, NodeError
+from imageprepull.agent.node import Compared, Held, NodeError
 from imageprepull.agent.plan import key_of
-from imageprepull.agent.reconciler import Reconciler
+from imageprepull.agent.reconciler import Reconciler, taken_away
 from imageprepull.agent.status import image_status
 from imageprepull.pulling.pins import Pin
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
@@ -78,6 +78,23 @@ async def test_the_lease_of_a_life_that_died_after_the_records_is_dropped_once(b
     assert "abandon a" in bench.node.calls
     bench.reconciler.suspect_all()
     assert await bench.steps() == []
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lost"),
+    [
+        (None, Held(False), False),
+        (Held(True), Held(True), False),
+        (Held(False), Held(False), False),
+        (Held(True), Held(False), True),
+        (Held(True, our_pin=True), Held(False, unpinned=True), True),
+        (Held(True, our_pin=False), Held(False, unpinned=True), False),
+    ],
+)
+def test_what_somebody_took_is_a_loss_and_a_pin_that_yielded_is_none(
+    before: Held | None, now: Held, lost: bool
+) -> None:
+    assert taken_away(before, now) is lost
 
 
 async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench) -> None:

@@ -19,10 +19,10 @@ from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.pins import Pin, our_pins
-from imageprepull.pulling.presence import presence
+from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
-from imageprepull.pulling.records import unpin
+from imageprepull.pulling.records import pin, unpin
 from imageprepull.pulling.removal import remove_image
 from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.space import NoRoom
@@ -80,21 +80,15 @@ class ContainerdNode:
 
     async def held(self, image: DesiredImage) -> Held:
         """As `Node.held`."""
-        found = await self._do(
-            image,
-            lambda reference: presence(
-                self.containerd,
-                reference,
-                image.digest,
-                self.platform,
-                self.runtime.snapshotter,
-                image.pin,
-                boot_id=self.boot_id,
-                folders=self.puller.folders,
-                lease_labels={LEASE_LABEL: self.settings.node_name},
-            ),
+        found = await self._do(image, lambda reference: self._presence(image, reference))
+        return Held(
+            found.present,
+            found.missing,
+            found.pinned,
+            len(found.layers),
+            found.our_pin,
+            found.complete and not found.present,
         )
-        return Held(found.present, found.missing, found.pinned, len(found.layers), found.our_pin)
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """As `Node.pull`; keeping the blobs goes on in the background."""
@@ -112,6 +106,16 @@ class ContainerdNode:
             image, lambda reference: self.puller.verify(self._request(image, reference), progress)
         )
         return Compared(str(found), bool(found.broken))
+
+    async def pin(self, image: DesiredImage) -> None:
+        """As `Node.pin`."""
+
+        async def work(reference: Reference) -> None:
+            found = await self._presence(image, reference)
+            if found.complete and not found.present:
+                await pin(self.containerd, reference, found.digest, found.config_digest)
+
+        await self._do(image, work)
 
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """As `Node.unpin`."""
@@ -174,6 +178,19 @@ class ContainerdNode:
         except OSError:
             return None
         return Disk(capacity=space.f_blocks * space.f_frsize, available=space.f_bavail * space.f_frsize)
+
+    async def _presence(self, image: DesiredImage, reference: Reference) -> Presence:
+        return await presence(
+            self.containerd,
+            reference,
+            image.digest,
+            self.platform,
+            self.runtime.snapshotter,
+            image.pin,
+            boot_id=self.boot_id,
+            folders=self.puller.folders,
+            lease_labels={LEASE_LABEL: self.settings.node_name},
+        )
 
     def _request(self, image: DesiredImage, reference: Reference) -> PullRequest:
         settings = self.settings

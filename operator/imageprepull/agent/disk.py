@@ -37,7 +37,7 @@ class Unguarded:
         """As `DiskGuard.effective`."""
         return desired
 
-    def report(self) -> Disk | None:
+    def report(self, pins_left: int) -> Disk | None:
         """As `DiskGuard.report`."""
 
 
@@ -95,16 +95,19 @@ class DiskGuard(Unguarded):
             return desired
         return [msgspec.structs.replace(image, pin=False) for image in desired]
 
-    def report(self) -> Disk | None:
-        """For the status; None before the first look."""
+    def report(self, pins_left: int) -> Disk | None:
+        """For the status; None before the first look. `pins_left`: images that may carry a pin of ours still."""
+        message = self.short.message
+        if self.short.pressure and pins_left:
+            message += f"; pins are being taken away, {pins_left} may be left"
         for seen in self._seen:
             if "snapshots" in seen.parts:
                 return Disk(
                     capacity=seen.room.capacity,
                     available=max(0, seen.room.free),
                     pressure=self.short.pressure,
-                    pins_yielded=self.short.pressure,
-                    message=bounds.cut(self.short.message, bounds.MESSAGE),
+                    pins_yielded=self.short.pressure and not pins_left,
+                    message=bounds.cut(message, bounds.MESSAGE),
                 )
         return None
 

@@ -40,6 +40,8 @@ class ImageView:
     held: Held | None = None
     running: bool = False
     released: bool = False
+    let_go: bool = False
+    """The pin of an Absent entry is gone; the image itself may wait for something."""
     backoff: Backoff | None = None
     due: float = 0
     next_attempt: str | None = None
@@ -77,6 +79,14 @@ class ImageView:
         """What the node is asked for, and asked to bring."""
         return without_tag(self.desired) if self.tag_means else self.desired
 
+    @property
+    def may_be_pinned(self) -> bool:
+        """Whether a pin of ours may be on the image, as far as the runtime has said."""
+        if self.desired.state is Desired.ABSENT:
+            return not (self.released or self.let_go)
+        # A pull that began with the wish for a pin may set it still.
+        return (self.running and not self.verifying) or self.held is None or self.held.our_pin
+
     def forget_failures(self) -> None:
         """Start counting anew: the entry changed, or the image is there."""
         self.backoff = None
@@ -90,7 +100,7 @@ class ImageView:
         if ordered or retry_relevant(desired) != retry_relevant(self.desired):
             self.forget_failures()
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
-            self.released = False
+            self.released = self.let_go = False
         self.desired = desired
 
     def give_tag(self, means: str) -> bool:

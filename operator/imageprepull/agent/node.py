@@ -16,7 +16,8 @@ from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, Regist
 class Held:
     """What the runtime says about one image, asked just now. `missing` tells what is not there.
 
-    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records.
+    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records. `unpinned`: all
+    is there but the pin that is wanted.
     """
 
     present: bool
@@ -24,6 +25,7 @@ class Held:
     pinned: bool = False
     layers: int = 0
     our_pin: bool = False
+    unpinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ class Node(Protocol):
 
     async def verify(self, image: DesiredImage, progress: ImageProgress) -> Compared:
         """Compare a present image with its blobs. What is broken is gone afterwards."""
+
+    async def pin(self, image: DesiredImage) -> None:
+        """Set our pin on the records of an image that lacks nothing else. Nothing is fetched."""
 
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """Take our pin from the image's records; `staying` are references to the same digest that keep theirs."""

@@ -30,6 +30,7 @@ def observed(
         final={key for key, backoff in waiting.items() if backoff.final},
         released={key for key, view in views.items() if view.released},
         pinned={key for key, found in held.items() if found.our_pin},
+        unpinned={key for key, found in held.items() if found.unpinned and key not in suspect},
         repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
         verifying=any(view.verifying for view in working.values()),
         removing=removing,

@@ -28,7 +28,7 @@ class Observed:
     """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
-    `pinned`: those that carry a pin of ours. `repaired`: those whose `repair` was carried out. `verifying`: whether one
+    `pinned`: those that carry a pin of ours. `unpinned`: those that lack nothing but the pin. `repaired`: those whose `repair` was carried out. `verifying`: whether one
     is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
     for room on the disk. `held_back`: those of them that must not start now.
     """
@@ -39,6 +39,7 @@ class Observed:
     final: AbstractSet[Key] = frozenset()
     released: AbstractSet[Key] = frozenset()
     pinned: AbstractSet[Key] = frozenset()
+    unpinned: AbstractSet[Key] = frozenset()
     repaired: AbstractSet[Key] = frozenset()
     verifying: bool = False
     removing: AbstractSet[Key] = frozenset()
@@ -48,11 +49,12 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """In this order: stop, start, verify, unpin, remove. The limits are the strictest of the images in work; None when none is."""
+    """In this order: stop, start, verify, pin, unpin, remove. The limits are the strictest of the images in work; None when none is."""
 
     start: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()
     verify: tuple[Key, ...] = ()
+    pin: tuple[Key, ...] = ()
     unpin: tuple[Key, ...] = ()
     remove: tuple[Key, ...] = ()
     parallel_downloads: int | None = None
@@ -72,7 +74,8 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
     in_work = [
         (order, key, image)
         for order, (key, image) in enumerate(wanted.items())
-        if image.state is Desired.PRESENT and (key in observed.running or observed.present.get(key) is False)
+        if image.state is Desired.PRESENT
+        and (key in observed.running or (observed.present.get(key) is False and key not in observed.unpinned))
     ]
     # A stopped pull holds its slot until it has cleaned up; it wakes the reconciler then.
     slots = min((image.limits.parallel_images for _, _, image in in_work), default=0) - len(observed.running)
@@ -87,6 +90,17 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         # What is still there of it is on its way out.
         and not any(other[1] == key[1] for other in observed.removing)
     ]
+    # Of paused ones too: they keep what they have, and their pins have yielded to disk pressure as others' did.
+    pin = tuple(
+        key
+        for key, image in wanted.items()
+        if image.pin
+        and image.state is not Desired.ABSENT
+        and key in observed.unpinned
+        and key not in observed.running
+        and observed.due.get(key, now) <= now
+        and not any(other[1] == key[1] for other in observed.removing)
+    )
     # The ID's record is one for all references to a digest: while one of them wants the pin, none is taken.
     pinned_digests = {image.digest for image in desired if image.pin and image.state is not Desired.ABSENT}
     unpin = tuple(
@@ -121,6 +135,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         verify=() if observed.verifying else tuple(unverified[:1]),
         start=tuple(entry[-1] for entry in sorted(waiting)[: max(0, slots)]),
         stop=stop,
+        pin=pin,
         unpin=unpin,
         remove=next_removal(wanted, observed, now),
         parallel_downloads=min((image.limits.parallel_downloads for _, _, image in in_work), default=None),

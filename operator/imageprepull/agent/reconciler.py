@@ -16,7 +16,7 @@ from imageprepull.agent.attempts import Attempts
 from imageprepull.agent.backoff import Failure
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.image import Gate, ImageView, log_changes
-from imageprepull.agent.node import Node, NodeError
+from imageprepull.agent.node import Held, Node, NodeError
 from imageprepull.agent.observing import observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
@@ -197,6 +197,8 @@ class Reconciler:
             self._attempts.compare(self.views[key])
         for key in actions.remove:
             self._removals.start(self.views[key])
+        for key in actions.pin:
+            await self._pin(key)
         for key in actions.unpin:
             await self._unpin(key)
         await self._drop_orphans()
@@ -243,7 +245,7 @@ class Reconciler:
                 self._on_change()
                 continue
             first = view.held is None and view.pulled is None
-            if view.held is not None and view.held.present and not held.present:
+            if taken_away(view.held, held):
                 self._accounts.lost(view)
             if held != view.held:
                 view.held = held
@@ -347,6 +349,20 @@ class Reconciler:
             if key != key_of(image)
         )
 
+    async def _pin(self, key: Key) -> None:
+        view = self.views.get(key)
+        if view is None or view.desired.state is Desired.ABSENT or not view.desired.pin:
+            return  # the spec changed while another one was pinned.
+        try:
+            await self._node.pin(view.asked)
+        except NodeError as error:
+            failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
+            self._accounts.failed(view, view.desired, failure, view.best_done)
+        else:
+            self._suspect.add(key)
+            self.wake()
+        self._on_change()
+
     async def _unpin(self, key: Key) -> None:
         view = self.views.get(key)
         if view is None or (view.desired.state is not Desired.ABSENT and view.desired.pin):
@@ -381,3 +397,10 @@ class Reconciler:
         if problem and problem != self.problem:
             logger.warning("the runtime does not answer", error=problem)
         self.problem = problem
+
+
+def taken_away(before: Held | None, now: Held) -> bool:
+    """Whether somebody took an image away, or our pin from it; a pin that we took ourselves is no loss."""
+    if before is None or not before.present or now.present:
+        return False
+    return before.our_pin or not now.unpinned

@@ -85,6 +85,8 @@ class Removals:
             # As for any Absent entry, whoever confirms it: a pin is set again as easily, and must not keep an image
             # from the kubelet's collection for as long as the order waits.
             await self._node.unpin(image, pinned_elsewhere(image, self._newest()))
+            if ordered(view.desired):
+                view.let_go = True
             entries = await self._confirm(image)
             self._waiting.discard(key_of(image))
             kept = await self._node.remove(image, lambda: staying_digests(image, entries, self._newest()))

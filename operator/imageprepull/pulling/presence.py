@@ -26,7 +26,8 @@ class Presence:
 
     `present`: records, documents and every snapshot are there, the CRI shows it, and it is pinned if that was asked.
     `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
-    False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set. `digest`, `config_digest` and `layers` as far as known.
+    False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set, present or not.
+    `digest`, `config_digest` and `layers` as far as known.
     """
 
     present: bool
@@ -89,12 +90,14 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         # Of an index, its manifest and other packings of one config only one can be the target of the ID's record.
         records += await _records(containerd, [image.manifest.config.digest], None)
     except _MissingError as missing:
+        config = image.manifest.config.digest if image else ""
         return Presence(
             present=False,
             digest=target,
-            config_digest=image.manifest.config.digest if image else "",
+            config_digest=config,
             layers=image.layers if image else (),
             missing=str(missing),
+            our_pin=await _our_pin(containerd, [*names, *filter(None, [config])], target),
         )
     unpinned = [record.name for record in records if pin and CRI_PINNED not in record.labels]
     return Presence(
@@ -119,6 +122,15 @@ async def _records(containerd: Containerd, names: list[str], digest: str | None)
             raise _MissingError(f"{digest} under the name {name}, which means {record.target.digest}")
         found.append(record)
     return found
+
+
+async def _our_pin(containerd: Containerd, names: list[str], digest: str) -> bool:
+    """Of an image that is not whole: a pin keeps the kubelet from what is left of it all the same."""
+    records = [await containerd.images.get(name) for name in names]
+    return any(
+        record is not None and record.target.digest == digest and PINNED in record.labels
+        for record in records
+    )
 
 
 async def _documents(containerd: Containerd, target: Descriptor, platform: Platform) -> ImageDocuments:

@@ -179,6 +179,23 @@ async def take_back(containerd: Containerd, reference: Reference, image: ImageDo
                 await containerd.images.delete(name)
 
 
+async def pin(containerd: Containerd, reference: Reference, digest: str, config_digest: str) -> None:
+    """Set our pin on the records of an image that is whole. What has vanished meanwhile is not made anew here."""
+    names = record_names(reference, digest, config_digest)
+    known = {name: await containerd.images.get(name) for name in names}
+    targets = [
+        record.target for name, record in known.items() if record is not None and name != config_digest
+    ]
+    if None in known.values() or {target.digest for target in targets} != {digest}:
+        return
+    for name, record in known.items():
+        if record is not None:
+            with contextlib.suppress(NotFound):
+                labels = record_labels(pin=True, existing=record.labels)
+                # As `write_records`: the ID means what was pinned last, and is unpinned by it.
+                await containerd.images.update(name, targets[0], labels)
+
+
 async def unpin(
     containerd: Containerd, reference: Reference, digest: str, staying: Collection[Reference] = ()
 ) -> list[str]:

@@ -127,7 +127,7 @@ class Disk(Model, frozen=True, kw_only=True):
     """The file system that holds the snapshots, in bytes.
 
     `pressure`: some file system of the runtime is about to reach the kubelet's eviction threshold (`message` says
-    which); nothing is pulled then, and our pins have yielded.
+    which); nothing is pulled then, and our pins yield. `pins_yielded`: none is left.
     """
 
     capacity: int = 0

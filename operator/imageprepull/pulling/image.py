@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 
 import structlog
 
@@ -24,7 +25,7 @@ from imageprepull.pulling.keeping import KEPT_AT_ONCE, keep_later, keep_now
 from imageprepull.pulling.labels import LEASE, lease_id
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.layers import LayerWork
-from imageprepull.pulling.leases import LeaseTerms, discard_lease, drop_lease, open_lease
+from imageprepull.pulling.leases import LeaseTerms, discard_image_lease, drop_lease, open_lease, until_renewal
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
@@ -215,17 +216,18 @@ class ImagePull:
             keep_partial=self._request.keep_lease_on_failure,
         )
         try:
-            for losses in range(self._machinery.settings.lease_losses + 1):
-                await open_lease(containerd, terms)
+            outcome, losses = None, 0
+            while outcome is None:
+                left = await open_lease(containerd, terms)
                 reached(Step.LEASED, lease)
                 try:
-                    outcome = await self._make(image, blobs, lease)
-                    break
+                    outcome = await self._make_within(until_renewal(left, terms.seconds), image, blobs, lease)
                 except* (ChainLostError, LeaseGone, NotFound) as group:
-                    if losses == self._machinery.settings.lease_losses:
+                    losses += 1
+                    if losses > self._machinery.settings.lease_losses:
                         raise PullError(
                             "RuntimeLostLayers",
-                            f"lease or snapshots vanished from the runtime {losses + 1} times while "
+                            f"lease or snapshots vanished from the runtime {losses} times while "
                             f"{self._request.reference} was pulled; does something else delete them? "
                             f"({group.exceptions[0]})",
                         ) from group
@@ -257,7 +259,7 @@ class ImagePull:
 
     async def _discard(self, lease: str, *, sync: bool = False) -> None:
         containerd, settings = self._machinery.containerd, self._machinery.settings
-        await patiently(lambda: discard_lease(containerd, lease, sync=sync), settings.daemon_patience)
+        await patiently(lambda: discard_image_lease(containerd, lease, sync=sync), settings.daemon_patience)
 
     async def _put_documents(self, containerd: Containerd, image: ImageDocuments) -> None:
         await put_documents(
@@ -272,6 +274,23 @@ class ImagePull:
         # Verified by the runtime as it wrote them, or mended.
         self._unread = set()
         reached(Step.DOCUMENTED, image.target.digest)
+
+    async def _make_within(
+        self, seconds: float, image: ImageDocuments, blobs: LayerBlobs, lease: str
+    ) -> PullOutcome | None:
+        """None after so many seconds: the lease would expire before the image is there, and must be opened anew.
+
+        Only between two goes may it be replaced: what was put under it meanwhile would be lost. Layers that are there
+        stay, and so do fetched bytes; those that were being unpacked, once in many hours, are unpacked again.
+        """
+        try:
+            async with asyncio.timeout(seconds if seconds < inf else None) as limit:
+                return await self._make(image, blobs, lease)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        log.info("the lease grows old, going on under a new one", lease=lease)
+        return None
 
     async def _make(self, image: ImageDocuments, blobs: LayerBlobs, lease: str) -> PullOutcome:
         machinery, request, progress = self._machinery, self._request, self._progress

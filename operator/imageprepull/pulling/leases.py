@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 
 from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.labels import EXTRACT, LEASE_IMAGE
@@ -18,6 +19,9 @@ from imageprepull.runtime.leases import Lease, LeasedResource
 
 INGESTS = "ingests"
 SNAPSHOTS = "snapshots/"
+_OURS = "imageprepull-"
+_BRIDGE = "-bridge"
+_DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class LeaseTerms:
         return {**self.labels, LEASE_IMAGE: self.image}
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def short_lease(
     containerd: Containerd,
     purpose: str,
@@ -63,22 +67,40 @@ async def short_lease(
         await finish_anyway(discarding, cleanup)
 
 
-async def open_lease(containerd: Containerd, terms: LeaseTerms) -> None:
-    """Create the lease, or adopt the one that an earlier attempt left.
+async def open_lease(containerd: Containerd, terms: LeaseTerms) -> float:
+    """Create the lease, or adopt the one that an earlier attempt left; returns the seconds that it has left.
 
     An adopted lease with less than half of its time left is replaced: containerd cannot prolong one.
     """
     for _ in range(2):
+        adopted = None
         try:
             await containerd.leases.create(terms.id, terms.all_labels, terms.seconds)
         except AlreadyExists:
-            found = await find_lease(containerd, terms.id)
-            if found is None:  # collected in between.
+            adopted = await find_lease(containerd, terms.id)
+            if adopted is None:  # collected in between.
                 continue
+        bridge = await find_lease(containerd, bridge_of(terms.id))
+        if bridge is not None:
+            await finish_replacing(containerd, bridge)
+        if adopted is not None or bridge is not None:
             await remove_active(containerd, terms.id)
-            if is_aged(found, terms.seconds, time.time()):
-                await _replace(containerd, terms)
-        return
+        if adopted is not None:
+            now = time.time()
+            if not is_aged(adopted, terms.seconds, now):
+                expiry = expires_at(adopted)
+                return inf if expiry is None else expiry - now
+            await _replace(containerd, terms)
+        break
+    return terms.seconds
+
+
+def until_renewal(left: float, seconds: float) -> float:
+    """For how long work may go on under a lease that has `left` of its `seconds`, before it has to be opened anew.
+
+    A quarter of its time before it expires: then it is aged, and there is time for every try to replace it.
+    """
+    return left - seconds / 4
 
 
 def is_aged(lease: Lease, seconds: float, now: float) -> bool:
@@ -93,6 +115,16 @@ def expires_at(lease: Lease) -> float | None:
         return datetime.fromisoformat(lease.labels.get(GC_EXPIRE, "")).timestamp()
     except ValueError:
         return None
+
+
+def bridge_of(lease_id: str) -> str:
+    """The lease that holds everything while another takes the place of this one."""
+    return f"{lease_id}{_BRIDGE}"
+
+
+def is_bridge(lease: Lease) -> bool:
+    """Whether somebody died, or the runtime did, while a lease was replaced."""
+    return lease.id.startswith(_OURS) and lease.id.endswith(_BRIDGE)
 
 
 async def find_lease(containerd: Containerd, lease_id: str) -> Lease | None:
@@ -127,6 +159,12 @@ async def discard_lease(containerd: Containerd, lease_id: str, *, sync: bool = F
     return sorted(mine)
 
 
+async def discard_image_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> list[str]:
+    """As `discard_lease`, with what a replacement that was cut off has left."""
+    mine = await discard_lease(containerd, bridge_of(lease_id))
+    return sorted({*mine, *await discard_lease(containerd, lease_id, sync=sync)})
+
+
 async def remove_active(containerd: Containerd, lease_id: str) -> None:
     """Remove the active snapshots of a lease, which an attempt that could not clean up has left.
 
@@ -152,9 +190,27 @@ async def _resources(containerd: Containerd, lease_id: str) -> Sequence[LeasedRe
         return []
 
 
+async def finish_replacing(containerd: Containerd, bridge: Lease) -> None:
+    """Go on where `_replace` was cut off: the lease holds again whatever its bridge holds, and the bridge is gone.
+
+    The lease itself may be gone by then. It is made as the bridge is, and expires with it.
+    """
+    lease_id = bridge.id.removesuffix(_BRIDGE)
+    expiry = expires_at(bridge)
+    left = expiry - time.time() if expiry is not None else _DAY
+    labels = {key: value for key, value in bridge.labels.items() if key != GC_EXPIRE}
+    with contextlib.suppress(AlreadyExists):
+        await containerd.leases.create(lease_id, labels, left)
+    await _copy(containerd, bridge.id, lease_id)
+    await drop_lease(containerd, bridge.id)
+
+
 async def _replace(containerd: Containerd, terms: LeaseTerms) -> None:
-    """Move everything over a second lease, so that nothing is without one at any time."""
-    bridge = f"{terms.id}-bridge"
+    """Move everything over a second lease, so that nothing is without one at any time.
+
+    Whoever is cut off in here leaves the bridge to the next `open_lease`, `discard_image_lease` or sweep.
+    """
+    bridge = bridge_of(terms.id)
     await drop_lease(containerd, bridge)
     await containerd.leases.create(bridge, terms.all_labels, terms.seconds)
     await _copy(containerd, terms.id, bridge)

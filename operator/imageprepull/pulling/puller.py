@@ -20,7 +20,7 @@ from imageprepull.pulling.durability import read_boot_id
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
 from imageprepull.pulling.image import ImagePull, request_lease_id
-from imageprepull.pulling.leases import discard_lease
+from imageprepull.pulling.leases import discard_image_lease
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.placing import Placing
@@ -229,7 +229,7 @@ class Puller:
             return  # such a pull has cleaned up after itself.
         lease = request_lease_id(request, digest)
         async with self._machinery.images.hold(lease):
-            await discard_lease(self._machinery.containerd, lease)
+            await discard_image_lease(self._machinery.containerd, lease)
             spool = self._machinery.spool
             await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
 

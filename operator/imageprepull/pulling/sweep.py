@@ -15,7 +15,7 @@ import structlog
 from imageprepull.pulling.chain_removal import Removed
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
-from imageprepull.pulling.leases import discard_lease, expires_at
+from imageprepull.pulling.leases import discard_lease, expires_at, finish_replacing, is_bridge
 from imageprepull.pulling.placing import any_placed, collect_unrecorded
 from imageprepull.pulling.spool import read_sidecar, remove_spool
 from imageprepull.pulling.threads import in_thread
@@ -70,7 +70,7 @@ async def sweep(
     swept = Swept()
     removed = await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, owner)
     swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
-    leases = await containerd.leases.list([f'labels."{LEASE}"=="{owner}"'])
+    leases = await _leases_of(containerd, owner, wanted)
     kept = [lease for lease in leases if _wanted(lease, wanted) and not _expired(lease)]
     swept.kept_leases = [lease.id for lease in kept]
     await _active_snapshots(containerd, snapshotter, owner, swept)
@@ -116,6 +116,21 @@ def remove_spools_except(folder: Path, leases: Collection[str], boot_id: str) ->
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed
+
+
+async def _leases_of(containerd: Containerd, owner: str, wanted: Collection[str] | None) -> list[Lease]:
+    """Ours, after those were put together that were being replaced when somebody died.
+
+    A bridge may be all that holds an image's layers; and spool files know their lease by its own name.
+    """
+    ours = [f'labels."{LEASE}"=="{owner}"']
+    leases = await containerd.leases.list(ours)
+    bridges = [
+        lease for lease in leases if is_bridge(lease) and _wanted(lease, wanted) and not _expired(lease)
+    ]
+    for bridge in bridges:
+        await finish_replacing(containerd, bridge)
+    return await containerd.leases.list(ours) if bridges else leases
 
 
 def _wanted(lease: Lease, wanted: Collection[str] | None) -> bool:

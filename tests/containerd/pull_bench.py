@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,15 @@ from typing import Any
 
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
+from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.leases import LeaseTerms
 from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
 from imageprepull.pulling.request import PullOutcome, PullRequest, Until
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.sweep import Swept, sweep
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
 from imageprepull.resources.nodeprepull import LayerState
@@ -107,6 +110,24 @@ class PullBench:
             pin,
             boot_id=BOOT,
             folders=self.puller.folders,
+        )
+
+    async def sweep(self, wanted: Collection[str] | None = (), *, boot_id: str = BOOT) -> Swept:
+        """As an agent at its start."""
+
+        def lease_of(digest: str) -> LeaseTerms:
+            request = self.request("any.registry/image:1", keep_lease_on_failure=True)
+            return LeaseTerms(request_lease_id(request, digest), digest, request.lease_labels, 3600)
+
+        return await sweep(
+            self.containerd,
+            owner=OWNER,
+            snapshotter=SNAPSHOTTER,
+            snapshotter_root=self.daemon.root,
+            spool_dir=self.spool,
+            boot_id=boot_id,
+            wanted=wanted,
+            lease_of=lease_of,
         )
 
     def spooled(self) -> list[str]:

@@ -83,6 +83,7 @@ async def run_sweep(containerd: Containerd, daemon: ContainerdDaemon, wanted: se
         spool_dir=daemon.folder / "spool",
         boot_id=BOOT,
         wanted=wanted,
+        lease_of=lambda digest: replace(TERMS, image=digest),
     )
 
 

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.sweep import sweep
+from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd, connect
 from tests.containerd.conftest import SNAPSHOTTER, leftovers
 from tests.containerd.pull_bench import (
-    BOOT,
     OWNER,
     PullBench,
     Watched,
@@ -251,37 +250,50 @@ async def test_a_sweep_removes_what_a_dead_agent_left_and_nothing_of_others(
     await runtime.leases.create("not-ours", {"somebody": "else"}, 60)
     others = runtime.with_lease("not-ours")
     await others.snapshots.prepare(SNAPSHOTTER, "extract-2 theirs", "", {})
+    # As another version named it: no pull would ever adopt it.
+    await runtime.leases.create("of-another-version", {LEASE: OWNER, LEASE_IMAGE: image.digest}, 24 * 3600)
 
-    async def run(wanted: set[str] | None) -> Any:
-        return await sweep(
-            runtime,
-            owner=OWNER,
-            snapshotter=SNAPSHOTTER,
-            snapshotter_root=bench.daemon.root,
-            spool_dir=bench.spool,
-            boot_id=BOOT,
-            wanted=wanted,
-        )
-
-    mine = {"imageprepull.io/lease": OWNER}
+    mine = {LEASE: OWNER}
     await runtime.leases.create("of-no-image", mine, 60)
-    await runtime.leases.create("expired", {**mine, "imageprepull.io/image": image.digest}, -1)
-    unknown = await run(None)
+    await runtime.leases.create("expired", {**mine, LEASE_IMAGE: image.digest}, -1)
+    unknown = await bench.sweep(None)
     assert (unknown.kept_leases, unknown.snapshots) == ([lease], ["extract-1 mine"])
-    assert set(unknown.leases) >= {"of-no-image"}
+    assert set(unknown.leases) >= {"of-no-image", "of-another-version"}
     # The runtime's own collection may have been first.
     assert (await leftovers(runtime)).leases == sorted([lease, "not-ours"])
     assert spool_names(blob) <= set(bench.spooled())
-    kept = await run({image.digest})
+    kept = await bench.sweep({image.digest})
     assert (kept.kept_leases, kept.leases, kept.snapshots) == ([lease], [], [])
     assert spool_names(blob) <= set(bench.spooled())
-    gone = await run(set())
+    gone = await bench.sweep()
     assert gone.leases == kept.kept_leases
     assert bench.spooled() == []
     left = await leftovers(runtime)
     assert (left.leases, left.active_snapshots) == (["not-ours"], ["extract-2 theirs"])
     await runtime.snapshots.remove(SNAPSHOTTER, "extract-2 theirs")
     await runtime.leases.delete("not-ours")
+
+
+async def test_the_bytes_of_a_pull_whose_lease_has_expired_are_not_fetched_again(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    """As of an agent that was away for more than a day, on the same boot."""
+    image = build_image([layer("late", 900_000)])
+    reference = fake_serve(fake, image)
+    blob = image.layers[0].blob
+    fake.faults[blob.digest] = [Fault(cut_after=blob.size // 2), *[Fault(status=503) for _ in range(9)]]
+    with pytest.raises(PullError):
+        await bench.pull(reference, digest=image.digest, keep_lease_on_failure=True)
+    runtime = bench.containerd
+    (lease,) = await runtime.leases.list()
+    await runtime.leases.delete(lease.id)
+    await runtime.leases.create(lease.id, {LEASE: OWNER, LEASE_IMAGE: image.digest}, -60)
+    swept = await bench.sweep({image.digest})
+    assert swept.spools == []
+    fake.faults.clear()
+    outcome = await bench.pull(reference, digest=image.digest, keep_lease_on_failure=True)
+    assert outcome.bytes_downloaded < 0.6 * blob.size
+    await bench.assert_clean()
 
 
 async def test_layers_of_another_boot_are_removed_with_all_that_stands_on_them(
@@ -299,15 +311,7 @@ async def test_layers_of_another_boot_are_removed_with_all_that_stands_on_them(
         SNAPSHOTTER, image.chain_ids[0], {"imageprepull.io/unsynced": "an earlier boot"}
     )
     assert not (await bench.presence(references[0])).present
-    swept = await sweep(
-        runtime,
-        owner=OWNER,
-        snapshotter=SNAPSHOTTER,
-        snapshotter_root=bench.daemon.root,
-        spool_dir=bench.spool,
-        boot_id=BOOT,
-        wanted=(),
-    )
+    swept = await bench.sweep()
     assert set(swept.unsynced_snapshots) == {*image.chain_ids, other.chain_ids[1]}
     assert [(await bench.presence(reference)).present for reference in references] == [False, False, True]
     outcome = await bench.pull(references[0])

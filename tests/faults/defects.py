@@ -46,9 +46,9 @@ def leaked_staging() -> None:
 
 def leaked_spool() -> None:
     """The files of one blob stay in the spool."""
-    from imageprepull.pulling import spool  # noqa: PLC0415
+    from imageprepull.pulling import sidecars, spool  # noqa: PLC0415
 
-    plain = spool.remove_spool
+    plain = sidecars.remove_spool
     kept: list[str] = []
 
     def keep(folder: Path, digest: str) -> None:
@@ -57,14 +57,14 @@ def leaked_spool() -> None:
         else:
             plain(folder, digest)
 
-    spool.remove_spool = keep
+    spool.remove_spool = sidecars.remove_spool = keep  # type: ignore[attr-defined]
 
 
 def refetched_range() -> None:
     """A life forgets the first range that the one before has noted."""
     from imageprepull.pulling import spool  # noqa: PLC0415
 
-    plain = spool.read_sidecar
+    plain = spool.read_sidecar  # type: ignore[attr-defined]
 
     def forget(path: Path) -> Any:
         import msgspec  # noqa: PLC0415
@@ -72,23 +72,14 @@ def refetched_range() -> None:
         found = plain(path)
         return found and msgspec.structs.replace(found, ranges=[(s + 1, e) for s, e in found.ranges])
 
-    spool.read_sidecar = forget
+    spool.read_sidecar = forget  # type: ignore[attr-defined]
 
 
 def unnoted_range() -> None:
     """The range map is written only when an attempt ends in good order."""
     from imageprepull.pulling.spool import SpoolFile  # noqa: PLC0415
 
-    plain = SpoolFile.close
-    note = SpoolFile.note
-
-    def close(self: Any, *, keep: bool) -> None:
-        if keep:
-            note(self)
-        plain(self, keep=keep)
-
     SpoolFile.note = lambda self: None  # type: ignore[method-assign]
-    SpoolFile.close = close  # type: ignore[method-assign]
 
 
 def early_record() -> None:

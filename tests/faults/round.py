@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imageprepull.pulling.labels import LEASE
-from imageprepull.pulling.spool import read_sidecar
+from imageprepull.pulling.sidecars import read_sidecar
 from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER

@@ -43,13 +43,15 @@ class Bench:
         self.held: list[int] = []
         registry.blobs[BLOB.digest] = BODY
 
-    def wanted(self, *, repository: str = "a/b", keep: bool = False, priority: int = 0) -> Wanted:
+    def wanted(
+        self, *, repository: str = "a/b", keep: bool = False, owner: str = "lease", priority: int = 0
+    ) -> Wanted:
         return Wanted(
             reference=Reference.parse(f"{self.registry.address}/{repository}:1"),
             descriptor=BLOB,
             lease="lease",
             priority=priority,
-            keep_partial=keep,
+            owner=owner if keep else "",
             advanced=self.held.append,
             received=self._count,
         )
@@ -124,8 +126,47 @@ async def test_what_is_kept_for_the_next_attempt_is_not_fetched_again(bench: Ben
     gained = bench.received
     assert gained > 1_000_000, "what came before the cut, but for the last buffer"
     bench.registry.faults.clear()
-    assert await bench.fetch() == BODY
+    assert await bench.fetch(bench.wanted(keep=True)) == BODY
     assert bench.received == len(BODY)
+    assert bench.left() == []
+
+
+async def test_what_two_images_share_stays_for_the_one_that_still_comes(bench: Bench) -> None:
+    """One of them ends, the other waits between two attempts: whoever ends, and however it does."""
+    a, b = (bench.wanted(keep=True, owner=owner) for owner in "ab")
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=2_000_000), *[Fault(status=503) for _ in range(50)]]
+    with pytest.raises(PullError):
+        await bench.fetch(b)
+    with pytest.raises(PullError):
+        await bench.fetch(a)
+    gained = bench.received
+    await bench.spool.give_up("a")
+    assert len(bench.left()) == 2, "b still comes for it"
+    bench.registry.faults.clear()
+    assert await bench.fetch(a) == BODY
+    assert len(bench.left()) == 2, "b still comes for it"
+    assert gained < bench.received == len(BODY)
+    assert await bench.fetch(b) == BODY
+    assert bench.received == len(BODY)
+    assert bench.left() == []
+
+
+async def test_one_who_gives_up_while_another_downloads_leaves_nothing_behind(bench: Bench) -> None:
+    a, b = (bench.wanted(keep=True, owner=owner) for owner in "ab")
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=2_000_000), *[Fault(status=503) for _ in range(50)]]
+    with pytest.raises(PullError):
+        await bench.fetch(a)
+    release = asyncio.Event()
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
+    bench.held.clear()
+    downloading = asyncio.create_task(bench.fetch(b))
+    await bench_until(lambda: bool(bench.held))
+    await bench.spool.give_up("a")
+    downloading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await downloading
+    assert len(bench.left()) == 2, "b comes again"
+    await bench.spool.give_up("b")
     assert bench.left() == []
 
 

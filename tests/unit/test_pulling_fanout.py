@@ -63,7 +63,7 @@ class Bench:
             descriptor=blob,
             lease="lease",
             priority=priority,
-            keep_partial=keep,
+            owner="lease" if keep else "",
             advanced=lambda held: None,
             received=self._count,
         )
@@ -154,7 +154,7 @@ async def test_one_range_that_cannot_be_had_ends_the_blob_and_the_rest_is_kept(b
     asked = len(bench.spans())
     assert bench.received >= 2 * RANGE
     bench.registry.refused.clear()
-    assert await bench.fetch() == BODY
+    assert await bench.fetch(bench.wanted(keep=True)) == BODY
     assert bench.received == len(BODY), "holes are filled, nothing is fetched twice"
     assert (2 * RANGE, 3 * RANGE) in bench.spans()[asked:]
 

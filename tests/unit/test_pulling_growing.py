@@ -54,7 +54,7 @@ class Bench:
             descriptor=BLOB,
             lease="lease",
             priority=0,
-            keep_partial=keep,
+            owner="lease" if keep else "",
             advanced=lambda held: None,
             received=self._count,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,15 @@ from hypothesis import strategies as st
 from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.pulling.private_folder import private_folder
-from imageprepull.pulling.spool import SpoolFile, data_path, read_sidecar, sidecar_path
-from imageprepull.pulling.sweep import remove_spools_except, remove_spools_of
+from imageprepull.pulling.sidecars import (
+    data_path,
+    digests_of,
+    disown,
+    read_sidecar,
+    remove_all_but,
+    sidecar_path,
+)
+from imageprepull.pulling.spool import SpoolFile
 
 BODY = bytes(range(256)) * 40
 BLOB = Descriptor(OCI_LAYER + "+gzip", sha256_digest(BODY), len(BODY))
@@ -24,7 +32,7 @@ NEVER = 1 << 60
 
 
 def opened(folder: Path, boot: str = "boot-1", descriptor: Descriptor = BLOB) -> SpoolFile:
-    file = SpoolFile(folder, descriptor, boot_id=boot, lease="lease-1")
+    file = SpoolFile(folder, descriptor, boot_id=boot, owner="lease-1")
     file.open()
     return file
 
@@ -180,33 +188,119 @@ def test_bytes_are_not_believed_when(tmp_path: Path, change: str) -> None:
     second.close(keep=False)
 
 
-def test_a_sweep_keeps_the_files_of_kept_leases_of_this_boot_only(tmp_path: Path) -> None:
-    bodies = {name: name.encode() * 100 for name in ("kept", "other lease", "other boot")}
-    for name, body in bodies.items():
-        descriptor = Descriptor(BLOB.media_type, sha256_digest(body), len(body))
-        lease = "gone" if name == "other lease" else "kept"
-        boot = "before" if name == "other boot" else "now"
-        file = SpoolFile(tmp_path, descriptor, boot_id=boot, lease=lease)
+def left(folder: Path, body: bytes, *owners: str, boot: str = "now") -> Descriptor:
+    """Half of a blob, as an attempt of each owner leaves it."""
+    descriptor = Descriptor(BLOB.media_type, sha256_digest(body), len(body))
+    for owner in owners:
+        file = SpoolFile(folder, descriptor, boot_id=boot, owner=owner)
         file.open()
-        file.write(0, [body[:50]], note_every=NEVER)
-        file.close(keep=True)
+        file.write(0, [body[: len(body) // 2]], note_every=NEVER)
+        file.close()
+    return descriptor
+
+
+def owners_of(folder: Path, blob: Descriptor) -> set[str]:
+    found = read_sidecar(sidecar_path(folder, blob.digest))
+    return found.all_owners if found is not None else set()
+
+
+def test_a_start_keeps_what_wanted_images_of_this_boot_will_come_for(tmp_path: Path) -> None:
+    kept = left(tmp_path, b"kept" * 100, "wanted")
+    left(tmp_path, b"of an image that is not wanted" * 100, "gone")
+    left(tmp_path, b"of another boot" * 100, "wanted", boot="before")
     (tmp_path / "sha256-unnoted").write_bytes(b"1")
     (tmp_path / "somebody-else").write_bytes(b"2")
-    removed = remove_spools_except(tmp_path, {"kept"}, "now")
-    kept = sha256_digest(bodies["kept"]).replace(":", "-")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [kept, f"{kept}.json", "somebody-else"]
+    removed = remove_all_but(tmp_path, {"wanted"}, "now")
+    name = data_path(tmp_path, kept.digest).name
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}.json", "somebody-else"]
     assert "sha256-unnoted" in removed
 
 
-def test_giving_a_lease_up_removes_its_files_but_not_those_in_use(tmp_path: Path) -> None:
-    file = opened(tmp_path)
-    file.write(0, [BODY[:10]], note_every=NEVER)
-    file.close(keep=True)
-    assert remove_spools_of(tmp_path, {"lease-1"}, {BLOB.digest}) == []
-    assert remove_spools_of(tmp_path, {"lease-2"}, ()) == []
-    assert read_sidecar(sidecar_path(tmp_path, BLOB.digest)) is not None
-    assert remove_spools_of(tmp_path, {"lease-1"}, ()) == [BLOB.digest]
+@pytest.mark.parametrize(
+    ("wanted", "stay"), [({"a"}, {"a"}), ({"b"}, {"b"}), ({"c"}, set()), (None, {"a", "b"})]
+)
+def test_a_blob_of_two_images_stays_for_the_one_that_is_wanted(
+    tmp_path: Path, wanted: set[str] | None, stay: set[str]
+) -> None:
+    blob = left(tmp_path, BODY, "a", "b")
+    remove_all_but(tmp_path, wanted, "now")
+    assert owners_of(tmp_path, blob) == stay
+    assert data_path(tmp_path, blob.digest).exists() is bool(stay)
+    remove_all_but(tmp_path, (), "now")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_is_given_up_takes_only_what_nobody_else_comes_for(tmp_path: Path) -> None:
+    shared, own = left(tmp_path, BODY, "a", "b"), left(tmp_path, b"mine" * 100, "a")
+    for digest in digests_of(tmp_path, "a"):
+        disown(tmp_path, digest, "a")
+    assert not data_path(tmp_path, own.digest).exists()
+    file = SpoolFile(tmp_path, shared, boot_id="now", owner="b")
+    file.open()
+    assert file.held.ranges == [(0, len(BODY) // 2)]
+    file.close(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_take_the_bytes_that_others_come_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = left(tmp_path, BODY, "a", "b")
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    disown(tmp_path, blob.digest, "a")
+    assert owners_of(tmp_path, blob) == {"a", "b"}, "the next start takes the name off"
+    file = SpoolFile(tmp_path, blob, boot_id="now", owner="a")
+    file.open()
+    file.disown("a")
+    with pytest.raises(OSError, match="No space"):
+        file.close(served={"a"})
+    assert not file.opened
+    assert list(tmp_path.iterdir()) == [], "what cannot be noted is not kept for anybody"
+
+
+def test_the_sidecar_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    blob = left(tmp_path, BODY, "a")
+    text = {
+        "digest": blob.digest,
+        "size": blob.size,
+        "boot_id": "now",
+        "lease": "lease-1",
+        "ranges": [[0, 4000]],
+    }
+    sidecar_path(tmp_path, blob.digest).write_text(json.dumps(text))
+    assert remove_all_but(tmp_path, {"lease-1"}, "now") == []
+    file = opened(tmp_path, "now")
+    assert file.held.ranges == [(0, 4000)]
+    assert file.owners == {"lease-1"}
+    file.close(keep=False)
+
+
+def test_who_takes_part_later_owns_what_is_there(tmp_path: Path) -> None:
+    """And whoever died right after that finds it."""
+    file = opened(tmp_path)
+    file.write(0, [BODY], note_every=NEVER)
+    file.own("lease-2")
+    assert owners_of(tmp_path, BLOB) == {"lease-1", "lease-2"}
+    file.disown("lease-1")
+    assert owners_of(tmp_path, BLOB) == {"lease-2"}
+    file.disown("lease-2")
+    assert [path.name for path in tmp_path.iterdir()] == [file.path.name], "nobody will come for it"
+    file.close()
+    file.own("lease-3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_gives_up_before_the_file_is_open_owns_nothing(tmp_path: Path) -> None:
+    left(tmp_path, BODY, "lease-2", boot="boot-1")
+    file = SpoolFile(tmp_path, BLOB, boot_id="boot-1", owner="lease-1")
+    file.disown("lease-2")
+    file.open()
+    assert file.owners == {"lease-1"}
+    file.close(keep=False)
 
 
 def test_a_private_folder_goes_with_its_block_and_takes_dead_ones_along(tmp_path: Path) -> None:

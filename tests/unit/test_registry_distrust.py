@@ -37,7 +37,7 @@ async def test_wrong_bytes_from_behind_a_redirect_are_asked_for_elsewhere(tmp_pa
             descriptor=BLOB,
             lease="lease",
             priority=0,
-            keep_partial=False,
+            owner="",
             advanced=lambda held: None,
             received=lambda host, count: received.append(host),
         )
@@ -102,7 +102,7 @@ async def fetch(client: RegistryClient, folder: Path) -> bytes:
         descriptor=BLOB,
         lease="lease",
         priority=0,
-        keep_partial=False,
+        owner="",
         advanced=lambda held: None,
         received=lambda host, count: None,
     )

@@ -18,6 +18,8 @@ from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.labels import lease_id
+from imageprepull.pulling.leases import LeaseTerms
 from imageprepull.pulling.pins import Pin, our_pins
 from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
@@ -106,6 +108,14 @@ class ContainerdNode:
             image, lambda reference: self.puller.verify(self._request(image, reference), progress)
         )
         return Compared(str(found), bool(found.broken))
+
+    def lease_of(self, digest: str) -> LeaseTerms:
+        """The lease under which an image of that digest is pulled here."""
+        labels = {LEASE_LABEL: self.settings.node_name}
+        name = lease_id(
+            self.settings.node_name, digest, self.runtime.snapshotter, str(self.platform), shared=True
+        )
+        return LeaseTerms(name, digest, labels, self.puller.lease_seconds)
 
     async def pin(self, image: DesiredImage) -> None:
         """As `Node.pin`."""

@@ -96,6 +96,7 @@ async def swept(
                 spool_dir=node.settings.spool_dir,
                 boot_id=node.boot_id,
                 wanted=wanted() if wanted is not None else None,
+                lease_of=node.lease_of,
             )
         except (RuntimeFault, PullError) as fault:
             note(f"cannot clean up after an earlier agent: {fault}")

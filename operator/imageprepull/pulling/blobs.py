@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,8 +27,10 @@ from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.sidecars import digests_of, disown, remove_spool
 from imageprepull.pulling.spool import SpoolFile
 from imageprepull.pulling.steps import Step, reached
+from imageprepull.pulling.threads import in_thread
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 
@@ -38,7 +41,8 @@ CONTENT = "content"
 class Wanted:
     """One caller's wish for a blob. `priority` is smaller for what blocks the chain.
 
-    `keep_partial`: a failure leaves the bytes for the caller's next attempt, also one after the last byte came.
+    `owner`: the lease by which a next attempt will come for the bytes after a failure, also one after the last byte
+    came; empty where none will.
     `received` is told (host, bytes) by the download that this caller started, so that bytes are counted once.
     `source`: where to get the blob without the registry, as `lambda offset: content.stream(digest, offset=offset)`.
     """
@@ -47,7 +51,7 @@ class Wanted:
     descriptor: Descriptor
     lease: str
     priority: int
-    keep_partial: bool
+    owner: str
     advanced: Advanced
     received: Callable[[str, int], None]
     source: Source | None = None
@@ -78,7 +82,7 @@ class Spool:
     async def blob(self, wanted: Wanted) -> AsyncIterator[Path]:
         """The path of the complete, verified blob, for the time of the block; the last user deletes it.
 
-        It stays for a next attempt where one is to come and no block ended without an error.
+        It stays for the owners whose blocks ended with an error, or who have not come yet.
 
         Raises:
             PullError: the download failed. One that another image started with another repository and that
@@ -97,14 +101,13 @@ class Spool:
         Raises:
             PullError: as `blob`.
         """
-        digest = wanted.descriptor.digest
 
         async def join(user: Growing) -> tuple[SharedBlob, bool]:
             shared = await self._join(wanted, user)
             return shared, shared.repository != wanted.reference.name
 
         async def leave(user: Growing, shared: SharedBlob) -> None:
-            await self._leave(digest, shared, user)
+            await self._leave(wanted, shared, user)
 
         growing = Growing(
             wanted.descriptor.size,
@@ -124,15 +127,16 @@ class Spool:
     async def _join(self, wanted: Wanted, user: Growing) -> SharedBlob:
         digest = wanted.descriptor.digest
         async with self._opening.hold(digest):
-            shared = self._shared.get(digest)
+            while (shared := self._shared.get(digest)) is not None and wanted.owner not in shared.owners:
+                # It may end meanwhile.
+                await in_thread(partial(shared.file.own, wanted.owner))
             if shared is None:
-                file = SpoolFile(self.folder, wanted.descriptor, boot_id=self._boot_id, lease=wanted.lease)
+                file = SpoolFile(self.folder, wanted.descriptor, boot_id=self._boot_id, owner=wanted.owner)
                 shared = SharedBlob(file=file, repository=wanted.reference.name, count=wanted.received)
                 shared.task = asyncio.create_task(
                     self._run(digest, shared, wanted), name=f"download {digest}"
                 )
                 self._shared[digest] = shared
-            shared.keep_partial = shared.keep_partial or wanted.keep_partial
             shared.join(user)
             return shared
 
@@ -150,7 +154,7 @@ class Spool:
             await download(order, wanted.source)
         except BaseException as error:
             # Closed before anybody learns of it: whoever tries again opens the same path.
-            closing = asyncio.to_thread(shared.file.close, keep=shared.keep_partial)
+            closing = asyncio.to_thread(shared.close)
             await finish_anyway(closing, self._settings.cleanup_timeout)
             if self._shared.get(digest) is shared:
                 del self._shared[digest]
@@ -158,10 +162,29 @@ class Spool:
                 shared.ended(error)
             raise
 
-    async def _leave(self, digest: str, shared: SharedBlob, user: Growing) -> None:
+    async def give_up(self, owner: str, *, entirely: bool = False) -> None:
+        """Nobody will come for what `owner` has left; a file that others will come for stays, unless `entirely`.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        for digest in await in_thread(lambda: digests_of(self.folder, owner)):
+            async with self._opening.hold(digest):
+                shared = self._shared.get(digest)
+                if shared is not None:
+                    await in_thread(partial(shared.file.disown, owner))
+                elif entirely:
+                    await in_thread(partial(remove_spool, self.folder, digest))
+                else:
+                    await in_thread(partial(disown, self.folder, digest, owner))
+
+    async def _leave(self, wanted: Wanted, shared: SharedBlob, user: Growing) -> None:
         """The last to leave stops a download that still runs, or deletes the file that nobody needs any more."""
+        digest = wanted.descriptor.digest
         async with self._opening.hold(digest):
             shared.users.remove(user)
+            if user.content:
+                shared.served.add(wanted.owner)
             if shared.users:
                 return
             if self._shared.get(digest) is shared:
@@ -169,8 +192,7 @@ class Spool:
             shared.task.cancel()
             await asyncio.wait([shared.task])
             if not shared.task.cancelled() and shared.task.exception() is None:
-                keep = shared.keep_partial and not shared.used
-                await asyncio.to_thread(shared.file.close, keep=keep)
+                await asyncio.to_thread(shared.close)
 
 
 async def _verified(growing: Growing) -> Path:

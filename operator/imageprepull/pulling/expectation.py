@@ -13,7 +13,7 @@ from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.need import LayerSpace, Need, need_of, usual_ratio
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.rooms import Expected
-from imageprepull.pulling.spool import data_path
+from imageprepull.pulling.sidecars import data_path
 from imageprepull.resources.nodeprepull import LayerState
 
 _UNPACKED = (LayerState.EXTRACTED, LayerState.APPLIED, LayerState.EXISTS)

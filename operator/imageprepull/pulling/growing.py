@@ -27,8 +27,7 @@ class SpoolRestarted(Exception):
 class SharedBlob:
     """A download in progress or just finished, and who uses its file. It listens to the download for them.
 
-    `received` is told of bytes by host. `used`: some user left content. `keep_partial`: some user wants what was
-    got so far to be there for its next attempt.
+    `received` is told of bytes by host. `served`: the owners who have got from the file what they wanted.
     """
 
     file: SpoolFile
@@ -36,8 +35,7 @@ class SharedBlob:
     count: Callable[[str, int], None]
     task: asyncio.Task[None] = field(init=False)
     users: list[Growing] = field(default_factory=list)
-    keep_partial: bool = False
-    used: bool = False
+    served: set[str] = field(default_factory=set)
     _open: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -49,6 +47,15 @@ class SharedBlob:
     def failed(self) -> bool:
         """Whether the download itself ended in an error."""
         return self.task.done() and not self.task.cancelled() and self.task.exception() is not None
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """Who will come for the file, and nobody, who owns everything."""
+        return self.file.owners | {""}
+
+    def close(self) -> None:
+        """When nobody uses it any more; the file stays for who has not got what it wants. Blocks."""
+        self.file.close(served=self.served)
 
     def join(self, user: Growing) -> None:
         """Take part from now on."""
@@ -118,6 +125,8 @@ class Growing:
         self.advanced = advanced
         self.frontier = Frontier(size)
         self._join = join
+        self.content = False
+        """Whether the consumer has got what it wanted."""
         self._leave = leave
         self._shared: SharedBlob | None = None
         self._foreign = False
@@ -189,7 +198,7 @@ class Growing:
         """Close what was open. `content`: the consumer has got what it wanted."""
         try:
             if self._shared is not None:
-                self._shared.used = self._shared.used or content
+                self.content = content
                 await self._part_with()
         finally:
             while self._fds:

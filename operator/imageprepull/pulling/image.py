@@ -41,7 +41,6 @@ from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
-from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.urgency import Urgency
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
@@ -112,7 +111,7 @@ class ImagePull:
         if self._request.keep_lease_on_failure:
             # The spool first: without any room the runtime cannot delete a record either.
             timeout = self._machinery.settings.cleanup_timeout
-            await finish_anyway(self._remove_spools(lease), timeout)
+            await finish_anyway(self._machinery.spool.give_up(lease, entirely=True), timeout)
             await finish_anyway(self._discard(lease, sync=True), timeout)
 
     async def settle(self) -> float:
@@ -213,7 +212,7 @@ class ImagePull:
             reference=self._request.reference,
             layers=image.layers,
             progress=self._progress,
-            keep_partial=self._request.keep_lease_on_failure,
+            resumes=self._request.keep_lease_on_failure,
         )
         try:
             outcome, losses = None, 0
@@ -251,11 +250,7 @@ class ImagePull:
         await patiently(lambda: drop_lease(containerd, lease), settings.cleanup_timeout)
         reached(Step.RELEASED, lease)
         if self._request.keep_lease_on_failure:
-            await self._remove_spools(lease)
-
-    async def _remove_spools(self, lease: str) -> None:
-        spool = self._machinery.spool
-        await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
+            await self._machinery.spool.give_up(lease)
 
     async def _discard(self, lease: str, *, sync: bool = False) -> None:
         containerd, settings = self._machinery.containerd, self._machinery.settings

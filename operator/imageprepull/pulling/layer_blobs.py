@@ -36,7 +36,7 @@ class _Held:
 class LayerBlobs:
     """Lives as long as the attempt, also when its chain is asked for again, and until the blobs are kept.
 
-    `lease` holds what reaches the content store. `keep_partial`: a failed attempt leaves its bytes for the next.
+    `lease` holds what reaches the content store, and `resumes` says whether a next attempt comes for a failed one's bytes.
     """
 
     machinery: Machinery
@@ -44,7 +44,7 @@ class LayerBlobs:
     reference: Reference
     layers: tuple[ChainLayer, ...]
     progress: ImageProgress
-    keep_partial: bool
+    resumes: bool
     _positions: dict[str, list[int]] = field(init=False)
     _held: dict[str, _Held] = field(default_factory=dict)
     _in_content: set[str] = field(default_factory=set)
@@ -151,7 +151,8 @@ class LayerBlobs:
             lease=lease or self.lease,
             # The lowest layer of any image before the second of another: it is what a chain waits for.
             priority=self._positions[digest][0],
-            keep_partial=self.keep_partial,
+            # With a lease of their own blobs are kept when the image is ready: no attempt follows.
+            owner=self.lease if self.resumes and not lease else "",
             advanced=lambda held: self._advanced(digest, held),
             received=self._received,
             source=from_content if digest in self._in_content else None,

@@ -32,7 +32,6 @@ from imageprepull.pulling.runtime_pull import pull_by_runtime, runtime_may
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.space import NO_THRESHOLDS, Thresholds
-from imageprepull.pulling.sweep import remove_spools_of
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
@@ -153,6 +152,11 @@ class Puller:
         return self._machinery.folders
 
     @property
+    def lease_seconds(self) -> float:
+        """How long the lease of a pull lasts."""
+        return self._machinery.settings.lease_seconds
+
+    @property
     def parallel_downloads(self) -> int:
         """How many connections there may be at once over all images."""
         return self._downloads.limit
@@ -219,7 +223,7 @@ class Puller:
             await asyncio.wait(self._background)
 
     async def abandon(self, request: PullRequest) -> None:
-        """Give an image up for good: its lease and its spool files go. Not while it is being pulled.
+        """Give an image up for good: its lease goes, and what nobody else comes for in the spool. Not while it is pulled.
 
         Raises:
             RuntimeFault: the runtime does not answer; call again.
@@ -230,8 +234,7 @@ class Puller:
         lease = request_lease_id(request, digest)
         async with self._machinery.images.hold(lease):
             await discard_image_lease(self._machinery.containerd, lease)
-            spool = self._machinery.spool
-            await asyncio.to_thread(remove_spools_of, spool.folder, {lease}, spool.in_use)
+            await self._machinery.spool.give_up(lease)
 
     async def _settle(self, attempt: ImagePull, progress: ImageProgress) -> None:
         try:

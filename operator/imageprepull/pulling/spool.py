@@ -2,7 +2,7 @@
 
 `filling` writes here at the bytes' offset, from several connections at once; extractor and ingest read up to the
 frontier. The sidecar names the boot: after a crash of the process the page cache still has the bytes, after one of
-the machine they are not to be believed. It names the lease too, so that a sweep knows whose file it is.
+the machine they are not to be believed. It names the owners too: sidecars.py.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.ranges import RangeMap
+from imageprepull.pulling.sidecars import (
+    Sidecar,
+    data_path,
+    read_sidecar,
+    remove_spool,
+    sidecar_path,
+    write_sidecar,
+)
 
 _READ = 256 * 1024
 """Bytes read back at once: they are hashed while they are in the processor's cache."""
@@ -33,61 +39,22 @@ class _Sha256(Protocol):
     def hexdigest(self) -> str: ...
 
 
-class Sidecar(msgspec.Struct, frozen=True):
-    """What is known about a spool file: written after the bytes it vouches for."""
-
-    digest: str
-    size: int
-    boot_id: str
-    lease: str
-    ranges: list[tuple[int, int]] = []
-
-
-def data_path(folder: Path, digest: str) -> Path:
-    """Where the bytes of a blob are."""
-    return folder / digest.replace(":", "-")
-
-
-def sidecar_path(folder: Path, digest: str) -> Path:
-    """Where its range map is."""
-    return folder / f"{digest.replace(':', '-')}.json"
-
-
-def _draft_path(folder: Path, digest: str) -> Path:
-    """Where a range map is before it is complete."""
-    return sidecar_path(folder, digest).with_suffix(".tmp")
-
-
-def read_sidecar(path: Path) -> Sidecar | None:
-    """The sidecar at `path`, or None when there is none that can be read."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Sidecar)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def remove_spool(folder: Path, digest: str) -> None:
-    """Delete a blob's bytes and range map; the map first, since it must never outlive what it vouches for."""
-    sidecar_path(folder, digest).unlink(missing_ok=True)
-    _draft_path(folder, digest).unlink(missing_ok=True)
-    data_path(folder, digest).unlink(missing_ok=True)
-
-
 class SpoolFile:
     """A blob on its way. Its methods block on the disk: call them in threads.
 
-    `write` and `hash_on` may run at once, several times each, as long as no two write the same range. The others
-    need the file for themselves. `held` may be read from anywhere.
+    `write` and `hash_on` may run at once, several times each, as long as no two write the same range. `own` and
+    `disown` may be called at any time. The others need the file for themselves. `held` may be read from anywhere.
     """
 
-    def __init__(self, folder: Path, descriptor: Descriptor, *, boot_id: str, lease: str) -> None:
-        """Name the file; nothing is opened before `open`."""
+    def __init__(self, folder: Path, descriptor: Descriptor, *, boot_id: str, owner: str = "") -> None:
+        """Name the file; nothing is opened before `open`. `owner`: a lease that will come for it, if any."""
         self.path = data_path(folder, descriptor.digest)
         self.digest = descriptor.digest
         self.held = RangeMap(descriptor.size)
         self._folder = folder
         self._boot_id = boot_id
-        self._lease = lease
+        self._owners = {owner} - {""}
+        self._disowned: set[str] = set()
         self._fd = -1
         self._read_fd = -1
         self._hash: _Sha256 = hashlib.sha256()
@@ -107,6 +74,27 @@ class SpoolFile:
         """Bytes below the frontier that the hash has not seen."""
         return self.held.frontier - self._hashed
 
+    @property
+    def owners(self) -> frozenset[str]:
+        """Who will come for the bytes, as far as is known before `open`."""
+        return frozenset(self._owners)
+
+    def own(self, owner: str) -> None:
+        """Note that `owner` will come for the bytes, in a next attempt, too."""
+        with self._note_lock:
+            self._owners.add(owner)
+            self._disowned.discard(owner)
+            self._note()
+
+    def disown(self, owner: str) -> None:
+        """Note that `owner` will not."""
+        with self._note_lock:
+            self._owners.discard(owner)
+            self._disowned.add(owner)
+            # As in sidecars.py: one name too many does no harm.
+            with contextlib.suppress(OSError):
+                self._note()
+
     def reader(self) -> int:
         """A new read-only descriptor of the file as it is now, the caller's to close. Does not block."""
         return os.dup(self._read_fd)
@@ -124,6 +112,8 @@ class SpoolFile:
             remove_spool(self._folder, self.digest)
         self._open_file()
         if believed and known is not None:
+            with self._note_lock:
+                self._owners |= known.all_owners - self._disowned
             written = os.fstat(self._fd).st_size
             self.held = RangeMap(
                 self.held.size,
@@ -177,41 +167,51 @@ class SpoolFile:
 
     def reset(self) -> None:
         """Forget every byte: they were not this blob's. Who reads them goes on seeing them: the file is a new one."""
-        remove_spool(self._folder, self.digest)
-        self._close_file()
-        self._open_file()
-        self.held = RangeMap(self.held.size)
-        self._hash = hashlib.sha256()
-        self._hashed = self._noted = 0
+        with self._note_lock:
+            remove_spool(self._folder, self.digest)
+            self._close_file()
+            self._open_file()
+            self.held = RangeMap(self.held.size)
+            self._hash = hashlib.sha256()
+            self._hashed = self._noted = 0
 
     def note(self) -> None:
-        """Write the range map beside the bytes, replacing the old one in one step."""
+        """Write the range map beside the bytes, for those who will come for them."""
         with self._note_lock:
-            held = self.held.ranges
-            sidecar = Sidecar(self.digest, self.held.size, self._boot_id, self._lease, held)
-            draft = _draft_path(self._folder, self.digest)
-            draft.write_bytes(msgspec.json.encode(sidecar))
-            draft.replace(sidecar_path(self._folder, self.digest))
-            self._noted = sum(end - start for start, end in held)
+            self._note()
 
-    def close(self, *, keep: bool) -> None:
-        """Close the file; with `keep` its ranges are noted for the next attempt, else it is deleted.
+    def close(self, *, keep: bool = True, served: Collection[str] = ()) -> None:
+        """Close the file. Its ranges are noted for the owners; without an owner, or without `keep`, it is deleted.
+
+        `served` are owners no more: they have got what they wanted.
 
         Raises:
             OSError: the ranges cannot be noted; then the bytes are gone too, since nobody could find them.
         """
+        with self._note_lock:
+            if self._fd < 0:
+                return
+            self._owners -= set(served)
+            keep = keep and bool(self._owners)
+            try:
+                if keep:
+                    self._note()
+            except OSError:
+                keep = False
+                raise
+            finally:
+                self._close_file()
+                if not keep:
+                    remove_spool(self._folder, self.digest)
+
+    def _note(self) -> None:
+        """With the lock for notes; the file must be there, or the map would vouch for nothing."""
         if self._fd < 0:
             return
-        try:
-            if keep:
-                self.note()
-        except OSError:
-            keep = False
-            raise
-        finally:
-            self._close_file()
-            if not keep:
-                remove_spool(self._folder, self.digest)
+        held = self.held.ranges
+        owners = sorted(self._owners)
+        write_sidecar(self._folder, Sidecar(self.digest, self.held.size, self._boot_id, held, owners))
+        self._noted = sum(end - start for start, end in held)
 
     def _open_file(self) -> None:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

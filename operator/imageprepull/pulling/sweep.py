@@ -6,7 +6,7 @@ Whose something is, is read from labels and sidecars; nothing of others is touch
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,16 @@ import structlog
 from imageprepull.pulling.chain_removal import Removed
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
-from imageprepull.pulling.leases import discard_lease, expires_at, finish_replacing, is_bridge
+from imageprepull.pulling.leases import (
+    LeaseTerms,
+    bridge_of,
+    discard_lease,
+    expires_at,
+    finish_replacing,
+    is_bridge,
+)
 from imageprepull.pulling.placing import any_placed, collect_unrecorded
-from imageprepull.pulling.spool import read_sidecar, remove_spool
+from imageprepull.pulling.sidecars import remove_all_but
 from imageprepull.pulling.threads import in_thread
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
@@ -49,6 +56,7 @@ async def sweep(
     spool_dir: Path,
     boot_id: str,
     wanted: Collection[str] | None,
+    lease_of: Callable[[str], LeaseTerms],
 ) -> Swept:
     """Remove what earlier lives of `owner` left and nothing needs.
 
@@ -63,6 +71,7 @@ async def sweep(
         boot_id: this boot's.
         wanted: top-level digests of images that will be pulled again: their leases and spool files stay. None: it is
             not known yet; whatever a pull could go on with stays.
+        lease_of: the lease under which the image of a digest will be pulled.
 
     Raises:
         RuntimeFault, PullError: the runtime or the disk does not do as asked; call again.
@@ -70,8 +79,12 @@ async def sweep(
     swept = Swept()
     removed = await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, owner)
     swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
-    leases = await _leases_of(containerd, owner, wanted)
-    kept = [lease for lease in leases if _wanted(lease, wanted) and not _expired(lease)]
+
+    def resumed(lease: Lease) -> bool:
+        return _resumed(lease, wanted, lease_of) and not _expired(lease)
+
+    leases = await _leases_of(containerd, owner, resumed)
+    kept = [lease for lease in leases if resumed(lease)]
     swept.kept_leases = [lease.id for lease in kept]
     await _active_snapshots(containerd, snapshotter, owner, swept)
     for lease in leases:
@@ -80,63 +93,38 @@ async def sweep(
         swept.ingests += await discard_lease(containerd, lease.id)
         swept.leases.append(lease.id)
     placed = await in_thread(lambda: any_placed(spool_dir))
-    swept.spools = remove_spools_except(spool_dir, set(swept.kept_leases), boot_id)
+    # A lease may expire before its pull goes on; the bytes are as good as they were.
+    owners = None if wanted is None else {lease_of(digest).id for digest in wanted}
+    swept.spools = await in_thread(lambda: remove_all_but(spool_dir, owners, boot_id))
     if placed and swept.spools:
         await collect_unrecorded(containerd, {LEASE: owner})
     log.info("swept", **{name: len(getattr(swept, name)) for name in Swept.__slots__})
     return swept
 
 
-def remove_spools_of(folder: Path, leases: Collection[str], in_use: Collection[str]) -> list[str]:
-    """Delete the spool files of these leases that no download has open; the digests deleted."""
-    removed = []
-    for path in sorted(folder.glob("*.json")):
-        sidecar = read_sidecar(path)
-        if sidecar is not None and sidecar.lease in leases and sidecar.digest not in in_use:
-            remove_spool(folder, sidecar.digest)
-            removed.append(sidecar.digest)
-    return removed
-
-
-def remove_spools_except(folder: Path, leases: Collection[str], boot_id: str) -> list[str]:
-    """Delete all spool files but those that these leases can go on with; the names deleted.
-
-    Nothing may be downloading: a file whose range map was never written is deleted too.
-    """
-    if not folder.is_dir():
-        return []
-    keep = set()
-    for path in folder.glob("*.json"):
-        sidecar = read_sidecar(path)
-        if sidecar is not None and sidecar.lease in leases and sidecar.boot_id == boot_id:
-            keep |= {path.name, path.stem}
-    removed = []
-    for path in sorted(folder.glob("sha256-*")):
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-            removed.append(path.name)
-    return removed
-
-
-async def _leases_of(containerd: Containerd, owner: str, wanted: Collection[str] | None) -> list[Lease]:
+async def _leases_of(containerd: Containerd, owner: str, resumed: Callable[[Lease], bool]) -> list[Lease]:
     """Ours, after those were put together that were being replaced when somebody died.
 
-    A bridge may be all that holds an image's layers; and spool files know their lease by its own name.
+    A bridge may be all that holds an image's layers.
     """
     ours = [f'labels."{LEASE}"=="{owner}"']
     leases = await containerd.leases.list(ours)
-    bridges = [
-        lease for lease in leases if is_bridge(lease) and _wanted(lease, wanted) and not _expired(lease)
-    ]
+    bridges = [lease for lease in leases if is_bridge(lease) and resumed(lease)]
     for bridge in bridges:
         await finish_replacing(containerd, bridge)
     return await containerd.leases.list(ours) if bridges else leases
 
 
-def _wanted(lease: Lease, wanted: Collection[str] | None) -> bool:
-    """Leases that are no image's are of work that begins anew: the canary, a look at folders."""
+def _resumed(lease: Lease, wanted: Collection[str] | None, lease_of: Callable[[str], LeaseTerms]) -> bool:
+    """Whether a pull would adopt it: not one of another version, snapshotter or platform.
+
+    Leases that are no image's are of work that begins anew: the canary, a look at folders.
+    """
     image = lease.labels.get(LEASE_IMAGE)
-    return image is not None and (wanted is None or image in wanted)
+    if image is None or (wanted is not None and image not in wanted):
+        return False
+    adopted = lease_of(image).id
+    return lease.id in {adopted, bridge_of(adopted)}
 
 
 def _expired(lease: Lease) -> bool:

@@ -152,7 +152,7 @@ class _Verification:
             reference=request.reference,
             layers=image.layers,
             progress=progress,
-            keep_partial=False,
+            resumes=False,
         )
         self._target = image.target.digest
         self._pull_lease = pull_lease

@@ -160,7 +160,9 @@ async def with_a_forgotten_base(
     await bench.pull(serve(registry, gone, f"{name}/gone"))
     reference = serve(registry, image, f"{name}/stays")
     await bench.pull(reference)
-    await remove_image(bench.containerd, gone.digest, snapshotter=SNAPSHOTTER, wanted=lambda: ())
+    await remove_image(
+        bench.containerd, gone.digest, snapshotter=SNAPSHOTTER, wanted=lambda: (), lease_labels={}
+    )
     assert await bench.containerd.snapshots.stat(SNAPSHOTTER, gone.chain_ids[-1]) is None
     return reference, image
 

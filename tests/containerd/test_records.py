@@ -67,7 +67,9 @@ async def test_a_record_that_the_kubelet_makes_after_we_looked_is_not_ours_but_o
         await bench.pull(by_tag, pin=True)
     assert await labels_of(bench, name) == {PINNED, CRI_PINNED}
 
-    verdict = await remove_image(bench.containerd, image.digest, snapshotter=SNAPSHOTTER, wanted=lambda: ())
+    verdict = await remove_image(
+        bench.containerd, image.digest, snapshotter=SNAPSHOTTER, wanted=lambda: (), lease_labels={}
+    )
     assert verdict.kept.endswith("was made by somebody else")
     assert name in await unpin(bench.containerd, Reference.parse(by_tag), image.digest)
     assert await labels_of(bench, name) == set()

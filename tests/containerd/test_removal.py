@@ -10,15 +10,18 @@ import pytest
 
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import Images
+from imageprepull.runtime.leases import Lease, Leases
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import (
     FAST,
+    OWNER,
     PullBench,
     answering,
     layer,
@@ -39,7 +42,13 @@ async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterat
 
 
 async def remove(bench: PullBench, digest: str, wanted: frozenset[str] = frozenset()) -> Verdict:
-    return await remove_image(bench.containerd, digest, snapshotter=SNAPSHOTTER, wanted=lambda: wanted)
+    return await remove_image(
+        bench.containerd,
+        digest,
+        snapshotter=SNAPSHOTTER,
+        wanted=lambda: wanted,
+        lease_labels={LEASE: OWNER},
+    )
 
 
 async def records(bench: PullBench) -> set[str]:
@@ -262,7 +271,11 @@ async def test_what_is_wanted_before_a_record_is_deleted_stays_with_all_records_
     with monkeypatch.context() as patched:
         patched.setattr(Images, "get", slow)
         verdict = await remove_image(
-            bench.containerd, image.digest, snapshotter=SNAPSHOTTER, wanted=lambda: wanted
+            bench.containerd,
+            image.digest,
+            snapshotter=SNAPSHOTTER,
+            wanted=lambda: wanted,
+            lease_labels={LEASE: OWNER},
         )
     assert verdict.kept.endswith("is wanted by now")
     assert verdict.records == ()
@@ -270,3 +283,21 @@ async def test_what_is_wanted_before_a_record_is_deleted_stays_with_all_records_
     assert len(left) == len(names) - after
     assert await chains(bench) == set(image.chain_ids)
     await wait_visible(bench.containerd, sorted(left), image.config.digest, FAST)
+
+
+async def test_whose_the_lease_of_a_collection_is_can_be_told(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an agent that dies in it the next sweep removes it."""
+    image = build_image([layer("collected")])
+    await bench.pull(serve(registry, image, "collected"))
+    made: dict[str, str] = {}
+    plain = Leases.create
+
+    async def create(self: Leases, name: str, labels: dict[str, str], seconds: float) -> Lease:
+        made[name] = labels.get(LEASE, "")
+        return await plain(self, name, labels, seconds)
+
+    monkeypatch.setattr(Leases, "create", create)
+    assert (await remove(bench, image.digest)).records
+    assert set(made.values()) == {OWNER}

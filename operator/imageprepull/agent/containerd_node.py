@@ -140,7 +140,11 @@ class ContainerdNode:
         verdict = await self._do(
             image,
             lambda _: remove_image(
-                self.containerd, image.digest, snapshotter=self.runtime.snapshotter, wanted=wanted
+                self.containerd,
+                image.digest,
+                snapshotter=self.runtime.snapshotter,
+                wanted=wanted,
+                lease_labels={LEASE_LABEL: self.settings.node_name},
             ),
         )
         return verdict.kept

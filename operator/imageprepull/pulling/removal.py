@@ -8,17 +8,15 @@ with it.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from imageprepull.pulling.chain_removal import records_of
-from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE, MANAGED
-from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.leases import short_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.cri import CriContainer
 from imageprepull.runtime.errors import NotFound
@@ -27,8 +25,6 @@ from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
 IN_USE = "ImageInUse"
-_CLEANUP = 30.0
-_LEASE_SECONDS = 600.0
 _ID = "sha256:"
 """Records named like this are those of image IDs."""
 
@@ -93,12 +89,18 @@ def users_of(
 
 
 async def remove_image(
-    containerd: Containerd, digest: str, *, snapshotter: str, wanted: Callable[[], Collection[str]]
+    containerd: Containerd,
+    digest: str,
+    *,
+    snapshotter: str,
+    wanted: Callable[[], Collection[str]],
+    lease_labels: Mapping[str, str],
 ) -> Verdict:
     """Remove the image that `digest` is the target of, unless it has to stay; returns when its layers are collected.
 
     May be called again after dying anywhere: it goes on with what is left. `wanted` names the top-level digests that
     stay; it is asked again before each record is deleted, since a slow runtime may take minutes until then.
+    `lease_labels` say whose the lease of the collection is.
 
     Raises:
         PullError: ImageInUse, with who uses it; nothing was removed.
@@ -119,7 +121,9 @@ async def remove_image(
         return verdict
     if why := await _delete(containerd, found, verdict.records, wanted):
         return Verdict(kept=why)
-    await collect(containerd)
+    # Deletions alone start no collection; the end of a lease does, within the call.
+    async with short_lease(containerd, "collect", lease_labels, sync=True):
+        pass
     if verdict.records:
         log.info("image removed", digest=digest, records=verdict.records)
     return verdict
@@ -164,15 +168,3 @@ async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> F
         if content is not None and f"{GC_SNAPSHOT}{snapshotter}" in content.labels:
             tops.add(content.labels[f"{GC_SNAPSHOT}{snapshotter}"])
     return Found(tuple(record for record in records if record.name in names), frozenset(ids), frozenset(tops))
-
-
-async def collect(containerd: Containerd) -> None:
-    """Let the runtime collect now, and wait for it: deletions alone start no collection."""
-    lease = f"imageprepull-collect-{secrets.token_hex(8)}"
-    try:
-        # In here: the daemon may have made it, though its answer was lost.
-        await containerd.leases.create(lease, {}, _LEASE_SECONDS)
-        await containerd.leases.delete(lease, sync=True)
-    except BaseException:
-        await finish_anyway(patiently(lambda: drop_lease(containerd, lease), _CLEANUP), _CLEANUP)
-        raise

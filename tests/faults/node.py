@@ -18,8 +18,6 @@ from tests.containerd.pull_bench import answering
 from tests.testbed.daemon import ContainerdDaemon, disk
 from tests.testbed.images import BuiltImage
 
-LOCK = "agent.lock"
-
 
 @dataclass
 class Machine:
@@ -62,10 +60,8 @@ class Machine:
         (self.folder / "containerd.pid").write_text(str(self.daemon.process.pid))
 
     def spooled(self) -> list[str]:
-        """Files of the spool but the lock."""
-        if not self.spool.exists():
-            return []
-        return sorted(path.name for path in self.spool.iterdir() if path.name != LOCK)
+        """Files of the spool."""
+        return sorted(path.name for path in self.spool.iterdir()) if self.spool.exists() else []
 
 
 @contextlib.contextmanager

@@ -9,39 +9,44 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-LOCK_NAME = "agent.lock"
-
 
 @asynccontextmanager
 async def locked(spool: Path, *, retry: float, on_wait: Callable[[str], None]) -> AsyncIterator[None]:
     """Hold the spool's lock while the block runs. `on_wait` hears why it waits, and an empty text at the end.
 
-    flock, because the kernel drops it with the process however that ends.
+    flock, because the kernel drops it with the process however that ends; on the directory itself, because whoever
+    empties it (a cleaner, `rm -r spool/*`) must not let a second agent in beside the one that holds it. Against the
+    removal of the directory under its holder nothing helps: the next agent makes another one.
 
     Raises:
         OSError: the spool directory cannot be made or opened.
     """
-    handle = open_lock(spool)
+    while (handle := try_lock(spool)) is None:
+        on_wait(f"another agent holds {spool}; waiting until it ends")
+        await asyncio.sleep(retry)
+    on_wait("")
     try:
-        while not try_lock(handle):
-            on_wait(f"another agent holds {spool / LOCK_NAME}; waiting until it ends")
-            await asyncio.sleep(retry)
-        on_wait("")
         yield
     finally:
         os.close(handle)
 
 
-def open_lock(spool: Path) -> int:
-    """The lock file's descriptor; makes the spool directory, readable by nobody else."""
+def try_lock(spool: Path) -> int | None:
+    """The descriptor that holds the lock now, or None. Makes the spool directory, readable by nobody else.
+
+    Raises:
+        OSError: it cannot be made or opened.
+    """
     spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(spool / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def try_lock(handle: int) -> bool:
-    """Whether the lock is ours now."""
+    handle = os.open(spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    ours = False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        # If there is another one of that name since it was opened, who holds that one has the spool.
+        ours = os.path.samestat(os.fstat(handle), spool.stat())
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    finally:
+        if not ours:
+            os.close(handle)
+    return handle if ours else None

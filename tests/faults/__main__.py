@@ -1,7 +1,8 @@
 """The long run: `python -m tests.faults --version 2.4 --kills 250`. Cut off, it goes on where it was.
 
 Each round has a seed and a line in the journal (tests/journal.py). Rounds of the same engine code add up, whatever
-else has changed since: they are kept by a digest of its files. `--faults` runs one round again, as a line printed it.
+else has changed since: they are kept by a digest of the files that a round executes. `--faults` runs one round again,
+as a line printed it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,31 @@ from tests.faults.faults import Fault, random_faults
 from tests.faults.node import machine
 from tests.faults.round import Outcome
 from tests.faults.stage import DURATION, Stage, stage
-from tests.faults.tally import Hit, missed, rarest, table
+from tests.faults.tally import Hit, least_hit, missed, rarest, table
 from tests.journal import PASSED, Chunk, Journal
 
-ENGINE = ("oci", "registry", "runtime", "unpacking", "pulling")
+ENGINE = (
+    "agent",
+    "cli/start.py",
+    "kube",
+    "oci",
+    "pulling",
+    "registry",
+    "resources",
+    "runtime",
+    "telemetry",
+    "unpacking",
+)
+"""What the victim runs."""
 CHECKOUT = Path(__file__).parents[2]
 
 
 def engine_digest(checkout: Path = CHECKOUT) -> str:
-    """What the rounds are about: the code that pulls, as it is in the checkout."""
+    """What the rounds are about: the code that they execute, as it is in the checkout."""
     found = hashlib.sha256()
     for part in ENGINE:
-        for path in sorted((checkout / "operator/imageprepull" / part).rglob("*.py")):
+        place = checkout / "operator/imageprepull" / part
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             found.update(str(path.relative_to(checkout)).encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:12]
 
@@ -64,7 +78,7 @@ class Campaign:
                     await self._round(found, len(self.done) + 1)
 
     async def _round(self, found: Stage, seed: int) -> None:
-        faults = random_faults(seed, duration=DURATION, rare=rarest(self.hits))
+        faults = random_faults(seed, duration=DURATION, rare=rarest(self.hits), wanting=least_hit(self.hits))
         outcome = await found.round(faults)
         verdict = "; ".join(outcome.complaints[:3]) or PASSED
         hits = " ".join(map(str, outcome.hits))
@@ -93,6 +107,8 @@ async def once(version: str, faults: list[Fault]) -> int:
         async with stage(running) as found:
             outcome = await found.round(faults)
     say(f"{' '.join(map(str, outcome.hits))} in {outcome.seconds:.1f} s, attempts failed: {outcome.reasons}")
+    if outcome.spared:
+        say(f"found nothing to hit: {' '.join(map(str, outcome.spared))}")
     say("\n".join(outcome.complaints) or PASSED)
     if outcome.complaints:
         show(faults, outcome)

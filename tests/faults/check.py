@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.manifest import parse_manifest
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.labels import UNSYNCED
+from imageprepull.pulling.labels import CRI_MANAGED, MANAGED, UNSYNCED, config_labels, manifest_labels
 from imageprepull.pulling.records import record_names
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
@@ -21,24 +22,37 @@ from tests.containerd.differential.trees import differences, scan
 from tests.containerd.layer_trees import layer_folders
 from tests.containerd.pull_bench import start_daemon
 from tests.faults.node import Machine, connected
+from tests.testbed.daemon import run
 from tests.testbed.images import BuiltImage
 
 _SHOWN = 5
 
 
 async def complaints(
-    machine: Machine, containerd: Containerd, image: BuiltImage, reference: str, since: float
+    machine: Machine,
+    containerd: Containerd,
+    image: BuiltImage,
+    reference: str,
+    since: float,
+    *,
+    kept: Collection[str] = (),
 ) -> list[str]:
-    """Of a machine with an idle agent, whose pull began at `since` (seconds since 1970)."""
+    """Of a machine with an idle agent, whose pull began at `since` (seconds since 1970).
+
+    `kept`: digests of layers whose blobs the content store must have. An agent that dies between an image's records
+    and the end of its pull leaves them out.
+    """
     found = await _leftovers(machine, containerd, "")
     found += await _image(containerd, image, reference)
-    if not found:
+    found += await _kept(containerd, kept)
+    if not await _layers(containerd, image, synced=False):
         found += await _trees(machine, containerd, image, since)
     await _make_dirty(containerd)
     found += await _leftovers(machine, containerd, " after a collection")
     found += await _files(machine, containerd)
     # What the collection took was not held.
     found += await _image(containerd, image, reference)
+    found += await _kept(containerd, kept)
     return found
 
 
@@ -75,6 +89,16 @@ async def clear(machine: Machine) -> None:
         await empty(machine, containerd)
     for name in machine.spooled():
         (machine.spool / name).unlink()
+    for point in mounts(machine):
+        await asyncio.to_thread(run, "umount", point)
+
+
+def mounts(machine: Machine) -> set[str]:
+    """Mount points on the machine's disk, the daemon's own for a moment's unpacking excepted."""
+    own = f"{machine.daemon.root}/tmpmounts"
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = {line.split()[4] for line in lines}
+    return {point for point in points if point.startswith(f"{machine.folder}/") and not point.startswith(own)}
 
 
 async def early_records(containerd: Containerd, image: BuiltImage, reference: str) -> list[str]:
@@ -99,11 +123,29 @@ async def _image(containerd: Containerd, image: BuiltImage, reference: str) -> l
         record = await containerd.images.get(name)
         if record is None or record.target.digest != image.digest:
             found.append(f"record {name} is {record and record.target.digest}")
+        elif lacking := {CRI_MANAGED, MANAGED} - record.labels.keys():
+            found.append(f"record {name} lacks the labels {sorted(lacking)}")
+        shown = await containerd.cri.image_status(name)
+        if shown is None or shown.id != image.config.digest:
+            found.append(f"the CRI shows {name} as {shown and shown.id}")
+    manifest = parse_manifest(image.manifest.read())
+    labels = {
+        image.manifest.digest: manifest_labels(manifest, keep_layers=True),
+        image.config.digest: config_labels(SNAPSHOTTER, image.chain_ids[-1]),
+    }
     for blob in (image.manifest, image.config):
-        there = await containerd.content.info(blob.digest) is not None
-        if not there or await containerd.content.read(blob.digest) != blob.read():
-            found += [f"document {blob.digest} is missing or damaged"]
+        info = await containerd.content.info(blob.digest)
+        if info is None or await containerd.content.read(blob.digest) != blob.read():
+            found.append(f"document {blob.digest} is missing or damaged")
+        elif lost := labels[blob.digest].items() - info.labels.items():
+            found.append(f"document {blob.digest} lacks the labels {sorted(lost)}")
     return found + await _layers(containerd, image, synced=True)
+
+
+async def _kept(containerd: Containerd, digests: Collection[str]) -> list[str]:
+    """That the files of recorded ones are whole is looked at with the disk."""
+    there = {info.digest for info in await containerd.content.list()}
+    return [f"layer blob {digest} is not kept" for digest in digests if digest not in there]
 
 
 async def _layers(containerd: Containerd, image: BuiltImage, *, synced: bool) -> list[str]:

@@ -96,6 +96,82 @@ def early_record() -> None:
     image.ImagePull._put_documents = early  # type: ignore[assignment,method-assign]
 
 
+def documents_again() -> None:
+    """Every attempt asks the registry for manifest and config, whatever the runtime has."""
+    from imageprepull.pulling import image  # noqa: PLC0415
+
+    async def nothing(*_: Any) -> None:
+        return
+
+    image.read_local = nothing  # type: ignore[assignment,attr-defined]
+    image.ImagePull._recorded = nothing  # type: ignore[assignment,method-assign]
+
+
+def unkept_blob() -> None:
+    """One layer's blob never comes into the content store."""
+    from imageprepull.pulling.layer_blobs import LayerBlobs  # noqa: PLC0415
+
+    plain = LayerBlobs.ingest
+    asked: list[str] = []
+
+    async def ingest(self: Any, containerd: Any, digest: str, *rest: Any, **options: Any) -> None:
+        asked.append(digest)
+        if len(asked) != 5:
+            await plain(self, containerd, digest, *rest, **options)
+
+    LayerBlobs.ingest = ingest  # type: ignore[method-assign]
+
+
+def unlabelled_blobs() -> None:
+    """The manifest does not name the layers' blobs to the runtime's collection."""
+    from imageprepull.pulling import labels, records  # noqa: PLC0415
+
+    def bare(manifest: Any, *, keep_layers: bool) -> dict[str, str]:
+        return labels.manifest_labels(manifest, keep_layers=False)
+
+    records.manifest_labels = bare  # type: ignore[attr-defined]
+
+
+def unmanaged_records() -> None:
+    """Records without our label: `Delete` would never remove the image."""
+    from imageprepull.pulling import labels, records  # noqa: PLC0415
+
+    plain = labels.record_labels
+
+    def bare(**options: Any) -> dict[str, str]:
+        return {key: value for key, value in plain(**options).items() if key != labels.MANAGED}
+
+    records.record_labels = bare  # type: ignore[attr-defined]
+
+
+def leaked_mount() -> None:
+    """Something stays mounted on the runtime's disk."""
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    folder = next(one.removeprefix("--folder=") for one in sys.argv if one.startswith("--folder="))
+    Path(f"{folder}/leaked").mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "leaked", f"{folder}/leaked"], check=True)
+
+
+def orphan() -> None:
+    """A process that has left the session outlives the agent."""
+    import subprocess  # noqa: PLC0415
+
+    null = subprocess.DEVNULL
+    subprocess.Popen(["sleep", "60"], start_new_session=True, stdin=null, stdout=null, stderr=null)
+
+
+def unwritten() -> None:
+    """Layers are believed without having been written to disk. Only a power cut shows it."""
+    from imageprepull.pulling import durability  # noqa: PLC0415
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return
+
+    durability.sync_file_system = nothing
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     found.__name__.replace("_", "-"): found
     for found in (
@@ -106,6 +182,13 @@ DEFECTS: dict[str, Callable[[], None]] = {
         refetched_range,
         unnoted_range,
         early_record,
+        documents_again,
+        unkept_blob,
+        unlabelled_blobs,
+        unmanaged_records,
+        leaked_mount,
+        orphan,
+        unwritten,
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -87,14 +88,21 @@ class Fault:
 
 
 RANDOM_VICTIMS = (
-    *[Victim.AGENT] * 4,
-    *[Victim.DAEMON] * 4,
-    Victim.WORKER,
+    *[Victim.AGENT] * 5,
+    *[Victim.DAEMON] * 5,
+    *[Victim.WORKER] * 2,
+    *[Victim.CONNECTION] * 2,
     Victim.ZYGOTE,
-    Victim.CONNECTION,
     Victim.LEASE,
     Victim.GAP,
 )
+_WHILE: dict[Victim, Sequence[Step]] = {
+    Victim.WORKER: (Step.STAGED, Step.FETCHED, Step.UNPACKED, Step.COMMITTED),
+    Victim.CONNECTION: (Step.FETCHED,),
+    Victim.LEASE: (*BEFORE_RECORDS, Step.RECORDED, Step.KEEPING, Step.INGESTED),
+    Victim.GAP: (Step.STAGED, Step.FETCHED, Step.SPOOLED, Step.UNPACKED, Step.INHERITED, Step.PREPARED),
+}
+"""When there is something to hit of these: after these steps, and before the pull has gone on for long."""
 _OFTEN = (
     Step.FETCHED,
     Step.SPOOLED,
@@ -110,18 +118,27 @@ _OFTEN = (
 _LAYERS = 12
 
 
-def random_faults(seed: int, *, duration: float, rare: Step | None = None, most: int = 3) -> list[Fault]:
+def random_faults(
+    seed: int, *, duration: float, rare: Step | None = None, wanting: Victim | None = None, most: int = 3
+) -> list[Fault]:
     """Up to `most` kills of one pull that lasts `duration` seconds undisturbed.
 
     Half of them at a random time, which falls into the long steps; half a few milliseconds after a step, or the short
-    ones would never be hit: every other time after `rare`, if given, or a random one.
+    ones would never be hit: every other time after `rare`, if given, or a random one. What is there for a part of the
+    pull only is hit a few milliseconds after a step of that part. Every fourth hits `wanting`, if given.
     """
     chance = random.Random(seed)
-    return [_random_fault(chance, duration, rare) for _ in range(chance.randint(1, most))]
+    return [_random_fault(chance, duration, rare, wanting) for _ in range(chance.randint(1, most))]
 
 
-def _random_fault(chance: random.Random, duration: float, rare: Step | None) -> Fault:
+def _random_fault(chance: random.Random, duration: float, rare: Step | None, wanting: Victim | None) -> Fault:
     victim = chance.choice(RANDOM_VICTIMS)
+    if wanting is not None and chance.random() < 0.25:
+        victim = wanting
+    if victim in _WHILE:
+        step = chance.choice(_WHILE[victim])
+        occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
+        return Fault(victim, step.value, occurrence, chance.uniform(0, 0.005))
     if chance.random() < 0.5:
         return Fault(victim, delay=chance.uniform(0, duration))
     step = rare if rare is not None and chance.random() < 0.5 else chance.choice(FAST_STEPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from tests.faults.faults import Fault
 
 CHECKOUT = Path(__file__).parents[2]
+MARKER = "IMAGEPREPULL_FAULTS_LIFE"
+"""In the environment of a life, with a name of its own: whatever it starts inherits it, and cannot take it off."""
 PATIENCE = 60.0
 """Seconds without a word, after which a life is given up."""
 
@@ -24,6 +27,7 @@ class Life:
 
     process: asyncio.subprocess.Process
     log: Path
+    name: str = ""
     lines: asyncio.Queue[list[str] | None] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> list[str] | None:
@@ -56,15 +60,30 @@ class Life:
             return await self.process.wait()
 
     def others(self) -> list[str]:
-        """The processes of its session but itself and the parent of the workers."""
+        """The processes that it or its children started, itself excepted: "PID NAME" each."""
+        return [f"{pid} {name}" for pid, name in self._started()]
+
+    def kill_others(self) -> None:
+        """What a defect has left is not to outlive its round."""
+        for pid, _ in self._started():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _started(self) -> list[tuple[int, str]]:
+        """By its session, and by the environment for who has left that."""
+        marker = f"{MARKER}={self.name}".encode()
         found = []
         for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError, ProcessLookupError):
+            with contextlib.suppress(OSError, ValueError):
                 pid = int(entry.name)
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 # A dead one that nobody has reaped yet holds nothing any more.
-                if os.getsid(pid) == self.process.pid and pid != self.process.pid and state != "Z":
-                    found.append(f"{pid} {(entry / 'comm').read_text().strip()}")
+                if pid == self.process.pid or state == "Z":
+                    continue
+                if os.getsid(pid) == self.process.pid or marker in (entry / "environ").read_bytes().split(
+                    b"\0"
+                ):
+                    found.append((pid, (entry / "comm").read_text().strip()))
         return found
 
     def tail(self, lines: int = 40) -> str:
@@ -98,6 +117,7 @@ async def life(
     ]
     command += [f"--digest={digest}", f"--boot-id-file={boot}", f"--defect={defect}", *options]
     command += [f"--fault={fault}" for fault in faults]
+    name = secrets.token_hex(8)
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -105,9 +125,10 @@ async def life(
             stderr=errors,
             stdin=asyncio.subprocess.DEVNULL,
             cwd=CHECKOUT,
+            env={**os.environ, MARKER: name},
             start_new_session=True,
         )
-    found = Life(process, log)
+    found = Life(process, log, name)
     reading = asyncio.create_task(_read(process, found.lines))
     try:
         yield found

@@ -26,6 +26,8 @@ class CountingRegistry(FaultyRegistry):
         """Bytes that were asked for although they were `finished`."""
         self.complaints: list[str] = []
         self.finished: dict[str, RangeMap] = {}
+        self.documents: set[str] = set()
+        """Manifests and configs that the runtime holds: registries count each GET of them."""
         self._next = 0.0
         self._live: set[asyncio.Transport] = set()
 
@@ -34,12 +36,13 @@ class CountingRegistry(FaultyRegistry):
         self.asked.clear()
         self.requests.clear()
         self.finished.clear()
+        self.documents.clear()
         self.complaints.clear()
         self.sent = self.again = 0
 
     def cut(self) -> int:
-        """Close every connection that is sending; how many those were."""
-        live = list(self._live)
+        """Close every connection that is sending; how many those were. One that is over already is not cut."""
+        live = [transport for transport in self._live if not transport.is_closing()]
         for transport in live:
             transport.abort()
         return len(live)
@@ -49,7 +52,13 @@ class CountingRegistry(FaultyRegistry):
         size = len(self.blobs[digest])
         self.finished.setdefault(digest, RangeMap(size)).add(start, end)
 
+    async def _manifest(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            self._judge_document(request.match_info["reference"])
+        return await super()._manifest(request)
+
     async def _blob(self, request: web.Request) -> web.StreamResponse:
+        self._judge_document(request.match_info["digest"])
         try:
             return await super()._blob(request)
         except ConnectionError:
@@ -78,6 +87,10 @@ class CountingRegistry(FaultyRegistry):
                 self.sent += len(piece)
         finally:
             self._live.discard(transport)
+
+    def _judge_document(self, digest: str) -> None:
+        if digest in self.documents:
+            self.complaints.append(f"the document {digest} was fetched again")
 
     def _judge(self, digest: str, start: int, end: int) -> None:
         self.asked[digest].append((start, end))

@@ -17,7 +17,7 @@ from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import start_daemon
-from tests.faults.check import clear, complaints, early_records, empty
+from tests.faults.check import clear, complaints, early_records, empty, mounts
 from tests.faults.faults import STARTED, Fault, Victim
 from tests.faults.life import Life, life
 from tests.faults.node import Machine, connected
@@ -28,13 +28,19 @@ from tests.testbed.images import BuiltImage
 
 _LONGEST = 150.0
 """Seconds of a round."""
+_ORPHANS = 2.0
+"""Seconds that the kernel may take to end what an agent leaves behind."""
 
 
 @dataclass
 class Outcome:
-    """`complaints` are empty for a good round. `reasons`: what attempts failed with; `steps`: how often each was done."""
+    """`complaints` are empty for a good round. `reasons`: what attempts failed with; `steps`: how often each was done.
+
+    `hits` are faults that hit something; `spared` those that found nothing to hit, as a connection that was over.
+    """
 
     hits: list[Hit] = field(default_factory=list)
+    spared: list[Hit] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     steps: Counter[str] = field(default_factory=Counter)
@@ -50,13 +56,18 @@ class Round:
     reference: str
     defect: str = ""
     options: Sequence[str] = ()
+    torn: int = 0
+    """How many of the daemon's writes to disk were hit in rounds before."""
     pause: random.Random = field(default_factory=lambda: random.Random(1))
 
     async def run(self, faults: Sequence[Fault]) -> Outcome:
         """Leaves the machine empty, whatever was found."""
         self.registry.forget()
         self._left = list(faults)
-        self._torn = 0
+        self._torn = self.torn
+        self._spooled: set[str] = set()
+        self._kept: frozenset[str] = frozenset()
+        self._mounted = mounts(self.machine)
         self._outcome = Outcome()
         since, started = time.time(), time.monotonic()
         log = self.machine.folder / "victim.log"
@@ -93,10 +104,10 @@ class Round:
                         step = name
                         self._outcome.steps[name] += 1
                         self._note(name, subject)
-                    case ["fault", _, who, *_]:
+                    case ["fault" | "spared" as word, _, who, *_]:
                         self._left.pop(0)
-                        self._outcome.hits.append(Hit(Victim(who), step))
-                        await self._strike(Victim(who), victim)
+                        hit = word == "fault" and await self._strike(Victim(who), victim)
+                        (self._outcome.hits if hit else self._outcome.spared).append(Hit(Victim(who), step))
                     case ["failed", reason, *_]:
                         self._outcome.reasons.append(reason)
                     case ["given-up"]:
@@ -110,12 +121,22 @@ class Round:
         return False
 
     def _note(self, step: str, subject: list[str]) -> None:
-        if step == Step.FETCHED:
-            digest, _, span = " ".join(subject).partition(" ")
-            start, _, end = span.partition("-")
-            self.registry.finish(digest, int(start), int(end))
+        match step:
+            case Step.FETCHED:
+                digest, _, span = " ".join(subject).partition(" ")
+                start, _, end = span.partition("-")
+                self.registry.finish(digest, int(start), int(end))
+            case Step.DOCUMENTED:
+                self.registry.documents |= {self.image.manifest.digest, self.image.config.digest}
+            case Step.LEASED:
+                self._spooled.clear()  # an attempt begins: it keeps what it fetches itself.
+            case Step.SPOOLED:
+                self._spooled |= set(subject)
+            case Step.KEPT:
+                self._kept = frozenset(self._spooled)
 
-    async def _strike(self, who: Victim, victim: Life) -> None:
+    async def _strike(self, who: Victim, victim: Life) -> bool:
+        """Do what is the parent's to do; whether anything was hit."""
         match who:
             case Victim.DAEMON:
                 await asyncio.to_thread(self.machine.daemon.kill)
@@ -129,36 +150,45 @@ class Round:
                 await start_daemon(self.machine)  # type: ignore[arg-type]
                 victim.tell_of_daemon()
             case Victim.CONNECTION:
-                self.registry.cut()
+                return self.registry.cut() > 0
             case Victim.PAUSE:
                 await stopped(victim)
                 victim.go_on()
             case Victim.LEASE | Victim.GAP:
                 await stopped(victim)
                 async with connected(self.machine) as containerd:
-                    await (_lose_leases(containerd) if who is Victim.LEASE else self._tear(containerd))
+                    lost = await (
+                        self._lose_leases(containerd) if who is Victim.LEASE else self._tear(containerd)
+                    )
                 victim.go_on()
+                return lost > 0
             case _:
                 pass
+        return True
 
-    async def _tear(self, containerd: Containerd) -> None:
+    async def _lose_leases(self, containerd: Containerd) -> int:
+        leases = await containerd.leases.list([f'labels."{LEASE}"'])
+        for lease in leases:
+            await containerd.leases.delete(lease.id, sync=True)
+        # Until records hold them, documents go with it.
+        self.registry.documents.clear()
+        return len(leases)
+
+    async def _tear(self, containerd: Containerd) -> int:
         """A collection takes the record first, then the files, and tells nobody who works there."""
-        for found in await containerd.snapshots.list(SNAPSHOTTER, ["kind==active"]):
-            if "staging" in found.name:
-                await containerd.snapshots.remove(SNAPSHOTTER, found.name)
+        active = await containerd.snapshots.list(SNAPSHOTTER, ["kind==active"])
+        staging = [found for found in active if "staging" in found.name]
+        for found in staging:
+            await containerd.snapshots.remove(SNAPSHOTTER, found.name)
         for tree in self.machine.snapshots.glob("*/fs/[0-9]*-[0-9]*"):
             with contextlib.suppress(FileNotFoundError):  # a real one is at it, too
                 for lost in [path for path in sorted(tree.rglob("*")) if path.is_file()][:1]:
                     lost.unlink()
+        return len(staging)
 
     async def _bury(self, victim: Life) -> None:
         """What must hold as soon as the agent is dead."""
-        async with asyncio.timeout(5):
-            # Orphans are killed by the kernel; it takes its time.
-            while left := victim.others():  # noqa: ASYNC110 - the kernel tells nobody.
-                await asyncio.sleep(0.01)
-        if left:
-            self._outcome.complaints.append(f"processes outlive the agent: {left}")
+        await self._alone(victim)
         async with connected(self.machine) as containerd:
             self._outcome.complaints += await early_records(containerd, self.image, self.reference)
         for path in self.machine.spool.glob("*.json"):
@@ -177,20 +207,28 @@ class Round:
             outcome.complaints.append(f"workers without work: {others}")
         async with connected(self.machine) as containerd:
             outcome.complaints += await complaints(
-                self.machine, containerd, self.image, self.reference, since
+                self.machine, containerd, self.image, self.reference, since, kept=self._kept
             )
             if await victim.stop():
                 outcome.complaints.append(f"the agent ended with {victim.process.returncode}")
-            if left := victim.others():
-                outcome.complaints.append(f"processes outlive the agent: {left}")
+            await self._alone(victim)
+            outcome.complaints += [
+                f"{point} is left mounted" for point in mounts(self.machine) - self._mounted
+            ]
             outcome.complaints += await empty(self.machine, containerd)
+
+    async def _alone(self, victim: Life) -> None:
+        """What outlives the agent is complained of, and killed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ORPHANS):
+                # Orphans are killed by the kernel; it takes its time.
+                while victim.others():  # noqa: ASYNC110 - the kernel tells nobody.
+                    await asyncio.sleep(0.01)
+        if left := victim.others():
+            self._outcome.complaints.append(f"processes outlive the agent: {left}")
+            victim.kill_others()
 
 
 async def stopped(victim: Life) -> None:
     """Wait until the kernel says that every thread of it stands still, or that it has died."""
     await asyncio.to_thread(os.waitid, os.P_PID, victim.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-
-async def _lose_leases(containerd: Containerd) -> None:
-    for lease in await containerd.leases.list([f'labels."{LEASE}"']):
-        await containerd.leases.delete(lease.id, sync=True)

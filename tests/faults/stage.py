@@ -31,11 +31,17 @@ class Stage:
     """Of all rounds so far."""
 
     async def round(
-        self, faults: Sequence[Fault], *, defect: str = "", options: Sequence[str] = ()
+        self, faults: Sequence[Fault], *, defect: str = "", options: Sequence[str] = (), torn: int = 0
     ) -> Outcome:
         """One pull through these faults, from an empty machine to an empty machine."""
         outcome = await Round(
-            self.machine, self.registry, self.image, self.reference, defect=defect, options=options
+            self.machine,
+            self.registry,
+            self.image,
+            self.reference,
+            defect=defect,
+            options=options,
+            torn=torn,
         ).run(faults)
         self.hits += outcome.hits
         return outcome

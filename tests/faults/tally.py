@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from imageprepull.pulling.steps import Step
 from tests.faults.faults import FAST_STEPS, STARTED, SWEPT, Victim
 
+ALWAYS = (Victim.AGENT, Victim.WORKER, Victim.DAEMON, Victim.CONNECTION)
+"""None of these may have been left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A fault that happened when this step was the last one done."""
+    """A fault that hit its victim when this step was the last one done."""
 
     victim: Victim
     step: str
@@ -31,10 +34,11 @@ def counted(hits: Iterable[Hit]) -> Counter[str]:
     return Counter(hit.step for hit in hits)
 
 
-def missed(hits: Iterable[Hit], steps: Sequence[Step] = FAST_STEPS) -> list[str]:
-    """The steps that no fault fell into."""
+def missed(hits: Sequence[Hit], steps: Sequence[Step] = FAST_STEPS) -> list[str]:
+    """The steps that no fault fell into, and the victims that none has hit."""
     found = counted(hits)
-    return [step.value for step in steps if not found[step.value]]
+    never = [step.value for step in steps if not found[step.value]]
+    return never + [victim.value for victim in ALWAYS if not any(hit.victim is victim for hit in hits)]
 
 
 def rarest(hits: Iterable[Hit]) -> Step:
@@ -43,9 +47,14 @@ def rarest(hits: Iterable[Hit]) -> Step:
     return min(FAST_STEPS, key=lambda step: found[step.value])
 
 
+def least_hit(hits: Sequence[Hit]) -> Victim:
+    """The victim that is to be hit next."""
+    return min(ALWAYS, key=lambda victim: sum(hit.victim is victim for hit in hits))
+
+
 def table(hits: Sequence[Hit]) -> str:
-    """A row for each step, a column for each victim."""
-    victims = [victim for victim in Victim if any(hit.victim is victim for hit in hits)]
+    """A row for each step, a column for each victim that was hit or has to be."""
+    victims = [victim for victim in Victim if victim in ALWAYS or any(hit.victim is victim for hit in hits)]
     cells = Counter((hit.step, hit.victim) for hit in hits)
     steps = [STARTED, SWEPT, *(step.value for step in Step)]
     lines = [f"{'last step done':16}" + "".join(f"{victim:>12}" for victim in victims) + f"{'all':>7}"]

@@ -21,8 +21,12 @@ pytestmark = pytest.mark.timeout(200)
 READY = Fault(Victim.PAUSE, Step.VISIBLE.value)
 
 
-async def start_again(stage: Stage, machine: Machine, since: float) -> list[str]:
-    """Daemon and agent, as at a boot; what is not right when the agent is idle."""
+async def start_again(stage: Stage, machine: Machine, since: float, *, pulled: bool) -> list[str]:
+    """Daemon and agent, as at a boot; what is not right when the agent is idle.
+
+    `pulled`: an agent has come to the end of the pull, before the cut or after it.
+    """
+    kept = [layer.blob.digest for layer in stage.image.layers] if pulled else []
     # On 1.6 the end of an ingest is not durable: its folder is there again, and the runtime leaves it there.
     runtimes_own = {f"ingest folder {path.name}" for path in machine.ingests.glob("*")}
     await asyncio.to_thread(machine.start)
@@ -33,7 +37,7 @@ async def start_again(stage: Stage, machine: Machine, since: float) -> list[str]
         connected(machine) as containerd,
     ):
         await agent.until("idle")
-        found = await complaints(machine, containerd, stage.image, stage.reference, since)
+        found = await complaints(machine, containerd, stage.image, stage.reference, since, kept=kept)
         assert await agent.stop() == 0
     return [line for line in found if line not in runtimes_own]
 
@@ -54,7 +58,7 @@ async def test_the_power_fails_when_the_image_is_ready(stage: Stage, sync: str) 
             lost = bytes_in_layers(later) < 0.9 * bytes_in_layers(node)
             assert lost is (sync == "background"), "or the cut is none"
             stage.registry.forget()
-            assert await start_again(stage, later, since) == []
+            assert await start_again(stage, later, since, pulled=lost) == []
             assert stage.registry.sent == (whole if sync == "background" else 0)
     await clear(node)
 
@@ -67,8 +71,25 @@ async def test_the_power_fails_when_the_agent_is_idle(stage: Stage) -> None:
         await running.until("idle")
         with after_power_cut(node) as later:
             stage.registry.forget()
-            assert await start_again(stage, later, since) == []
+            assert await start_again(stage, later, since, pulled=True) == []
             assert stage.registry.sent == 0
+        assert await running.stop() == 0
+    await clear(node)
+
+
+@pytest.mark.parametrize("node", ["2.4"], indirect=True)
+async def test_a_planted_defect_is_found(stage: Stage) -> None:
+    """The same with an agent that believes its layers without having written them: or that test could not fail."""
+    node, since = stage.machine, time.time()
+    log = node.folder / "before.log"
+    agent = life(
+        node.folder, stage.reference, stage.image.digest, boot=node.boot, log=log, defect="unwritten"
+    )
+    async with agent as running:
+        await running.until("idle")
+        with after_power_cut(node) as later:
+            found = await start_again(stage, later, since, pulled=True)
+            assert any(line.startswith("layer ") for line in found), found
         assert await running.stop() == 0
     await clear(node)
 

@@ -3,7 +3,8 @@
 Lock, runtime, sweep, reconciler, workers and pull are the product's own; only the NodePrepull is replaced by one image
 on the command line. It tells each step on standard output, one line each, so that its parent knows how far it was:
 
-    started | step NAME SUBJECT | fault NUMBER VICTIM STEP | failed REASON MESSAGE | given-up | idle
+    started | step NAME SUBJECT | fault NUMBER VICTIM STEP | spared NUMBER VICTIM STEP | failed REASON MESSAGE |
+    given-up | idle
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sync", default="background")
     parser.add_argument("--extraction", default="auto")
     parser.add_argument("--fault", action="append", default=[], type=Fault.parse)
-    parser.add_argument("--defect", default="")
+    parser.add_argument("--defect", default="", help="some, with commas in between")
     return parser.parse_args()
 
 
@@ -119,10 +120,12 @@ class Executioner:
                 self._faults[self._number] = Fault(fault.victim, delay=0.01)
                 self._arm()
                 return
-            say("fault", self._number, fault.victim, self._last)
+            dead = fault.victim is Victim.ZYGOTE and not _lives(self._zygote)
+            say("spared" if dead else "fault", self._number, fault.victim, self._last)
             self._number += 1
             self._seen.clear()
-            self._strike(fault.victim, victim)
+            if not dead:
+                self._strike(fault.victim, victim)
             self._arm()
 
     def _strike(self, victim: Victim, worker: int) -> None:
@@ -147,10 +150,18 @@ class Executioner:
     def _worker(self) -> int:
         children = Path(f"/proc/{self._zygote}/task/{self._zygote}/children")
         try:
-            pids = children.read_text().split()
+            pids = [int(pid) for pid in children.read_text().split()]
         except OSError:
             return 0
-        return int(pids[-1]) if pids else 0
+        return next((pid for pid in reversed(pids) if _lives(pid)), 0)
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process that a signal could end: one that is dead already is only not reaped yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
 
 
 def main() -> int:
@@ -165,7 +176,8 @@ def main() -> int:
     if args.defect:
         from tests.faults.defects import plant  # noqa: PLC0415 - after the fork, as all that follows.
 
-        plant(args.defect)
+        for defect in args.defect.split(","):
+            plant(defect)
     asyncio.run(live(args, workers, executioner))
     return 0
 

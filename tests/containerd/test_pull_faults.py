@@ -16,7 +16,7 @@ import pytest
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd, connect
-from tests.containerd.conftest import SNAPSHOTTER, leftovers
+from tests.containerd.conftest import SNAPSHOTTER, leftovers, wipe
 from tests.containerd.pull_bench import (
     OWNER,
     PullBench,
@@ -343,3 +343,4 @@ async def test_a_daemon_killed_in_the_middle_is_a_temporary_failure_and_the_next
         assert fake.gets(image.layers[1].blob.digest) == [""]
         assert (await bench.presence(reference)).present
         await bench.assert_clean()
+        await wipe(containerd)

@@ -59,3 +59,19 @@ async def test_without_a_defect_or_a_fault_nothing_is_found(stage: Stage) -> Non
     assert (outcome.complaints, outcome.reasons, outcome.hits) == ([], [], [])
     assert outcome.steps.keys() - {SWEPT} == set(FAST_STEPS)
     assert outcome.steps[Step.UNPACKED] == len(stage.image.layers)
+
+
+@ONLY_NEW
+async def test_a_fault_that_finds_nothing_to_hit_is_not_counted(stage: Stage) -> None:
+    """The second death of one process, and what is over when its turn comes."""
+    there = Fault(Victim.ZYGOTE, Step.FETCHED.value, 2)
+    gone = [
+        Fault(Victim.ZYGOTE, Step.COMMITTED.value),
+        Fault(Victim.CONNECTION, Step.VISIBLE.value),
+        Fault(Victim.LEASE, Step.RELEASED.value),
+        Fault(Victim.GAP, Step.SYNCED.value),
+    ]
+    outcome = await stage.round([there, *gone])
+    assert (outcome.complaints, outcome.reasons) == ([], [])
+    assert [hit.victim for hit in outcome.hits] == [Victim.ZYGOTE]
+    assert [hit.victim for hit in outcome.spared] == [fault.victim for fault in gone]

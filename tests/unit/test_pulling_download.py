@@ -16,6 +16,7 @@ from imageprepull.pulling.blobs import Spool, Wanted
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.sidecars import read_sidecar, sidecar_path
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
@@ -148,6 +149,22 @@ async def test_what_two_images_share_stays_for_the_one_that_still_comes(bench: B
     assert gained < bench.received == len(BODY)
     assert await bench.fetch(b) == BODY
     assert bench.received == len(BODY)
+    assert bench.left() == []
+
+
+async def test_who_joins_a_download_comes_for_it_too_whatever_becomes_of_the_other(bench: Bench) -> None:
+    """Also if everybody dies right then."""
+    release = asyncio.Event()
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
+    a = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
+    await bench_until(lambda: bool(bench.held))
+    b = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="b")))
+    await bench_until(lambda: len(bench.held) > 1)
+    found = read_sidecar(sidecar_path(bench.folder, BLOB.digest))
+    assert found is not None
+    assert found.all_owners == {"a", "b"}
+    release.set()
+    assert [await a, await b] == [BODY, BODY]
     assert bench.left() == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.layer_folders import Roots, view_folders
@@ -19,7 +20,7 @@ from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import BOOT, OWNER, PullBench, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
-from tests.testbed.images import BuiltImage, build_image, build_index
+from tests.testbed.images import BuiltImage, LayerSpec, build_image, build_index
 
 CONTAINER = "1b9c"
 """The key of a container's snapshot is its ID."""
@@ -46,9 +47,20 @@ async def container_on(bench: PullBench, chain_id: str) -> AsyncIterator[None]:
         await snapshots.remove(SNAPSHOTTER, CONTAINER)
 
 
+def snapshots_root(bench: PullBench) -> Path:
+    return bench.daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+
+
+@asynccontextmanager
+async def restarted(bench: PullBench) -> AsyncIterator[PullBench]:
+    """As an agent that has just started: nothing is known of where chains are."""
+    async with pull_bench(bench.containerd, bench.daemon) as later:
+        yield later
+
+
 async def folders_of(bench: PullBench, chain_id: str) -> list[Path]:
     """The directories of a chain, top first."""
-    root = bench.daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+    root = snapshots_root(bench)
     leased = bench.containerd.with_lease("look")
     await leased.leases.create("look", {}, 60)
     mounts = await leased.snapshots.view(SNAPSHOTTER, "look", chain_id)
@@ -93,7 +105,7 @@ async def test_an_agent_that_never_saw_the_directory_misses_it_all_the_same(
     reference = serve(registry, image, f"unseen/{lost}")
     await bench.pull(reference)
     shutil.rmtree((await folders_of(bench, image.chain_ids[-1]))[1 - lost])
-    async with pull_bench(bench.containerd, bench.daemon) as fresh:
+    async with restarted(bench) as fresh:
         missing = (await fresh.presence(reference)).missing
         assert missing == f"the directory of the snapshot {image.chain_ids[lost]}"
         outcome = await fresh.pull(reference)
@@ -111,6 +123,75 @@ async def test_a_new_image_on_a_base_without_a_directory_gets_a_new_base(
     outcome = await bench.pull(reference)
     assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
     assert (await bench.presence(reference)).present
+
+
+async def test_a_chain_without_any_directory_is_made_anew_at_one_go(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer(f"none-{number}") for number in range(8)])
+    reference = serve(registry, image, "none/left")
+    await bench.pull(reference)
+    for folder in await folders_of(bench, image.chain_ids[-1]):
+        shutil.rmtree(folder.parent)
+    async with restarted(bench) as later:
+        missing = await later.presence(reference)
+        assert missing.missing == f"the directory of the snapshot {image.chain_ids[0]}"
+        outcome = await later.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Applied"] * 8
+    assert (await bench.presence(reference)).present
+
+
+async def test_an_image_on_a_base_without_a_directory_that_is_in_use_fails_with_the_user(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    base = [layer("taken-0"), layer("taken-1")]
+    image, more = build_image(base), build_image([*base, layer("taken-more")])
+    wanted = serve(registry, more, "taken/more")
+    await bench.pull(serve(registry, image, "taken/1"))
+    async with container_on(bench, image.chain_ids[-1]):
+        folder = (await folders_of(bench, image.chain_ids[-1]))[0]
+        shutil.move(folder, folder.with_name("gone"))
+        async with restarted(bench) as later:
+            with pytest.raises(PullError, match=CONTAINER) as caught:
+                await later.pull(wanted)
+        assert caught.value.reason == "BrokenChain"
+    assert [str(found.state) for found in (await bench.pull(wanted)).layers] == [
+        "Exists",
+        "Applied",
+        "Applied",
+    ]
+
+
+async def test_an_emptied_directory_is_missing_and_a_layer_without_files_is_not(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("emptied-0"), LayerSpec({}), layer("emptied-2")])
+    reference = serve(registry, image, "emptied/1")
+    await bench.pull(reference)
+    found = await bench.presence(reference)
+    assert found.present, found.missing
+    top, _, bottom = await folders_of(bench, image.chain_ids[-1])
+    for folder, chain_id in ((top, image.chain_ids[2]), (bottom, image.chain_ids[0])):
+        for entry in folder.iterdir():
+            shutil.rmtree(entry)
+        found = await bench.presence(reference)
+        assert found.missing == f"the directory of the snapshot {chain_id}"
+    outcome = await bench.pull(reference)
+    assert [str(found.state) for found in outcome.layers] == ["Applied"] * 3
+    found = await bench.presence(reference)
+    assert found.present, found.missing
+
+
+async def test_directories_that_cannot_be_seen_from_here_prove_nothing(
+    bench: PullBench, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    """A command in a container that was given the runtime's socket alone must not remove the node's images."""
+    image = build_image([layer("unseen-0"), layer("unseen-1")])
+    reference = serve(registry, image, "unseen/1")
+    await bench.pull(reference)
+    blind = ChainFolders(tmp_path / "not-mounted")
+    blind._roots = Roots(PurePosixPath(snapshots_root(bench)), tmp_path / "not-mounted")
+    assert await blind.broken(bench.containerd, SNAPSHOTTER, image.chain_ids, {}) == []
 
 
 async def test_a_broken_chain_that_a_container_uses_is_reported_and_left(

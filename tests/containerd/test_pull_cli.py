@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
@@ -86,6 +88,26 @@ async def test_an_image_is_pulled_and_then_found_without_a_registry(
     assert again.document["bytesDownloaded"] == 0
     assert {found["state"] for found in by_digest.document["layers"]} == {"Exists"}
     assert asked.code == 1, "--always does ask"
+
+
+@pytest.mark.usefixtures("no_spool")
+@pytest.mark.parametrize("lost", [0, 1])
+async def test_an_image_whose_files_are_gone_is_pulled_again(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry, lost: int
+) -> None:
+    image = build_image([layer(f"cli-lost-{number}") for number in range(2)])
+    reference = serve(registry, image, f"cli/lost-{lost}")
+    assert (await run(daemon.address, reference)).code == 0
+    root = daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+    folders = ChainFolders(root)
+    chain = await folders.folders(containerd, SNAPSHOTTER, image.chain_ids, {})
+    shutil.rmtree(chain[lost])
+    ran = await run(daemon.address, "--output", "json", reference)
+    assert ran.code == 0, ran.err
+    assert [found["state"] for found in ran.document["layers"]] == ["Exists"] * lost + ["Applied"] * (
+        2 - lost
+    )
+    assert await folders.broken(containerd, SNAPSHOTTER, image.chain_ids, {}) == []
 
 
 @pytest.mark.usefixtures("no_spool")

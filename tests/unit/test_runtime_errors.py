@@ -40,6 +40,9 @@ CODE = grpc.StatusCode
             errors.ParentBroken,
         ),
         (CODE.UNKNOWN, "rename a b: no such file or directory", RuntimeFault),
+        (CODE.UNKNOWN, "failed to stat parent: stat /s/7/fs: not a directory", errors.ParentBroken),
+        (CODE.UNKNOWN, "failed to stat parent: stat /s/7/fs: input/output error", errors.DiskFailed),
+        (CODE.UNKNOWN, "failed to stat parent: stat /s/7/fs: permission denied", RuntimeFault),
     ],
 )
 def test_status_and_text_decide(code: grpc.StatusCode, detail: str, fault: type[RuntimeFault]) -> None:

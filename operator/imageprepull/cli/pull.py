@@ -203,14 +203,20 @@ class Session:
 
     async def _run(self, containerd: Containerd) -> None:
         from imageprepull.runtime.discovery import discover  # noqa: PLC0415
+        from imageprepull.runtime.errors import Unsupported  # noqa: PLC0415
 
         runtime = await discover(containerd)
         snapshotter = self._args.snapshotter or runtime.snapshotter
         hosts = self._args.hosts_dir or runtime.registry_config_path or ""
-        digests = await self._look(containerd, snapshotter)
+        root = await _root(containerd, snapshotter)
+        digests = await self._look(containerd, snapshotter, root)
         missing = [number for number in range(len(self._references)) if number not in self._results]
         if missing:
-            root = await _root(containerd, snapshotter)
+            if root is None:
+                raise Unsupported(
+                    f"look up the snapshotter {snapshotter!r}",
+                    "the runtime does not offer it, or not its folder",
+                )
             target = Target(
                 snapshotter,
                 root,
@@ -220,14 +226,18 @@ class Session:
             )
             await self._fetch(containerd, target, missing, digests)
 
-    async def _look(self, containerd: Containerd, snapshotter: str) -> dict[int, str]:
+    async def _look(self, containerd: Containerd, snapshotter: str, root: Path | None) -> dict[int, str]:
         """Settle what is present; the digests of images that lack nothing but their pin."""
+        from imageprepull.pulling.chain_folders import ChainFolders  # noqa: PLC0415
         from imageprepull.pulling.durability import read_boot_id  # noqa: PLC0415
         from imageprepull.pulling.presence import presence  # noqa: PLC0415
+        from imageprepull.pulling.processes import process_lease_labels  # noqa: PLC0415
         from imageprepull.pulling.progress import LayerProgress  # noqa: PLC0415
         from imageprepull.resources.nodeprepull import LayerState  # noqa: PLC0415
 
         digests: dict[int, str] = {}
+        boot_id = read_boot_id()
+        folders = ChainFolders(root) if root is not None else None
         for number, reference in enumerate(self._references):
             if self._args.always and reference.digest is None:
                 continue
@@ -238,7 +248,9 @@ class Session:
                 self._platform,
                 snapshotter,
                 self._args.pin,
-                boot_id=read_boot_id(),
+                boot_id=boot_id,
+                folders=folders,
+                lease_labels=process_lease_labels(OWNER, boot_id),
             )
             if found.complete:
                 digests[number] = found.digest
@@ -350,16 +362,12 @@ class Session:
         return Lines(lambda line: print(line, flush=True))
 
 
-async def _root(containerd: Containerd, snapshotter: str) -> Path:
-    """The snapshotter's folder, as the runtime names it."""
-    from imageprepull.runtime.errors import Unsupported  # noqa: PLC0415
-
+async def _root(containerd: Containerd, snapshotter: str) -> Path | None:
+    """The snapshotter's folder, as the runtime names it; None where it names none."""
     plugins = await containerd.introspection.plugins(["type==io.containerd.snapshotter.v1"])
     chosen = next((plugin for plugin in plugins if plugin.id == snapshotter), None)
-    if chosen is None or not chosen.exports.get("root"):
-        known = ", ".join(sorted(plugin.id for plugin in plugins if plugin.exports.get("root")))
-        raise Unsupported(f"look up the snapshotter {snapshotter!r}", f"the runtime offers {known or 'none'}")
-    return Path(chosen.exports["root"])
+    folder = chosen.exports.get("root") if chosen is not None else None
+    return Path(folder) if folder else None
 
 
 async def _interruptible(work: Any) -> Any:

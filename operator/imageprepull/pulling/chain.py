@@ -32,6 +32,7 @@ from imageprepull.runtime.labels import SNAPSHOT_REF
 from imageprepull.runtime.mounts import Mount
 
 _DAEMON_POLL = 0.2
+_NO_DIRECTORY = "its directory is gone, or was emptied"
 
 
 class ChainLostError(Exception):
@@ -87,7 +88,7 @@ class Chain:
         chain = [layer.chain_id for layer in layers[:number]]
         broken = await self._folders.broken(self._containerd, self._snapshotter, chain, self._active_labels)
         if broken:
-            await self.discard(broken[0], "BrokenChain", "its directory is gone")
+            await self.discard(broken[0], "BrokenChain", _NO_DIRECTORY)
         return number
 
     async def _count(self, layers: list[ChainLayer]) -> int:
@@ -95,7 +96,7 @@ class Chain:
             try:
                 prepared = await self._prepare(layer)
             except ParentBroken:
-                await self.discard(layer.parent, "BrokenChain", "its directory is gone")
+                return number  # not the only one, perhaps: all of them are looked for.
             if prepared is not None:
                 # Asking is preparing. The key is not kept over the download: an hour of an active snapshot for
                 # a call of three milliseconds.
@@ -134,8 +135,12 @@ class Chain:
 
         Raises:
             ChainLostError: lease or parent vanished.
+            PullError: BrokenChain, where the parent has no directory, and is in use and stays.
         """
-        prepared = await self._prepare(layer)
+        try:
+            prepared = await self._prepare(layer)
+        except ParentBroken:
+            await self.discard(layer.parent, "BrokenChain", _NO_DIRECTORY)
         if prepared is None:
             yield None
             return

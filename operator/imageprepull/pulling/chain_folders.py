@@ -6,6 +6,7 @@ and only the start of a container fails (containerd issue 3369).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +34,7 @@ class ChainFolders:
     async def broken(
         self, containerd: Containerd, snapshotter: str, chain_ids: Sequence[str], labels: Mapping[str, str]
     ) -> list[str]:
-        """Those of a committed chain, given bottom first, whose directory is gone.
+        """Those of a committed chain, given bottom first, whose directory is gone, or has lost all that it held.
 
         `labels` say whose the lease is that a view needs. Empty also where directories cannot be looked
         for, as those of another snapshotter than overlayfs.
@@ -41,14 +42,30 @@ class ChainFolders:
         Raises:
             RuntimeFault: the runtime does not answer.
         """
+        known, gone = list(chain_ids), list[str]()
+        folders: list[Path] = []
+        while known:
+            try:
+                folders = await self.folders(containerd, snapshotter, known, labels)
+                break
+            except ParentBroken:
+                # A view looks for the directory of the top alone, and there is none without it.
+                gone.append(known.pop())
+        filled = await in_thread(lambda: _filled(self._roots.ours, folders))
+        found = dict(zip(known, filled, strict=False))
+        lost = [
+            chain_id
+            for chain_id, held in found.items()
+            if held is None or (not held and await self._held_files(containerd, snapshotter, chain_id))
+        ]
+        return lost + gone[::-1]
+
+    async def _held_files(self, containerd: Containerd, snapshotter: str, chain_id: str) -> bool:
+        """Whether a layer had files when it was committed: the runtime counted its inodes then, with the root's."""
         try:
-            folders = await self.folders(containerd, snapshotter, chain_ids, labels)
-        except ParentBroken:
-            return [chain_ids[-1]]
-        if not folders:
-            return []
-        there = await in_thread(lambda: [folder.is_dir() for folder in folders])
-        return [chain_id for chain_id, found in zip(chain_ids, there, strict=True) if not found]
+            return (await containerd.snapshots.usage(snapshotter, chain_id)).inodes > 1
+        except NotFound:
+            return False
 
     async def folders(
         self, containerd: Containerd, snapshotter: str, chain_ids: Sequence[str], labels: Mapping[str, str]
@@ -56,7 +73,7 @@ class ChainFolders:
         """Where the layers of a committed chain are, bottom first; empty where that cannot be known.
 
         Raises:
-            ParentBroken: the directory of the last one is gone.
+            ParentBroken: there is no directory of the topmost.
             RuntimeFault: the runtime does not answer.
         """
         if not chain_ids:
@@ -98,3 +115,21 @@ class ChainFolders:
             return None
         except UnknownMounts:
             return []
+
+
+def _filled(root: Path, folders: Sequence[Path]) -> list[bool | None]:
+    """Whether there is anything in each; None where there is no directory.
+
+    What cannot be seen from here, as where only the runtime's socket was mounted, is no proof of anything.
+    """
+    return [_is_filled(folder) for folder in folders] if root.is_dir() else []
+
+
+def _is_filled(folder: Path) -> bool | None:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:
+        return True

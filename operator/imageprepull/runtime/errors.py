@@ -147,7 +147,7 @@ class RpcFailure(Protocol):
 _LOCKED = re.compile(r"\bref \S+ locked\b")
 # "lease does not exist" from calls under a lease, `lease "x": not found` from the lease service.
 _LEASE_GONE = re.compile(r"\blease does not exist\b|\blease \"[^\"]*\": not found")
-_PARENT_BROKEN = re.compile(r"\bfailed to stat parent: .*no such file or directory")
+_PARENT_BROKEN = re.compile(r"\bfailed to stat parent: .*(no such file or directory|not a directory)")
 _DISK_FULL = re.compile(r"no space left on device|disk quota exceeded")
 _DISK_FAILED = re.compile(r"input/output error|read-only file system")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from imageprepull.pulling import verification
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.tree_difference import first_difference
 from imageprepull.pulling.verification import Verified
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.workers import Workers
@@ -146,3 +149,39 @@ async def test_an_image_that_is_not_there(bench: PullBench, registry: DockerRegi
     with pytest.raises(PullError) as caught:
         await verify(bench, reference)
     assert caught.value.reason == "NotPresent"
+
+
+@pytest.mark.parametrize("times", [1, 99])
+async def test_a_lease_that_somebody_deletes_proves_nothing_against_a_whole_image(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The collection is at what we unpacked to compare with, and we are told of no error."""
+    reference = serve(registry, IMAGE, f"verify/lease-{times}")
+    await bench.pull(reference)
+    loop = asyncio.get_running_loop()
+    losses = 0
+
+    async def lose() -> None:
+        for lease in await bench.containerd.leases.list():
+            await bench.containerd.leases.delete(lease.id, sync=True)
+
+    def compared(ours: Path, theirs: Path) -> str:
+        nonlocal losses
+        if losses < times:
+            losses += 1
+            next(path for path in sorted(ours.rglob("*")) if path.is_file()).unlink()
+            found = first_difference(ours, theirs)
+            assert found
+            asyncio.run_coroutine_threadsafe(lose(), loop).result(20)
+            return found
+        return first_difference(ours, theirs)
+
+    monkeypatch.setattr(verification, "first_difference", compared)
+    if times == 1:
+        assert await verify(bench, reference) == Verified(whole=2)
+    else:
+        with pytest.raises(PullError) as caught:
+            await verify(bench, reference)
+        assert caught.value.reason == "RuntimeLostLayers"
+    found = await bench.presence(reference)
+    assert found.present, found.missing

@@ -33,7 +33,7 @@ from imageprepull.pulling.tree_difference import first_difference
 from imageprepull.pulling.urgency import Urgency
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.errors import LeaseGone, NotFound
 from imageprepull.unpacking.jobs import Refused
 from imageprepull.unpacking.workers import WorkerDied
 
@@ -95,37 +95,55 @@ async def verify(
     layer once more, one after the other and with low priority.
 
     Raises:
-        PullError: BrokenChain, when what is broken is in use and stays; NotPresent, when a layer is missing.
+        PullError: BrokenChain, when what is broken is in use and stays; NotPresent, when a layer is missing;
+            RuntimeLostLayers, when something else takes them, or the lease, again and again.
         NoRoom: a layer cannot be unpacked beside the one that is there.
         RuntimeFault: the runtime does not answer.
     """
+    lost = ""
+    for _ in range(machinery.settings.lease_losses + 1):
+        try:
+            return await _verify_once(machinery, image, request, progress, pull_lease)
+        except (ChainLostError, LeaseGone) as error:
+            lost = str(error)
+    raise PullError(
+        "RuntimeLostLayers",
+        f"lease or snapshots vanished from the runtime while {request.reference} was compared with its blobs; "
+        f"does something else delete them? ({lost})",
+    )
+
+
+async def _verify_once(
+    machinery: Machinery,
+    image: ImageDocuments,
+    request: PullRequest,
+    progress: ImageProgress,
+    pull_lease: str,
+) -> Verified:
     containerd, settings = machinery.containerd, machinery.settings
     # It names no image: a next life of the agent discards it.
     labels = {key: value for key, value in request.lease_labels.items() if key != LEASE_IMAGE}
     seconds, cleanup = settings.lease_seconds, settings.cleanup_timeout
-    try:
-        async with short_lease(containerd, "verify", labels, seconds=seconds, cleanup=cleanup) as leased:
-            chain = Chain(
-                leased,
-                lease=leased.lease,
-                lease_labels=labels,
-                snapshotter=request.snapshotter,
-                folders=machinery.folders,
-                boot_id=machinery.boot_id,
-                settings=settings,
-            )
-            work = _Verification(
-                machinery,
-                chain,
-                image,
-                request=request,
-                progress=progress,
-                lease=leased.lease,
-                pull_lease=pull_lease,
-            )
-            return await work.run()
-    except ChainLostError as error:
-        raise PullError("NotPresent", str(error)) from error
+    async with short_lease(containerd, "verify", labels, seconds=seconds, cleanup=cleanup) as leased:
+        chain = Chain(
+            leased,
+            lease=leased.lease,
+            lease_labels=labels,
+            snapshotter=request.snapshotter,
+            folders=machinery.folders,
+            boot_id=machinery.boot_id,
+            settings=settings,
+        )
+        work = _Verification(
+            machinery,
+            chain,
+            image,
+            request=request,
+            progress=progress,
+            lease=leased.lease,
+            pull_lease=pull_lease,
+        )
+        return await work.run()
 
 
 class _Verification:
@@ -162,7 +180,7 @@ class _Verification:
         self._progress.enter("Verifying")
         self._progress.layers = [LayerProgress.of(layer, LayerState.EXISTS) for layer in self._layers]
         if await self._chain.count_existing(list(self._layers)) < len(self._layers):
-            raise ChainLostError("layers of the image are missing")
+            raise PullError("NotPresent", f"layers of {self._request.reference} are missing")
         await self._blobs_are_theirs()
         await self._blobs.look(self._containerd, sorted({layer.descriptor.digest for layer in self._layers}))
         folders = await self._machinery.folders.folders(
@@ -251,8 +269,13 @@ class _Verification:
             self._progress.advance(shown, LayerState.EXISTS)
         try:
             difference = await in_thread(lambda: first_difference(staged.folder, folder))
+        except OSError:
+            await self._chain.check_alive(staged.key)
+            raise
         finally:
             await in_thread(lambda: shutil.rmtree(staged.folder, ignore_errors=True))
+        # A collection that took the lease from us has been at our own tree, and nobody was told: that proves nothing.
+        await self._chain.check_alive(staged.key)
         if not difference:
             self._result.whole += 1
             return False

@@ -100,7 +100,9 @@ class PullBench:
         request = self.request(reference, **changes)
         return await self.puller.pull(request, progress or Watched(reference), until=until)
 
-    async def presence(self, reference: str, digest: str | None = None, *, pin: bool = False) -> Presence:
+    async def presence(
+        self, reference: str, digest: str | None = None, *, pin: bool = False, keep_layers: bool = False
+    ) -> Presence:
         return await presence(
             self.containerd,
             Reference.parse(reference),
@@ -110,6 +112,7 @@ class PullBench:
             pin,
             boot_id=BOOT,
             folders=self.puller.folders,
+            keep_layers=keep_layers,
         )
 
     async def sweep(self, wanted: Collection[str] | None = (), *, boot_id: str = BOOT) -> Swept:

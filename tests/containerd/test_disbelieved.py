@@ -17,7 +17,7 @@ from imageprepull.pulling.removal import remove_image
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.snapshots import SnapshotKind
-from tests.containerd.conftest import SNAPSHOTTER
+from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import BOOT, OWNER, PullBench, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.images import BuiltImage, LayerSpec, build_image, build_index
@@ -355,3 +355,42 @@ async def test_a_document_without_the_label_that_keeps_what_it_names_is_missing_
     await bench.containerd.leases.delete("hold", sync=True)
     assert outcome.bytes_downloaded == 0
     assert (await bench.presence(reference)).present
+
+
+async def test_a_manifest_without_the_labels_that_keep_its_blobs_is_mended_before_they_are_collected(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    image = build_image([layer("unkept-0"), layer("unkept-1")])
+    reference = serve(registry, image, "unkept/1")
+    await bench.pull(reference)
+    content = bench.containerd.content
+
+    async def unlabel() -> None:
+        info = await content.info(image.digest)
+        assert info is not None
+        await content.update_labels(
+            image.digest, {key: "" for key in info.labels if "gc.ref.content.l." in key}
+        )
+
+    # Something else has them in use for now.
+    await bench.containerd.leases.create("hold", {}, 60)
+    for built in image.layers:
+        await bench.containerd.leases.add_resource("hold", "content", built.blob.digest)
+    await unlabel()
+    found = await bench.presence(reference, keep_layers=True)
+    assert found.missing == f"the label on {image.digest} that keeps {image.layers[0].blob.digest}", (
+        "they are to be kept, and are there"
+    )
+    assert (await bench.presence(reference)).present, "where they are not to be kept nothing is missing"
+    outcome = await bench.pull(reference)
+    assert outcome.bytes_downloaded == 0
+    await bench.containerd.leases.delete("hold", sync=True)
+    assert [await content.info(built.blob.digest) is not None for built in image.layers] == [True, True]
+    found = await bench.presence(reference, keep_layers=True)
+    assert found.present, found.missing
+
+    await unlabel()
+    await collect_garbage(bench.containerd)
+    assert await content.info(image.layers[0].blob.digest) is None
+    found = await bench.presence(reference, keep_layers=True)
+    assert found.present, "nobody who uses the image needs what is gone"

@@ -54,6 +54,7 @@ async def presence(  # noqa: PLR0917 - six things make the question.
     *,
     boot_id: str = "",
     folders: ChainFolders | None = None,
+    keep_layers: bool = False,
     lease_labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Presence:
     """Look for an image by digest if one is given, else by what the reference's record points at.
@@ -67,6 +68,7 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         pin: whether the records must carry the pin.
         boot_id: when given, layers that another boot left unsynced count as missing.
         folders: when given, the directories of the chain must be there too.
+        keep_layers: whether the blobs of its layers are to be kept from the collector too, where they are there.
         lease_labels: say whose the lease is that finding them may need.
 
     Raises:
@@ -83,6 +85,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         target = records[0].target.digest
         image = await _documents(containerd, records[0].target, platform)
         await _kept(containerd, snapshotter, image)
+        if keep_layers:
+            await _layers_kept(containerd, image)
         await _snapshots(containerd, snapshotter, image.layers, boot_id)
         if folders is not None:
             await _folders(containerd, snapshotter, image.layers, folders, lease_labels)
@@ -153,6 +157,16 @@ async def _kept(containerd: Containerd, snapshotter: str, image: ImageDocuments)
         )
 
 
+async def _layers_kept(containerd: Containerd, image: ImageDocuments) -> None:
+    """The next collection takes blobs without a label; what it has taken is missing as where nobody keeps them."""
+    holder = image.manifest_document.descriptor
+    found = await containerd.content.info(holder.digest)
+    kept = set(found.labels.values()) if found is not None else set()
+    for digest in dict.fromkeys(layer.digest for layer in image.manifest.layers):
+        if digest not in kept and await containerd.content.info(digest) is not None:
+            raise _MissingError(f"the label on {holder.digest} that keeps {digest}")
+
+
 async def _label(containerd: Containerd, holder: Descriptor, prefix: str, held: str) -> None:
     found = await containerd.content.info(holder.digest)
     labels = found.labels if found is not None else {}
@@ -186,11 +200,11 @@ async def _folders(
 
 
 async def _visible(containerd: Containerd, names: list[str], config_digest: str) -> bool:
-    """Whether the CRI says that the image is pinned, after it showed it under every name."""
+    """Whether the CRI says that the image is pinned, after it showed it under every name and its ID."""
     if containerd.namespace != CRI_NAMESPACE:
         return False
     shown = None
-    for name in names:
+    for name in (*names, config_digest):
         shown = await containerd.cri.image_status(name)
         if shown is None or shown.id != config_digest:
             raise _MissingError(f"{name} in the CRI's list")

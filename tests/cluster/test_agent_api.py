@@ -99,7 +99,7 @@ async def agent(bare_api: BareApi, node: FakeNode) -> AsyncIterator[Health]:
     async def sweep(wanted: Callable[[], Collection[str]] | None) -> None:
         assert wanted is None or wanted()
 
-    async def follow(_: Callable[[], None], __: Callable[[], None]) -> None:
+    async def follow(*_: Callable[..., None]) -> None:
         await asyncio.Event().wait()
 
     async with ApiClient(settings.access, timeout=1) as client:

@@ -21,8 +21,9 @@ from tests.containerd.pull_bench import BOOT, OWNER, PullBench
 class Agent:
     """A reconciler, and the question when it has come so far."""
 
-    def __init__(self, reconciler: Reconciler, changed: asyncio.Event) -> None:
+    def __init__(self, reconciler: Reconciler, node: ContainerdNode, changed: asyncio.Event) -> None:
         self.reconciler = reconciler
+        self.node = node
         self._changed = changed
 
     async def until(self, *states: ImageState | str) -> None:
@@ -82,6 +83,6 @@ async def agent_of(bench: PullBench, *, runs: bool = True) -> AsyncIterator[Agen
             delays=Delays(retry_base=0.05),
         )
         running = tasks.create_task(reconciler.run()) if runs else None
-        yield Agent(reconciler, changed)
+        yield Agent(reconciler, node, changed)
         if running is not None:
             running.cancel()

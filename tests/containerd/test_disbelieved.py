@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,8 +19,9 @@ from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.snapshots import SnapshotKind
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
-from tests.containerd.pull_bench import BOOT, OWNER, PullBench, layer, pull_bench, serve
+from tests.containerd.pull_bench import BOOT, OWNER, PullBench, Watched, fake_serve, layer, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import BuiltImage, LayerSpec, build_image, build_index
 
 CONTAINER = "1b9c"
@@ -160,6 +162,25 @@ async def test_an_image_on_a_base_without_a_directory_that_is_in_use_fails_with_
         "Applied",
         "Applied",
     ]
+
+
+async def test_a_directory_that_goes_while_the_next_layer_downloads_is_made_anew(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    base = [layer("vanishing-0")]
+    image, more = build_image(base), build_image([*base, layer("vanishing-1", 400_000)])
+    await bench.pull(fake_serve(fake, image, "base"))
+    release = asyncio.Event()
+    fake.faults[more.layers[1].blob.digest] = [Fault(hold_after=1000, release=release)]
+    reference = fake_serve(fake, more, "more")
+    progress = Watched(reference)
+    pulling = asyncio.create_task(bench.pull(reference, progress))
+    await progress.until(lambda found: found.states() == ["Exists", "Downloading"])
+    shutil.rmtree((await folders_of(bench, image.chain_ids[0]))[0])
+    release.set()
+    outcome = await pulling
+    assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
+    assert (await bench.presence(reference)).present
 
 
 async def test_an_emptied_directory_is_missing_and_a_layer_without_files_is_not(

@@ -49,6 +49,7 @@ class FakeNode:
         self.pins_listed = 0
         self.lack_pins: set[str] = set()
         """Held, and unpinned."""
+        self.sticky = True
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
         self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
@@ -73,7 +74,8 @@ class FakeNode:
         there = image.reference in self.holds
         unpinned = there and image.pin and image.reference in self.lack_pins
         return Held(
-            there and not unpinned,
+            there,
+            "" if there else "its records",
             pinned=image.pin,
             layers=2,
             our_pin=image.reference in self.our_pins,
@@ -103,8 +105,9 @@ class FakeNode:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
         self.calls.append(f"pin {image.reference}")
-        self.our_pins.add(image.reference)
-        self.lack_pins.discard(image.reference)
+        if self.sticky:
+            self.our_pins.add(image.reference)
+            self.lack_pins.discard(image.reference)
 
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         if self.down:

@@ -63,7 +63,7 @@ class Stage:
             await self.sweeping.wait_for(lambda: len(self.swept) >= len(sweeps))
         assert self.swept == list(sweeps)
 
-    async def follow(self, on_loss: Callable[[], None], on_freed: Callable[[], None]) -> None:
+    async def follow(self, on_loss: Callable[[], None], *_: Callable[..., None]) -> None:
         self.lose = on_loss
         await asyncio.Event().wait()
 

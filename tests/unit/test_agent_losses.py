@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from imageprepull.agent.losses import follow_losses
@@ -12,6 +12,7 @@ from imageprepull.runtime.errors import Unavailable
 class FakeEvent:
     namespace: str
     topic: str = "/images/delete"
+    image: str = ""
 
 
 async def test_a_swarm_is_told_once_and_a_lost_subscription_is_renewed_and_told() -> None:
@@ -89,3 +90,50 @@ async def test_containers_that_go_free_images_and_lose_none() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert told == ["freed"]
+
+
+async def test_changed_records_are_told_by_name_and_a_swarm_once() -> None:
+    told: list[object] = []
+    heard = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        assert 'topic=="/images/update"' in filters
+        for name in ("a/b:1", "a/c:1", "a/b:1"):
+            yield FakeEvent("k8s.io", "/images/update", name)
+        yield FakeEvent("moby", "/images/update", "a/d:1")
+        await asyncio.Event().wait()
+
+    def on_changed(names: Collection[str]) -> None:
+        told.append(sorted(names))
+        heard.set()
+
+    task = asyncio.create_task(
+        follow_losses(
+            subscribe,
+            lambda: told.append("loss"),
+            on_changed=on_changed,
+            namespace="k8s.io",
+            settle=0.01,
+            reconnect=60,
+        )
+    )
+    async with asyncio.timeout(5):
+        await heard.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert told == [["a/b:1", "a/c:1"]]
+
+
+async def test_a_blob_that_somebody_deletes_is_a_loss() -> None:
+    told = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        assert 'topic=="/content/delete"' in filters
+        yield FakeEvent("k8s.io", "/content/delete")
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(follow_losses(subscribe, told.set, namespace="k8s.io", settle=0, reconnect=60))
+    async with asyncio.timeout(5):
+        await told.wait()
+    task.cancel()
+    await asyncio.wait([task])

@@ -43,6 +43,7 @@ observations = st.builds(
     pinned=keys,
     repaired=keys,
     verifying=st.booleans(),
+    pin_due=st.dictionaries(st.sampled_from(KEYS), st.sampled_from([50.0, 100.0, 150.0])),
 )
 
 
@@ -94,7 +95,8 @@ def test_only_entries_that_say_so_are_unpinned(spec: list[DesiredImage], observe
 def test_what_lacks_nothing_but_its_pin_is_pinned_and_not_pulled(
     spec: list[DesiredImage], observed: Observed, lacking: set[Key]
 ) -> None:
-    actions = plan(spec, replace(observed, unpinned=lacking), NOW)
+    present = {**observed.present, **dict.fromkeys(lacking, True)}
+    actions = plan(spec, replace(observed, present=present, unpinned=lacking), NOW)
     assert not set(actions.start) & lacking
     expected = {
         key_of(entry)
@@ -102,7 +104,7 @@ def test_what_lacks_nothing_but_its_pin_is_pinned_and_not_pulled(
         if entry.pin
         and entry.state is not Desired.ABSENT
         and key_of(entry) in lacking - observed.running
-        and observed.due.get(key_of(entry), NOW) <= NOW
+        and observed.pin_due.get(key_of(entry), NOW) <= NOW
         and entry.digest not in {digest for _, digest in observed.removing}
     }
     assert set(actions.pin) == expected

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from imageprepull.agent.accounts import Delays
-from imageprepull.agent.node import Compared, Held, NodeError
+from imageprepull.agent.node import Compared, NodeError, Pulled
 from imageprepull.agent.plan import key_of
-from imageprepull.agent.reconciler import Reconciler, taken_away
+from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.pulling.pins import Pin
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
@@ -78,23 +78,6 @@ async def test_the_lease_of_a_life_that_died_after_the_records_is_dropped_once(b
     assert "abandon a" in bench.node.calls
     bench.reconciler.suspect_all()
     assert await bench.steps() == []
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "lost"),
-    [
-        (None, Held(False), False),
-        (Held(True), Held(True), False),
-        (Held(False), Held(False), False),
-        (Held(True), Held(False), True),
-        (Held(True, our_pin=True), Held(False, unpinned=True), True),
-        (Held(True, our_pin=False), Held(False, unpinned=True), False),
-    ],
-)
-def test_what_somebody_took_is_a_loss_and_a_pin_that_yielded_is_none(
-    before: Held | None, now: Held, lost: bool
-) -> None:
-    assert taken_away(before, now) is lost
 
 
 async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench) -> None:
@@ -541,3 +524,92 @@ async def test_an_image_that_is_taken_away_again_and_again_comes_back_ever_later
     assert await take() == []
     assert await bench.steps(seconds=29) == []
     assert await bench.steps(seconds=32) == ["pull a"]
+
+
+async def test_a_pull_that_succeeds_and_brings_nothing_is_not_repeated_at_once_for_ever(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("a"))
+
+    async def succeed_in_vain() -> list[str]:
+        bench.node.pulls["a"].set_result(Pulled(pinned=False))
+        return await bench.steps()
+
+    assert await succeed_in_vain() == ["pull a"], "the first time it may be chance"
+    assert await succeed_in_vain() == []
+    (view,) = bench.reconciler.views.values()
+    shown = image_status(view)
+    assert (shown.state, shown.reason) == ("Waiting", "ImageLost")
+    assert "Missing now: its records" in shown.message
+    assert await bench.steps(seconds=31) == ["pull a"]
+    assert await succeed_in_vain() == []
+    assert await bench.steps(seconds=29) == []
+    assert await bench.steps(seconds=32) == ["pull a"]
+
+
+async def test_what_a_comparison_removed_is_no_loss(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.succeed("a")
+    await bench.steps()
+    for nonce in ("1", "2", "3"):
+        await bench.spec(image("a", repair=nonce))
+        bench.node.holds = set()
+        bench.node.verifications["a"].set_result(Compared("sha256:1 was broken", broken=True))
+        assert await bench.steps() == ["pull a"]
+        bench.node.succeed("a")
+        await bench.steps()
+
+
+async def test_a_pin_that_is_missing_is_set_at_once_and_the_image_stays_ready(bench: Bench) -> None:
+    """An `Always` pull of the kubelet takes it from the tag's record, each time."""
+    bench.node.holds = {"r.io/a:1", "r.io/b:1"}
+    await bench.spec(image("r.io/a:1", pin=True), image("r.io/b:1", pin=True))
+    for _ in range(5):
+        bench.node.lack_pins.add("r.io/a:1")
+        bench.reconciler.suspect_named({"r.io/a:1"})
+        assert await bench.steps() == ["pin r.io/a:1"]
+        assert bench.states() == ["r.io/a:1 Ready", "r.io/b:1 Ready"]
+        # Its own update is an event too.
+        bench.reconciler.suspect_named({"r.io/a:1"})
+        assert await bench.steps() == []
+        assert bench.node.calls == ["held r.io/a:1"], "and others are left alone"
+    view = next(iter(bench.reconciler.views.values()))
+    assert (view.losses.count, view.backoff) == (0, None)
+
+
+@pytest.mark.parametrize("trouble", ["it does not stay", "it cannot be set"])
+async def test_a_pin_that_does_not_stay_is_set_again_now_and_then_and_no_oftener(
+    bench: Bench, trouble: str
+) -> None:
+    bench.node.holds = {"a"}
+    bench.node.lack_pins = {"a"}
+    bench.node.sticky = False
+    assert (await bench.spec(image("a", pin=True))).count("pin a") == 1
+    calls = []
+    for _ in range(12):
+        bench.node.down = trouble == "it cannot be set"
+        bench.reconciler.wake()
+        calls += await bench.steps(seconds=5)
+        bench.node.down = False
+        bench.reconciler.suspect_named({"a"})
+        calls += await bench.steps(seconds=5)
+    assert calls == ["pin a"] * 2
+    assert bench.states() == ["a Ready"]
+
+
+@pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED, Desired.ABSENT])
+async def test_who_does_not_ask_for_a_pin_gets_none(bench: Bench, state: Desired) -> None:
+    bench.node.holds = {"a"}
+    bench.node.lack_pins = {"a"}
+    assert "pin a" not in await bench.spec(image("a", state=state))
+    assert ("pin a" in await bench.spec(image("a", state=state, pin=True))) is (state is not Desired.ABSENT)
+
+
+async def test_a_pin_that_yields_and_comes_back_makes_nothing_due(bench: Bench) -> None:
+    """So it does at the end of disk pressure, for all images at once."""
+    await bench.spec(image("a", pin=True))
+    bench.node.fail("a", permanent=True)
+    await bench.steps()
+    assert await bench.spec(image("a", pin=False)) == []
+    assert await bench.spec(image("a", pin=True)) == []
+    assert bench.states() == ["a Failed"]

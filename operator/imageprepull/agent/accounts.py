@@ -19,6 +19,7 @@ from imageprepull.resources.nodeprepull import DesiredImage
 class Delays:
     """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered.
 
+    `repin`: before a pin that was set and is missing all the same, or could not be set, is set once more.
     `retry_order`: between two questions whether a removal is still ordered.
     """
 
@@ -26,6 +27,7 @@ class Delays:
     ask_again: float = 2
     retry_base: float = 2
     retry_slow: float = 900
+    repin: float = 60
     retry_order: float = 60
     losses: LossPace = field(default_factory=LossPace)
 
@@ -58,10 +60,10 @@ class Accounts:
         """Something that nobody here can hasten is waited for: no attempt is counted, and it never fails for good."""
         self._wait(view, patient(view.backoff, failure, seconds, self._clock.uniform()))
 
-    def lost(self, view: ImageView) -> None:
-        """Count that an image which was there is missing."""
+    def lost(self, view: ImageView, missing: str) -> None:
+        """Count that an image which was there, or was just brought, lacks something."""
         view.losses, backoff = lost(
-            view.losses, self._clock.now(), self._delays.losses, self._clock.uniform()
+            view.losses, self._clock.now(), self._delays.losses, self._clock.uniform(), missing
         )
         if backoff is not None:
             self._wait(view, backoff)

@@ -31,4 +31,6 @@ async def compared(node: Node, view: ImageView, image: DesiredImage) -> None:
     if found.broken:
         # Whoever reads the answer must not take it for ready in the moment before the runtime is asked again.
         view.held = Held(False, missing=found.text)
+        # Nobody took it: that is no loss.
+        view.pulled = None
     logger.info("compared with its blobs", image=image.reference, digest=image.digest, result=found.text)

@@ -26,7 +26,7 @@ from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
 from imageprepull.pulling.records import pin, unpin
 from imageprepull.pulling.removal import remove_image
-from imageprepull.pulling.request import PullRequest
+from imageprepull.pulling.request import KeepBlobs, PullRequest
 from imageprepull.pulling.space import NoRoom
 from imageprepull.registry.client import RegistryClient
 from imageprepull.resources.free_space import parse_amount
@@ -84,12 +84,12 @@ class ContainerdNode:
         """As `Node.held`."""
         found = await self._do(image, lambda reference: self._presence(image, reference))
         return Held(
-            found.present,
+            found.complete,
             found.missing,
             found.pinned,
             len(found.layers),
             found.our_pin,
-            found.complete and not found.present,
+            unpinned=found.complete and not found.present,
         )
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
@@ -203,8 +203,14 @@ class ContainerdNode:
             image.pin,
             boot_id=self.boot_id,
             folders=self.puller.folders,
+            keep_layers=self._keep_blobs != "never",
             lease_labels={LEASE_LABEL: self.settings.node_name},
         )
+
+    @property
+    def _keep_blobs(self) -> KeepBlobs:
+        # Where the runtime discards unpacked layers, keeping blobs would work against its owner.
+        return "never" if self.runtime.discard_unpacked_layers else self.settings.keep_blobs
 
     def _request(self, image: DesiredImage, reference: Reference) -> PullRequest:
         settings = self.settings
@@ -214,8 +220,7 @@ class ContainerdNode:
             platform=self.platform,
             snapshotter=self.runtime.snapshotter,
             pin=image.pin,
-            # Where the runtime discards unpacked layers, keeping blobs would work against its owner.
-            keep_blobs="never" if self.runtime.discard_unpacked_layers else settings.keep_blobs,
+            keep_blobs=self._keep_blobs,
             sync=settings.sync,
             keep_lease_on_failure=True,
             # The node waits for a gated image; beside all others pods are at work.

@@ -53,6 +53,8 @@ class ImageView:
     """What the last attempt had no room for."""
     gate: Gate | None = None
     losses: Losses = field(default_factory=Losses)
+    pin_due: float = 0
+    """Monotonic: before then a missing pin is not set again."""
     verifying: bool = False
     repaired: str = ""
     """The last `repair` of an entry that was carried out, and what came of it."""
@@ -109,15 +111,15 @@ class ImageView:
         self.tag_means = means
         if changed:
             # An answer to another question: it would look like a loss, or hide one.
-            self.held = None
+            self.held = self.pulled = None
         return changed
 
 
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:
-    """What of an entry can turn a failure into success; owners and priority cannot."""
+    """What of an entry can turn a failure into success; owners, priority and the pin cannot."""
     # An order that is gone is none.
     retry = msgspec.structs.replace(image.retry, nonce="")
-    return image.state, image.on_removal, image.credential_ref, image.limits, retry, image.pin
+    return image.state, image.on_removal, image.credential_ref, image.limits, retry
 
 
 def log_changes(views: Iterable[ImageView]) -> None:

@@ -34,8 +34,10 @@ logger = structlog.get_logger(__name__)
 
 Sweep = Callable[[Callable[[], Collection[str]] | None], Awaitable[None]]
 """Takes a callable that names the digests still wanted; None while nobody knows them."""
-Follow = Callable[[Callable[[], None], Callable[[], None]], Coroutine[Any, Any, None]]
-"""Takes the listeners for losses and for containers that went."""
+Follow = Callable[
+    [Callable[[], None], Callable[[], None], Callable[[Collection[str]], None]], Coroutine[Any, Any, None]
+]
+"""Takes the listeners for losses, for containers that went, and for image records that changed."""
 
 IN_WORK = (LayerState.DOWNLOADING, LayerState.DOWNLOADED, LayerState.EXTRACTING, LayerState.EXTRACTED)
 
@@ -127,7 +129,7 @@ async def serve_node(
         tasks.create_task(reconcile())
         tasks.create_task(reporter.run())
         tasks.create_task(disk.run(lambda: take_again(spec, reconciler, disk), reconciler.wake))
-        tasks.create_task(follow(reconciler.suspect_all, reconciler.retry_used))
+        tasks.create_task(follow(reconciler.suspect_all, reconciler.retry_used, reconciler.suspect_named))
 
 
 def take_again(spec: SpecWatch, reconciler: Reconciler, disk: Unguarded) -> None:

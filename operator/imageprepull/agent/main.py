@@ -114,10 +114,11 @@ async def live(settings: AgentSettings, workers: Workers | None = None) -> None:
             metrics=metrics,
             disk=DiskGuard(node.puller.rooms, settings.margins, settings.disk_interval),
             sweep=lambda wanted: swept(node, wanted, waits.note_runtime),
-            follow=lambda on_loss, on_freed: follow_losses(
+            follow=lambda on_loss, on_freed, on_changed: follow_losses(
                 node.subscribe,
                 on_loss,
                 on_freed,
+                on_changed,
                 namespace=node.containerd.namespace,
                 settle=settings.event_settle,
                 reconnect=settings.reconnect,

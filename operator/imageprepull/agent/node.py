@@ -16,8 +16,8 @@ from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, Regist
 class Held:
     """What the runtime says about one image, asked just now. `missing` tells what is not there.
 
-    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records. `unpinned`: all
-    is there but the pin that is wanted.
+    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records. `unpinned`: the
+    image is there, and a record lacks the pin that is wanted.
     """
 
     present: bool
@@ -74,7 +74,7 @@ class Node(Protocol):
     """One node's runtime. Every method raises `NodeError`; cancelling a pull cleans up and keeps its lease."""
 
     async def held(self, image: DesiredImage) -> Held:
-        """Ask the runtime whether the image is there, unpacked and as pinned as it should be."""
+        """Ask the runtime whether the image is there and unpacked, and whether it is pinned as it should be."""
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:
         """Bring the image onto the node; returns when the CRI shows it."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from imageprepull.agent.image import ImageView
-from imageprepull.agent.plan import Key, Observed
+from imageprepull.agent.plan import Key, Observed, repository_of
 from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE
 
 NO_ROOM = (INSUFFICIENT_DISK, DISK_FULL, NODE_DISK_PRESSURE)
@@ -36,4 +36,11 @@ def observed(
         removing=removing,
         cramped=held_back | {key for key, backoff in waiting.items() if backoff.reason in NO_ROOM},
         held_back=held_back,
+        pin_due={key: view.pin_due for key, view in views.items()},
     )
+
+
+def concerned(views: Iterable[Key], records: Iterable[str]) -> set[Key]:
+    """Of which images some of these records may be; the ID's, which bear no name, are left to the resync."""
+    repositories = {repository_of(record) for record in records}
+    return {key for key in views if repository_of(key[0]) in repositories}

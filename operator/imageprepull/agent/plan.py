@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 
@@ -28,7 +28,8 @@ class Observed:
     """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
-    `pinned`: those that carry a pin of ours. `unpinned`: those that lack nothing but the pin. `repaired`: those whose `repair` was carried out. `verifying`: whether one
+    `pinned`: those that carry a pin of ours. `unpinned`: those that are there without the pin that
+    they ask for, `pin_due`: when it may be set. `repaired`: those whose `repair` was carried out. `verifying`: whether one
     is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
     for room on the disk. `held_back`: those of them that must not start now.
     """
@@ -45,6 +46,7 @@ class Observed:
     removing: AbstractSet[Key] = frozenset()
     cramped: AbstractSet[Key] = frozenset()
     held_back: AbstractSet[Key] = frozenset()
+    pin_due: Mapping[Key, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
     in_work = [
         (order, key, image)
         for order, (key, image) in enumerate(wanted.items())
-        if image.state is Desired.PRESENT
-        and (key in observed.running or (observed.present.get(key) is False and key not in observed.unpinned))
+        if image.state is Desired.PRESENT and (key in observed.running or observed.present.get(key) is False)
     ]
     # A stopped pull holds its slot until it has cleaned up; it wakes the reconciler then.
     slots = min((image.limits.parallel_images for _, _, image in in_work), default=0) - len(observed.running)
@@ -98,7 +99,7 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         and image.state is not Desired.ABSENT
         and key in observed.unpinned
         and key not in observed.running
-        and observed.due.get(key, now) <= now
+        and observed.pin_due.get(key, now) <= now
         and not any(other[1] == key[1] for other in observed.removing)
     )
     # The ID's record is one for all references to a digest: while one of them wants the pin, none is taken.

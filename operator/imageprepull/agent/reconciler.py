@@ -7,7 +7,7 @@ Above it stand the NodePrepull's informer and the runtime's events, which only w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 
@@ -17,7 +17,7 @@ from imageprepull.agent.backoff import Failure
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.image import Gate, ImageView, log_changes
 from imageprepull.agent.node import Held, Node, NodeError
-from imageprepull.agent.observing import observed
+from imageprepull.agent.observing import concerned, observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
@@ -144,6 +144,12 @@ class Reconciler:
         self._pins_doubtful = True
         self.wake()
 
+    def suspect_named(self, records: Collection[str]) -> None:
+        """Somebody changed these image records: a pull of the kubelet takes the pin from its tag's."""
+        if found := concerned(self.views, records):
+            self._suspect |= found
+            self.wake()
+
     def retry_used(self) -> None:
         """Containers are gone: what could not be removed because one used it may be free now."""
         for view in self.views.values():
@@ -244,26 +250,33 @@ class Reconciler:
                 )
                 self._on_change()
                 continue
-            first = view.held is None and view.pulled is None
-            if taken_away(view.held, held):
-                self._accounts.lost(view)
-            if held != view.held:
-                view.held = held
-                self._on_change()
-            if held.present:
-                if first or view.backoff is not None:
-                    # Whoever brought it: no next attempt needs what failed ones have kept, or an agent that died
-                    # between the records and the end of its lease.
-                    self._orphans[key] = view.desired
-                view.forget_failures()
-            else:
-                # What was brought once says nothing about the next pull.
-                view.pulled = None
+            self._believe(key, view, held)
         self._suspect &= self.views.keys()
         if not await self._list_pins():
             return False
         self._note_problem("")
         return True
+
+    def _believe(self, key: Key, view: ImageView, held: Held) -> None:
+        """What follows from the runtime's answer."""
+        first = view.held is None and view.pulled is None
+        there = view.pulled is not None or (view.held is not None and view.held.present)
+        if there and not held.present:
+            self._accounts.lost(view, held.missing)
+        if held != view.held:
+            view.held = held
+            self._on_change()
+        if held.present:
+            if first or view.backoff is not None:
+                # Whoever brought it: no next attempt needs what failed ones have kept, or an agent that died
+                # between the records and the end of its lease.
+                self._orphans[key] = view.desired
+            view.forget_failures()
+            if not held.unpinned:
+                view.pin_due = 0
+        else:
+            # What was brought once says nothing about the next pull.
+            view.pulled = None
 
     async def _list_pins(self) -> bool:
         """Ask for the pins when they may be others than before; False when the runtime did not answer."""
@@ -351,13 +364,13 @@ class Reconciler:
 
     async def _pin(self, key: Key) -> None:
         view = self.views.get(key)
-        if view is None or view.desired.state is Desired.ABSENT or not view.desired.pin:
-            return  # the spec changed while another one was pinned.
+        if view is None or view.running or view.desired.state is Desired.ABSENT or not view.desired.pin:
+            return  # the spec changed while another one was pinned, or it is being compared.
+        view.pin_due = self._clock.now() + self._delays.repin
         try:
             await self._node.pin(view.asked)
         except NodeError as error:
-            failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
-            self._accounts.failed(view, view.desired, failure, view.best_done)
+            logger.warning("cannot pin", image=view.desired.reference, reason=error.reason, error=str(error))
         else:
             self._suspect.add(key)
             self.wake()
@@ -397,10 +410,3 @@ class Reconciler:
         if problem and problem != self.problem:
             logger.warning("the runtime does not answer", error=problem)
         self.problem = problem
-
-
-def taken_away(before: Held | None, now: Held) -> bool:
-    """Whether somebody took an image away, or our pin from it; a pin that we took ourselves is no loss."""
-    if before is None or not before.present or now.present:
-        return False
-    return before.our_pin or not now.unpinned

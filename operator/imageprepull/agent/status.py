@@ -110,7 +110,9 @@ def notice(view: ImageView) -> tuple[str, str]:
     """Reason and message of an image that has not failed, for what its users should know all the same."""
     if view.state is ImageState.READY and view.tag_means:
         return "HeldByDigest", _HELD_BY_DIGEST.format(view.tag_means)
-    if view.state is ImageState.READY and view.desired.pin and view.held and not view.held.pinned:
+    held = view.held
+    # One that was just taken away is being set again: it is the runtime that ignores it where it is on the records.
+    if view.state is ImageState.READY and view.desired.pin and held and not held.pinned and not held.unpinned:
         return "PinIneffective", _PIN_INEFFECTIVE
     here = view.state is ImageState.PULLING or (view.state is ImageState.READY and view.pulled is not None)
     if here and view.progress is not None and view.progress.note:

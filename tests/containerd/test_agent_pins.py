@@ -1,0 +1,92 @@
+"""A pin that the kubelet's own pull takes away comes back, on both daemons, and nothing else happens to the image."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+
+import pytest
+
+from imageprepull.agent.losses import follow_losses
+from imageprepull.pulling.labels import CRI_PINNED
+from imageprepull.resources.nodeprepull import DesiredImage, ImageState
+from imageprepull.runtime.connection import Containerd
+from tests.containerd.agent_bench import Agent, agent_of
+from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_as_the_kubelet, pull_bench
+from tests.testbed.daemon import ContainerdDaemon
+from tests.testbed.faulty_registry import FaultyRegistry
+from tests.testbed.images import build_image
+
+
+@pytest.fixture
+async def bench(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[PullBench]:
+    async with pull_bench(containerd, daemon) as bench:
+        yield bench
+        await bench.assert_clean()
+
+
+class Ears:
+    """The runtime's events on their way to an agent, held back while the test looks."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.told = asyncio.Event()
+        self._agent = agent
+        self._held: set[str] | None = None
+
+    def tell(self, names: Collection[str]) -> None:
+        if self._held is not None:
+            self._held |= set(names)
+            return
+        self._agent.reconciler.suspect_named(names)
+        self.told.set()
+
+    def hold(self) -> None:
+        self._held = set()
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        self.tell(held or ())
+
+
+def blobs_asked(fake: FaultyRegistry) -> list[str]:
+    return [path for _, path, _ in fake.requests if "/blobs/" in path]
+
+
+async def pinned(bench: PullBench) -> dict[str, bool]:
+    return {record.name: CRI_PINNED in record.labels for record in await bench.containerd.images.list()}
+
+
+async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fake: FaultyRegistry) -> None:
+    image = build_image([layer("always-0"), layer("always-1")])
+    reference = fake_serve(fake, image)
+    bench.daemon.trust(reference.partition("/")[0])
+    async with agent_of(bench) as agent, asyncio.TaskGroup() as tasks:
+        ears = Ears(agent)
+        following = tasks.create_task(
+            follow_losses(
+                agent.node.subscribe,
+                agent.reconciler.suspect_all,
+                on_changed=ears.tell,
+                namespace="k8s.io",
+                settle=0.05,
+                reconnect=1,
+            )
+        )
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=image.digest, pin=True)])
+        await agent.until(ImageState.READY)
+        (view,) = agent.reconciler.views.values()
+        asked = len(blobs_asked(fake))
+        for _ in range(3):
+            ears.hold()
+            await pull_as_the_kubelet(bench.daemon, reference)
+            assert not (await pinned(bench))[reference], "so the CRI does it"
+            ears.release()
+            async with asyncio.timeout(20):
+                while not all((await pinned(bench)).values()):
+                    # By the kubelet's change, and then by that which mends it.
+                    await ears.told.wait()
+                    ears.told.clear()
+            assert view.state is ImageState.READY
+            assert (view.losses.count, view.backoff) == (0, None)
+        assert len(blobs_asked(fake)) == asked, "no blob is fetched for it"
+        following.cancel()

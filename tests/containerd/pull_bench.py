@@ -126,7 +126,7 @@ class PullBench:
             self.containerd,
             owner=OWNER,
             snapshotter=SNAPSHOTTER,
-            snapshotter_root=self.daemon.root,
+            writes=self.puller.writes,
             spool_dir=self.spool,
             boot_id=boot_id,
             wanted=wanted,
@@ -149,11 +149,16 @@ async def pull_bench(
     *,
     settings: PullSettings = FAST,
     stall: float = 10,
+    root: Path | None = None,
+    boot_id: str = BOOT,
     **options: Any,
 ) -> AsyncIterator[PullBench]:
-    """`options` are more of `Puller`'s: its workers, its path. Without workers the path is the portable one."""
+    """`options` are more of `Puller`'s: its workers, its path. Without workers the path is the portable one.
+
+    `root`: the snapshotter's, as the puller sees it.
+    """
     spool = daemon.folder / "spool"
-    root = daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
+    root = root or daemon.root / f"io.containerd.snapshotter.v1.{SNAPSHOTTER}"
     async with (
         RegistryClient(
             HostsConfig([daemon.certs_d]), stall_timeout=stall, attempts=2, backoff=0.01
@@ -164,7 +169,7 @@ async def pull_bench(
             spool,
             snapshotter_root=root,
             content_root=daemon.root / "io.containerd.content.v1.content",
-            boot_id=BOOT,
+            boot_id=boot_id,
             settings=settings,
             **options,
         ) as puller,

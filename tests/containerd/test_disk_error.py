@@ -14,16 +14,19 @@ import os
 import random
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
 from imageprepull.runtime.connection import connect
+from imageprepull.runtime.mounts import Mount
 from tests.containerd.conftest import VERSIONS
 from tests.containerd.pull_bench import FAST, Watched, fake_serve, layer, pull_bench
 from tests.testbed.daemon import PREFIX, ContainerdDaemon, remove, run, sweep
@@ -56,7 +59,11 @@ class ThinDisk:
     def mend(self) -> None:
         self._filler.unlink(missing_ok=True)
         # What failed since the pull has looked is told once more, to whoever asks first.
-        subprocess.run(["sync", "--file-system", self.mountpoint], check=False, capture_output=True)
+        self.synced_by_somebody()
+
+    def synced_by_somebody(self) -> bool:
+        command = ["sync", "--file-system", str(self.mountpoint)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def make(self) -> None:
         for folder in (self.mountpoint, self._backing):
@@ -115,6 +122,63 @@ async def test_what_a_thin_disk_could_not_take_is_not_believed_but_made_anew(
                 assert progress.states() == ["Applied", "Applied"], "nothing of it was believed"
                 assert (await bench.presence(reference)).present
                 # Only now: the runtime, whose database is on the same disk, may not have been able to delete a lease.
+                await bench.assert_clean()
+        finally:
+            daemon.stop()
+
+
+@pytest.mark.parametrize("told", ["another pull", "somebody's sync"])
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_lost_write_counts_for_who_unpacked_although_others_were_told_of_it(
+    version: str, told: str, fake: FaultyRegistry, path: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells each open descriptor once, and none that is opened afterwards."""
+    if path["path"] == "portable":
+        pytest.skip("the runtime writes and commits in one go: nothing waits in between")
+    data = random.Random(1).randbytes(24 * MIB)
+    waits = build_image([LayerSpec({"large": data})])
+    other = build_image([layer("other", 300_000)])
+    reference, others = fake_serve(fake, waits, "waits"), fake_serve(fake, other, "other")
+    changes: dict[str, Any] = {"keep_lease_on_failure": True, "sync": "before", "keep_blobs": "never"}
+    unpacked, go_on = asyncio.Event(), asyncio.Event()
+    plain = Chain.building
+
+    @asynccontextmanager
+    async def building(self: Chain, one: ChainLayer) -> AsyncIterator[list[Mount] | None]:
+        if one.chain_id == waits.chain_ids[0]:
+            unpacked.set()
+            await go_on.wait()
+        async with plain(self, one) as mounts:
+            yield mounts
+
+    monkeypatch.setattr(Chain, "building", building)
+    with thin_disk() as disk:
+        daemon = ContainerdDaemon(version, disk.mountpoint)
+        try:
+            daemon.start()
+            async with (
+                connect(daemon.address) as containerd,
+                pull_bench(containerd, daemon, **path) as bench,
+            ):
+                await bench.puller.extraction.choose("overlayfs", {})
+                disk.break_down()
+                pulling = asyncio.create_task(bench.pull(reference, digest=waits.digest, **changes))
+                await asyncio.wait_for(unpacked.wait(), 30)
+                if told == "another pull":
+                    with pytest.raises(PullError, match="cannot sync"):
+                        await bench.pull(others, digest=other.digest, **changes)
+                else:
+                    assert not disk.synced_by_somebody()
+                disk.mend()
+                go_on.set()
+                with pytest.raises(PullError) as caught:
+                    await pulling
+                assert caught.value.reason in {"DiskFull", "DiskError"}, caught.value.message
+                monkeypatch.undo()
+                await bench.pull(reference, digest=waits.digest, **changes)
+                (folder,) = await bench.puller.folders.folders(containerd, "overlayfs", waits.chain_ids, {})
+                run("sysctl", "-qw", "vm.drop_caches=3")
+                assert (folder / "large").read_bytes() == data
                 await bench.assert_clean()
         finally:
             daemon.stop()

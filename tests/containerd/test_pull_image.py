@@ -7,7 +7,6 @@ import json
 import subprocess
 import threading
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,9 +236,9 @@ async def test_layers_carry_the_boot_until_they_are_on_disk(
     async def unsynced() -> int:
         return len(await bench.containerd.snapshots.list(SNAPSHOTTER, ['labels."imageprepull.io/unsynced"']))
 
-    def hold(folder: Path) -> None:
+    def hold(descriptor: int) -> None:
         assert written.wait(20)
-        real(folder)
+        real(descriptor)
 
     real, written = durability.sync_file_system, threading.Event()
     monkeypatch.setattr(durability, "sync_file_system", hold)

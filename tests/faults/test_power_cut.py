@@ -63,6 +63,22 @@ async def test_the_power_fails_when_the_image_is_ready(stage: Stage, sync: str) 
     await clear(node)
 
 
+async def test_the_power_fails_when_the_blobs_are_kept_and_the_layers_are_not_synced(stage: Stage) -> None:
+    node, since = stage.machine, time.time()
+    log = node.folder / "before.log"
+    kept = Fault(Victim.PAUSE, Step.KEPT.value)
+    agent = life(node.folder, stage.reference, stage.image.digest, [kept], boot=node.boot, log=log)
+    async with agent as running:
+        await running.until("fault")
+        await stopped(running)
+        with after_power_cut(node) as later:
+            assert bytes_in_layers(later) < 0.9 * bytes_in_layers(node), "or the cut is none"
+            stage.registry.forget()
+            assert await start_again(stage, later, since) == []
+            assert stage.registry.sent == 0
+    await clear(node)
+
+
 async def test_the_power_fails_when_the_agent_is_idle(stage: Stage) -> None:
     node, since = stage.machine, time.time()
     log = node.folder / "before.log"

@@ -57,7 +57,7 @@ async def opened_runtime(
                 content_root=Path(info.content_root) if info.content_root else None,
                 workers=workers,
                 path=settings.extraction,
-                boot_id=boot_id or None,
+                boot_id=boot_id,
                 settings=settings.pull,
                 thresholds=settings.thresholds,
             )
@@ -92,7 +92,7 @@ async def swept(
                 node.containerd,
                 owner=node.settings.node_name,
                 snapshotter=node.runtime.snapshotter,
-                snapshotter_root=snapshotter_root(node.runtime),
+                writes=node.puller.writes,
                 spool_dir=node.settings.spool_dir,
                 boot_id=node.boot_id,
                 wanted=wanted() if wanted is not None else None,
@@ -120,4 +120,4 @@ def read_boot_id(path: Path) -> str:
         return durability.read_boot_id(path)
     except OSError as error:
         logger.warning("cannot tell the boot, unsynced layers will be believed", error=str(error))
-        return ""
+        return durability.UNKNOWN_BOOT

@@ -23,6 +23,7 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.growing import Advanced, Growing, SharedBlob, SpoolRestarted
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import ref_key, source_label
+from imageprepull.pulling.leases import CONTENT
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.pool import Pool
@@ -33,8 +34,6 @@ from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
-
-CONTENT = "content"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.chain_removal import remove_chains, what_stays_for
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.durability import WriteBack, believed, distrust, lost_writes
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNCOMPRESSED, UNSYNCED, extract_key
 from imageprepull.pulling.settings import PullSettings
@@ -65,15 +66,18 @@ class Chain:
         lease_labels: dict[str, str],
         snapshotter: str,
         folders: ChainFolders,
+        writes: WriteBack,
         boot_id: str,
         settings: PullSettings,
     ) -> None:
-        """Remember whose chain this is; nothing is asked yet."""
+        """Remember whose chain this is; nothing is asked yet. Lost writes count from now on."""
         self._containerd = containerd
         self._lease = lease
         self._active_labels = lease_labels
         self._snapshotter = snapshotter
         self._folders = folders
+        self._writes = writes
+        self._losses = writes.watch()
         self._boot_id = boot_id
         self._settings = settings
 
@@ -135,7 +139,8 @@ class Chain:
 
         Raises:
             ChainLostError: lease or parent vanished.
-            PullError: BrokenChain, where the parent has no directory, and is in use and stays.
+            PullError: BrokenChain, where the parent has no directory, and is in use and stays; DiskError, when the disk
+                has lost writes since this chain was begun.
         """
         try:
             prepared = await self._prepare(layer)
@@ -148,7 +153,9 @@ class Chain:
         try:
             reached(Step.PREPARED, layer.chain_id)
             yield mounts
+            self._check_written()
             await self._commit(layer, key)
+            await self._distrust_if_lost(layer)
             reached(Step.COMMITTED, layer.chain_id)
         except AlreadyExists as error:
             await finish_anyway(self.remove(key), self._settings.cleanup_timeout)
@@ -210,6 +217,19 @@ class Chain:
         except NotFound:
             return
 
+    def _check_written(self) -> None:
+        if self._writes.losses != self._losses:
+            raise lost_writes()
+
+    async def _distrust_if_lost(self, layer: ChainLayer) -> None:
+        """Whoever was told of a loss may have looked through the layers just before this one was there."""
+        try:
+            self._check_written()
+        except PullError:
+            marking = distrust(self._containerd, self._snapshotter, self._boot_id, [layer.chain_id])
+            await finish_anyway(marking, self._settings.cleanup_timeout)
+            raise
+
     async def _commit(self, layer: ChainLayer, key: str) -> None:
         labels = {SNAPSHOT_REF: layer.chain_id, UNSYNCED: self._boot_id}
         try:
@@ -267,12 +287,11 @@ class Chain:
         found = await self._containerd.snapshots.stat(self._snapshotter, chain_id)
         if found is None:
             return False
-        unsynced = found.labels.get(UNSYNCED, self._boot_id)
-        if unsynced != self._boot_id:
+        if not believed(found.labels.get(UNSYNCED), self._boot_id):
             await self.discard(
                 chain_id,
                 "UnsyncedInUse",
-                "it was committed before the machine restarted and perhaps never written to disk",
+                "the machine restarted or its disk failed before it was written to disk",
             )
         return True
 

@@ -6,7 +6,7 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -17,9 +17,17 @@ from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
 from imageprepull.pulling.leases import SNAPSHOTS, short_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
+from imageprepull.runtime.images import ImageRecord
 from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
+
+Keep = Callable[[Collection[str]], Awaitable[None]]
+"""Told the top-level digests of images whose records are about to go: what is to outlive them needs a lease by then."""
+
+
+async def keep_nothing(_: Collection[str]) -> None:
+    """Let the runtime collect what the records held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,13 @@ def _standing_on(roots: Collection[str], known: Mapping[str, SnapshotInfo]) -> l
 
 
 async def remove_chains(
-    containerd: Containerd, snapshotter: str, roots: Collection[str], why: str, labels: Mapping[str, str]
+    containerd: Containerd,
+    snapshotter: str,
+    roots: Collection[str],
+    why: str,
+    labels: Mapping[str, str],
+    *,
+    keep: Keep = keep_nothing,
 ) -> Removed:
     """Remove `roots`, what stands on them, and the records of images made of any; `why` is for the log.
 
@@ -113,8 +127,10 @@ async def remove_chains(
     """
     doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
     configs = await _configs_of(containerd, snapshotter, doomed.removable)
-    records = await records_of(containerd, configs)
+    found = await records_of(containerd, configs)
+    records = [record.name for record in found]
     async with short_lease(containerd, "remove", labels) as leased:
+        await keep({record.target.digest for record in found})
         for name in doomed.removable:
             await leased.leases.add_resource(leased.lease, f"{SNAPSHOTS}{snapshotter}", name)
         for name in records:
@@ -153,7 +169,7 @@ async def _remove(containerd: Containerd, snapshotter: str, names: Iterable[str]
     return refused
 
 
-async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[str]:
+async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[ImageRecord]:
     """Records whose target leads to one of the configs, by the labels that the collector follows."""
     if not configs:
         return []
@@ -167,6 +183,4 @@ async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[
             found = await containerd.content.info(record.target.digest)
             if found is not None and manifests & set(found.labels.values()):
                 targets.add(record.target.digest)
-    return [
-        record.name for record in await containerd.images.list() if record.target.digest in targets | configs
-    ]
+    return [record for record in await containerd.images.list() if record.target.digest in targets | configs]

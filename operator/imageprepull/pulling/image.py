@@ -296,6 +296,7 @@ class ImagePull:
             lease_labels=request.lease_labels,
             snapshotter=request.snapshotter,
             folders=machinery.folders,
+            writes=machinery.writes,
             boot_id=machinery.boot_id,
             settings=machinery.settings,
         )
@@ -365,7 +366,7 @@ class ImagePull:
         await make_durable(
             self._machinery.containerd,
             self._request.snapshotter,
-            self._machinery.snapshotter_root,
+            self._machinery.writes,
             self._machinery.boot_id,
             [layer.chain_id for layer in image.layers],
         )

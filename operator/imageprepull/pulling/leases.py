@@ -17,6 +17,7 @@ from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
 from imageprepull.runtime.labels import GC_EXPIRE
 from imageprepull.runtime.leases import Lease, LeasedResource
 
+CONTENT = "content"
 INGESTS = "ingests"
 SNAPSHOTS = "snapshots/"
 _OURS = "imageprepull-"
@@ -101,6 +102,12 @@ def until_renewal(left: float, seconds: float) -> float:
     A quarter of its time before it expires: then it is aged, and there is time for every try to replace it.
     """
     return left - seconds / 4
+
+
+async def keep_content(containerd: Containerd, terms: LeaseTerms, digest: str) -> None:
+    """Let the lease of a pull to come hold a blob, and all that the blob's labels lead to."""
+    await open_lease(containerd, terms)
+    await containerd.leases.add_resource(terms.id, CONTENT, digest)
 
 
 def is_aged(lease: Lease, seconds: float, now: float) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.chain_folders import ChainFolders
+from imageprepull.pulling.durability import WriteBack
 from imageprepull.pulling.extraction import Extraction
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.limiter import Limiter
@@ -22,7 +22,7 @@ from imageprepull.runtime.connection import Containerd
 class Machinery:
     """`polite_applies` is taken before `applies` by images that nobody waits for; it follows the disks (pressure.py).
 
-    `snapshotter_root` is the snapshotter's folder as this process sees it; syncfs needs it.
+    `writes` is the snapshotter's file system as this process sees it.
 
     The locks are in this process only. Across processes the ingest's ref and the snapshot's name do their work.
     """
@@ -39,7 +39,7 @@ class Machinery:
     polite_applies: Limiter
     settings: PullSettings
     boot_id: str
-    snapshotter_root: Path
+    writes: WriteBack
     images: KeyedLock = field(default_factory=KeyedLock)
     chains: KeyedLock = field(default_factory=KeyedLock)
     blobs: KeyedLock = field(default_factory=KeyedLock)

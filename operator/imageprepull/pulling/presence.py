@@ -14,6 +14,7 @@ from imageprepull.oci.platform import NoMatchingPlatform, Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
+from imageprepull.pulling.durability import believed
 from imageprepull.pulling.labels import CRI_PINNED, GC_CONTENT, GC_SNAPSHOT, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
@@ -183,7 +184,7 @@ async def _snapshots(
     for layer, snapshot in zip(layers, found, strict=True):
         if snapshot is None:
             raise _MissingError(f"the snapshot {layer.chain_id} of layer {layer.descriptor.digest}")
-        if boot_id and snapshot.labels.get(UNSYNCED, boot_id) != boot_id:
+        if boot_id and not believed(snapshot.labels.get(UNSYNCED), boot_id):
             raise _MissingError(f"the snapshot {layer.chain_id}, which another boot left unsynced")
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.chain_folders import ChainFolders
-from imageprepull.pulling.durability import read_boot_id
+from imageprepull.pulling.durability import WriteBack, read_boot_id
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
 from imageprepull.pulling.image import ImagePull, request_lease_id
@@ -31,7 +31,8 @@ from imageprepull.pulling.rooms import Places, Rooms
 from imageprepull.pulling.runtime_pull import pull_by_runtime, runtime_may
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
-from imageprepull.pulling.space import NO_THRESHOLDS, Thresholds
+from imageprepull.pulling.space import NO_THRESHOLDS, OF_THE_DISK, Thresholds
+from imageprepull.pulling.syncing import Syncing
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
@@ -47,7 +48,8 @@ _SPARE_WORKERS = 2
 class Puller:
     """`async with Puller(...) as puller: await puller.pull(request, progress)`.
 
-    Leaving the block waits for what still runs in the background; leaving it by an exception cancels that.
+    Leaving the block waits for what still runs in the background; leaving it by an exception cancels that. Either
+    way layers that are not on the disk are synced once more: a machine that is then switched off in order keeps them.
 
     Args:
         containerd: the connection, without a lease.
@@ -60,7 +62,7 @@ class Puller:
         path: which path layers may take.
         parallel_unpacks: workers at work at once over all images; by default as many as there are cores for us.
         thresholds: where the kubelet of this node acts, which pulls keep away from; by default there is no kubelet.
-        boot_id: the kernel's, unless given.
+        boot_id: the kernel's, unless given; `UNKNOWN_BOOT` where nobody can tell.
         settings: delays and bounds.
     """
 
@@ -99,8 +101,9 @@ class Puller:
             polite_applies=Limiter(settings.parallel_applies),
             settings=settings,
             boot_id=boot_id,
-            snapshotter_root=snapshotter_root,
+            writes=WriteBack(snapshotter_root),
         )
+        self._syncing = Syncing(containerd, self._machinery.writes, boot_id, settings)
         self._background: set[asyncio.Task[None]] = set()
         self._watching: list[asyncio.Task[None]] = []
 
@@ -112,7 +115,9 @@ class Puller:
         def at_once(count: int) -> None:
             machinery.slots.polite = machinery.polite_applies.limit = count
 
+        machinery.writes.watch()
         self._watching = [
+            asyncio.create_task(self._syncing.run(), name="layers left unsynced"),
             asyncio.create_task(self._rooms.follow(), name="room on disks"),
             asyncio.create_task(follow(pressure, most, at_once), name="pressure on disks"),
         ]
@@ -132,9 +137,12 @@ class Puller:
         finally:
             for watch in self._watching:
                 watch.cancel()
-            for ended in await asyncio.gather(*self._watching, return_exceptions=True):
-                if isinstance(ended, Exception):
-                    raise ended
+            ended = await asyncio.gather(*self._watching, return_exceptions=True)
+            await self._syncing.finish()
+            self._machinery.writes.close()
+            for failure in ended:
+                if isinstance(failure, Exception):
+                    raise failure
 
     @property
     def rooms(self) -> Rooms:
@@ -150,6 +158,11 @@ class Puller:
     def folders(self) -> ChainFolders:
         """Where chains are on the disk."""
         return self._machinery.folders
+
+    @property
+    def writes(self) -> WriteBack:
+        """The file system that layers are written to."""
+        return self._machinery.writes
 
     @property
     def lease_seconds(self) -> float:
@@ -179,11 +192,12 @@ class Puller:
         """
         attempt = ImagePull(self._machinery, request, progress)
         try:
-            outcome = await attempt.run()
+            outcome = await self._run(attempt, request, progress)
         except PullError as error:
             if not runtime_may(self._machinery, error):
                 raise
             outcome = await pull_by_runtime(self._machinery, request, progress, error)
+            self._syncing.synced(request.snapshotter, [layer.chain_id for layer in progress.layers])
             try:
                 await self.abandon(dataclasses.replace(request, digest=outcome.digest))
             except RuntimeFault as fault:
@@ -194,11 +208,13 @@ class Puller:
             return outcome
         if until == "done":
             try:
-                done = await attempt.settle()
+                done = await self._finish(attempt, request, progress)
             except Exception as error:
                 raise as_pull_error(error) from error
             return dataclasses.replace(outcome, seconds_kept=progress.seconds["kept"], seconds_done=done)
-        task = asyncio.create_task(self._settle(attempt, progress), name=f"settle {progress.reference}")
+        task = asyncio.create_task(
+            self._settle(attempt, request, progress), name=f"settle {progress.reference}"
+        )
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return outcome
@@ -236,12 +252,30 @@ class Puller:
             await discard_image_lease(self._machinery.containerd, lease)
             await self._machinery.spool.give_up(lease)
 
-    async def _settle(self, attempt: ImagePull, progress: ImageProgress) -> None:
+    async def _run(self, attempt: ImagePull, request: PullRequest, progress: ImageProgress) -> PullOutcome:
         try:
-            await attempt.settle()
+            return await attempt.run()
+        except PullError as error:
+            if error.reason in OF_THE_DISK:
+                # A worker may have been told of a lost write that concerns others; after us nobody would be.
+                self._syncing.again()
+            raise
+        finally:
+            self._syncing.begun(request.snapshotter, [layer.chain_id for layer in progress.layers])
+
+    async def _finish(self, attempt: ImagePull, request: PullRequest, progress: ImageProgress) -> float:
+        seconds = await attempt.settle()
+        self._syncing.synced(request.snapshotter, [layer.chain_id for layer in progress.layers])
+        return seconds
+
+    async def _settle(self, attempt: ImagePull, request: PullRequest, progress: ImageProgress) -> None:
+        try:
+            await self._finish(attempt, request, progress)
         except Exception as error:  # noqa: BLE001 - as_pull_error raises again what is no failure of the pull.
             failure = as_pull_error(error)
-            # The image is there and usable. The labels stay, and the next start of an agent tries again.
+            # The image is there and usable. Its layers are tried again; its blobs are missing as where they are discarded.
+            self._syncing.begun(request.snapshotter, [layer.chain_id for layer in progress.layers])
+            self._syncing.again()
             log.warning(
                 "an image is ready, but not all of it is kept or synced to disk",
                 image=progress.reference,

@@ -161,7 +161,7 @@ async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> F
         shown = await containerd.cri.image_status(name)
         if shown is not None:
             ids.add(shown.id)
-    names = of_target | set(await records_of(containerd, ids)) | ids
+    names = of_target | {record.name for record in await records_of(containerd, ids)} | ids
     tops = set()
     for config in ids:
         content = await containerd.content.info(config)

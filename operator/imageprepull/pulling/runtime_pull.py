@@ -84,7 +84,7 @@ async def _finish(
     await make_durable(
         containerd,
         request.snapshotter,
-        machinery.snapshotter_root,
+        machinery.writes,
         machinery.boot_id,
         [layer.chain_id for layer in image.layers],
     )

@@ -62,5 +62,10 @@ class PullSettings:
     """The CRI tells no progress, so a stall cannot be told from a slow download; this ends what hangs for good."""
     settle_patience: float = 300.0
     """How long what follows a ready image, keeping its blobs and syncing it, waits for a daemon that went away."""
+    sync_retry: float = 2.0
+    sync_retry_cap: float = 300.0
+    """Layers that could not be synced when their image was ready are tried again, first and at most after so long."""
+    stop_patience: float = 5.0
+    """How long a process that ends waits for the runtime to believe the layers that it has synced."""
     daemon_patience: float = 5.0
     """How long a failed pull waits for a daemon that went away, to delete the lease that nobody comes back for."""

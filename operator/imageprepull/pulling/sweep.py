@@ -12,8 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from imageprepull.pulling.chain_removal import Removed
-from imageprepull.pulling.durability import make_durable
+from imageprepull.pulling.durability import CANNOT_SYNC, WriteBack, believed, make_durable
+from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, UNSYNCED
 from imageprepull.pulling.leases import (
     LeaseTerms,
@@ -22,6 +22,7 @@ from imageprepull.pulling.leases import (
     expires_at,
     finish_replacing,
     is_bridge,
+    keep_content,
 )
 from imageprepull.pulling.placing import any_placed, collect_unrecorded
 from imageprepull.pulling.sidecars import remove_all_but
@@ -52,7 +53,7 @@ async def sweep(
     *,
     owner: str,
     snapshotter: str,
-    snapshotter_root: Path,
+    writes: WriteBack,
     spool_dir: Path,
     boot_id: str,
     wanted: Collection[str] | None,
@@ -66,7 +67,7 @@ async def sweep(
         containerd: the connection, without a lease.
         owner: the value of the label `imageprepull.io/lease`.
         snapshotter: the one that pulls use.
-        snapshotter_root: its folder as this process sees it.
+        writes: its file system, the puller's.
         spool_dir: the puller's.
         boot_id: this boot's.
         wanted: top-level digests of images that will be pulled again: their leases and spool files stay. None: it is
@@ -77,7 +78,14 @@ async def sweep(
         RuntimeFault, PullError: the runtime or the disk does not do as asked; call again.
     """
     swept = Swept()
-    removed = await _unsynced(containerd, snapshotter, snapshotter_root, boot_id, owner)
+
+    async def keep(digests: Collection[str]) -> None:
+        # Their blobs are synced as they come. Without records they would be collected, and downloaded again.
+        for digest in set(digests) if wanted is None else set(digests) & set(wanted):
+            await keep_content(containerd, lease_of(digest), digest)
+
+    removed = await remove_unsynced(containerd, snapshotter, boot_id, {LEASE: owner}, keep=keep)
+    await _sync_rest(containerd, snapshotter, writes, boot_id)
     swept.unsynced_snapshots, swept.unsynced_images = removed.snapshots, removed.records
 
     def resumed(lease: Lease) -> bool:
@@ -132,15 +140,17 @@ def _expired(lease: Lease) -> bool:
     return expiry is not None and expiry <= time.time()
 
 
-async def _unsynced(
-    containerd: Containerd, snapshotter: str, root: Path, boot_id: str, owner: str
-) -> Removed:
-    """Layers committed by another boot are removed with all that stands on them; this boot's are synced."""
-    removed = await remove_unsynced(containerd, snapshotter, boot_id, {LEASE: owner})
+async def _sync_rest(containerd: Containerd, snapshotter: str, writes: WriteBack, boot_id: str) -> None:
+    """What an earlier agent of this boot has committed is in the page cache at least; not what is in use and stays."""
     labelled = await containerd.snapshots.list(snapshotter, [f'labels."{UNSYNCED}"'])
-    # It leaves what still carries the label of another boot.
-    await make_durable(containerd, snapshotter, root, boot_id, [found.name for found in labelled])
-    return removed
+    rest = [found.name for found in labelled if believed(found.labels.get(UNSYNCED), boot_id)]
+    try:
+        await make_durable(containerd, snapshotter, writes, boot_id, rest)
+    except PullError as error:
+        if error.reason != CANNOT_SYNC:
+            raise
+        # They can be used, as those of pulls that cannot sync either; the next boot makes them anew.
+        log.warning("layers stay unsynced", layers=len(rest), error=error.message)
 
 
 async def _active_snapshots(containerd: Containerd, snapshotter: str, owner: str, swept: Swept) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from imageprepull.pulling.blobs import CONTENT
 from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.leases import CONTENT
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, RuntimeFault

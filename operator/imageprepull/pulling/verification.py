@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imageprepull.oci.descriptor import Descriptor
-from imageprepull.pulling.blobs import CONTENT
 from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.layer_blobs import LayerBlobs
-from imageprepull.pulling.leases import LeaseTerms, drop_lease, open_lease, short_lease
+from imageprepull.pulling.leases import LeaseTerms, drop_lease, keep_content, short_lease
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need, usual_ratio
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
@@ -131,6 +130,7 @@ async def _verify_once(
             lease_labels=labels,
             snapshotter=request.snapshotter,
             folders=machinery.folders,
+            writes=machinery.writes,
             boot_id=machinery.boot_id,
             settings=settings,
         )
@@ -301,5 +301,4 @@ class _Verification:
             labels=self._request.lease_labels,
             seconds=self._machinery.settings.lease_seconds,
         )
-        await open_lease(self._machinery.containerd, terms)
-        await self._machinery.containerd.leases.add_resource(self._pull_lease, CONTENT, self._target)
+        await keep_content(self._machinery.containerd, terms, self._target)

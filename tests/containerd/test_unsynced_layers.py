@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from imageprepull.pulling import durability
+from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.durability import UNKNOWN_BOOT
+from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import TimedOut
@@ -165,6 +168,34 @@ async def test_without_a_boot_id_layers_of_others_are_believed_and_keep_their_la
         assert swept.unsynced_snapshots == [image.chain_ids[1]]
         await bench.pull(reference, progress, keep_lease_on_failure=True)
         assert progress.states()[1] == "Applied"
+
+
+async def test_a_layer_committed_while_writes_are_lost_is_not_believed(
+    containerd: Containerd,
+    daemon: ContainerdDaemon,
+    registry: DockerRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = build_image([layer("just-0"), layer("just-1")])
+    reference = serve(registry, image, "unsynced/just")
+    plain = Chain._commit
+    async with pull_bench(containerd, daemon) as bench:
+
+        async def commit(self: Chain, one: ChainLayer, key: str) -> None:
+            await plain(self, one, key)
+            # Somebody was told, and has looked through the layers when this one was not there yet.
+            bench.puller.writes.losses += 1
+
+        monkeypatch.setattr(Chain, "_commit", commit)
+        with pytest.raises(PullError, match="lost writes") as caught:
+            await bench.pull(reference, keep_lease_on_failure=True, digest=image.digest, sync="before")
+        assert caught.value.reason == "DiskError"
+        assert BOOT not in (await unsynced(containerd)).values()
+        monkeypatch.undo()
+        progress = Watched("x")
+        await bench.pull(reference, progress, keep_lease_on_failure=True, digest=image.digest)
+        assert progress.states() == ["Applied", "Applied"]
+        await bench.assert_clean()
 
 
 async def test_layers_that_wait_when_another_images_sync_fails_are_not_believed(

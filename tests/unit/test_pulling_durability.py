@@ -14,7 +14,13 @@ from typing import Any, cast
 import pytest
 
 from imageprepull.pulling import durability
-from imageprepull.pulling.durability import UNKNOWN_BOOT, WriteBack, believed, make_durable
+from imageprepull.pulling.durability import (
+    UNKNOWN_BOOT,
+    WriteBack,
+    believed,
+    make_durable,
+    settle_losses,
+)
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.pulling.settings import PullSettings
@@ -177,6 +183,18 @@ async def test_a_failure_is_not_forgotten_with_who_was_told(disk: Disk, writes: 
         await runtime.sync(writes, "b")
     assert caught.value.reason == "DiskError"
     assert set(runtime.marks.values()) == {f"{BOOT}-lost"}
+
+
+async def test_after_a_failed_pull_the_account_is_settled(disk: Disk, writes: WriteBack) -> None:
+    runtime = Runtime({"a": BOOT, "b": "another"})
+    begun = writes.watch()
+    await settle_losses(cast("Containerd", runtime), "overlayfs", writes, BOOT)
+    assert (runtime.marks["a"], writes.watch()) == (BOOT, begun), "nothing was lost"
+    disk.answers = [EIO]
+    await settle_losses(cast("Containerd", runtime), "overlayfs", writes, BOOT)
+    assert runtime.marks == {"a": f"{BOOT}-lost", "b": "another"}
+    assert writes._descriptor == -1
+    assert writes.watch() > begun
 
 
 async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ async def make_durable(
         await _clear(containerd, snapshotter, unsynced)
 
 
+async def settle_losses(containerd: Containerd, snapshotter: str, writes: WriteBack, boot_id: str) -> None:
+    """After a disk has failed somebody: ask whether writes were lost, mark the layers they may belong to, and be done.
+
+    Whoever failed may have been the one that was told. What was lost until now does not concern the next pull.
+
+    Raises:
+        RuntimeFault: the runtime does not do as asked; the next `make_durable` marks them.
+    """
+    async with writes.turn:
+        # Its reason is that of the failure which has brought us here.
+        with contextlib.suppress(PullError):
+            await _sync(containerd, snapshotter, writes, boot_id)
+
+
 async def _sync(containerd: Containerd, snapshotter: str, writes: WriteBack, boot_id: str) -> None:
     # Who was told of a loss before may not have come to say whose layers it concerns.
     failure = lost_writes() if writes.unhandled else await _try_to_sync(writes)

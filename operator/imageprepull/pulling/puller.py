@@ -16,8 +16,9 @@ import structlog
 
 from imageprepull.pulling.blobs import Spool
 from imageprepull.pulling.chain_folders import ChainFolders
-from imageprepull.pulling.durability import WriteBack, read_boot_id
-from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.durability import WriteBack, read_boot_id, settle_losses
+from imageprepull.pulling.errors import DISK_ERROR, PullError, as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
 from imageprepull.pulling.image import ImagePull, request_lease_id
 from imageprepull.pulling.leases import discard_image_lease
@@ -31,7 +32,7 @@ from imageprepull.pulling.rooms import Places, Rooms
 from imageprepull.pulling.runtime_pull import pull_by_runtime, runtime_may
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
-from imageprepull.pulling.space import NO_THRESHOLDS, OF_THE_DISK, Thresholds
+from imageprepull.pulling.space import DISK_FULL, NO_THRESHOLDS, Thresholds
 from imageprepull.pulling.syncing import Syncing
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.registry.client import RegistryClient
@@ -256,9 +257,12 @@ class Puller:
         try:
             return await attempt.run()
         except PullError as error:
-            if error.reason in OF_THE_DISK:
-                # A worker may have been told of a lost write that concerns others; after us nobody would be.
-                self._syncing.again()
+            if error.reason in (DISK_FULL, DISK_ERROR):
+                machinery = self._machinery
+                settling = settle_losses(
+                    machinery.containerd, request.snapshotter, machinery.writes, machinery.boot_id
+                )
+                await finish_anyway(settling, machinery.settings.cleanup_timeout)
             raise
         finally:
             self._syncing.begun(request.snapshotter, [layer.chain_id for layer in progress.layers])

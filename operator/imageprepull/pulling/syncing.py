@@ -44,7 +44,7 @@ class Syncing:
         self._left.get(snapshotter, set()).difference_update(chain_ids)
 
     def again(self) -> None:
-        """A sync failed, or the disk: `run` tries what is left."""
+        """A sync failed: `run` tries what is left."""
         self._due.set()
 
     async def run(self) -> None:

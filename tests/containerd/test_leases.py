@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from imageprepull.pulling.durability import WriteBack
 from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.pulling.leases import (
@@ -79,7 +80,7 @@ async def run_sweep(containerd: Containerd, daemon: ContainerdDaemon, wanted: se
         containerd,
         owner=OWNER,
         snapshotter=SNAPSHOTTER,
-        snapshotter_root=daemon.root,
+        writes=WriteBack(daemon.root),
         spool_dir=daemon.folder / "spool",
         boot_id=BOOT,
         wanted=wanted,

@@ -74,7 +74,7 @@ async def test_the_power_fails_when_the_blobs_are_kept_and_the_layers_are_not_sy
         with after_power_cut(node) as later:
             assert bytes_in_layers(later) < 0.9 * bytes_in_layers(node), "or the cut is none"
             stage.registry.forget()
-            assert await start_again(stage, later, since) == []
+            assert await start_again(stage, later, since, pulled=True) == []
             assert stage.registry.sent == 0
     await clear(node)
 

@@ -402,9 +402,12 @@ class Reconciler:
     async def _drop_orphans(self) -> None:
         """Leases of attempts that nobody will resume; what is finished and recorded stays as it is."""
         for key in [key for key in self._orphans if key not in self.running]:
-            image = self._orphans.pop(key, None)
+            image = self._orphans.get(key)
             if image is not None and not self._shares_lease(image):
                 await self._attempts.abandon(image)
+            # Only now: while it is listed here something is left to do.
+            if self._orphans.get(key) is image:
+                self._orphans.pop(key, None)
 
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self.problem:

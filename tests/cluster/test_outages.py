@@ -144,6 +144,12 @@ def requests_by_second(audit: Path) -> dict[str, list[int]]:
     return counts
 
 
+def asked_of_nodes(product: Product) -> set[str]:
+    """The references in the specs of all NodePrepulls."""
+    found = product.cluster.get("nodeprepulls")["items"]
+    return {image["reference"] for one in found for image in one["spec"].get("images", [])}
+
+
 def until_present(product: Product, node: str, image: str) -> None:
     product.until(f"{node} has the image", lambda: bool(product.images_named(node, image)))
 
@@ -163,6 +169,8 @@ def test_without_an_operator_agents_heal_and_nothing_is_let_go(product: Product)
     image = product.push(runnable(layer(1)), "tests/no-operator")
     product.apply("no-operator", image)
     product.until_ready("no-operator")
+    # What the test before had deleted while the watch was interrupted: two that are missing at once would be held.
+    product.until("nothing else is asked of the nodes", lambda: asked_of_nodes(product) == {image})
     product.cluster.kubectl("-n", NAMESPACE, "scale", OPERATOR, "--replicas=0")
     try:
         product.until(

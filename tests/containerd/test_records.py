@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED
-from imageprepull.pulling.records import unpin
+from imageprepull.pulling.records import pin, unpin
 from imageprepull.pulling.removal import remove_image
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord, Images
@@ -113,3 +115,44 @@ async def test_a_record_that_never_settles_ends_the_pull_with_a_reason(
     with pytest.raises(PullError, match=reference) as caught:
         await bench.pull(reference)
     assert (caught.value.reason, caught.value.permanent) == ("RecordUnsettled", False)
+
+
+async def test_a_tag_that_moves_while_a_pin_is_set_again_stays_where_it_is(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    """As an `Always` pull of the kubelet does it: we had read what the tag meant before."""
+    image, newer = (build_image([layer(f"pin-moved-{number}")]) for number in range(2))
+    reference = serve(registry, image, "records/pin-moved")
+    await bench.pull(reference)
+    other = serve(registry, newer, "records/pin-moved-newer")
+    await bench.pull(other)
+    target = (await target_of(bench, other)).target
+
+    async def move() -> None:
+        await bench.containerd.images.update(reference, target, {})
+
+    with just_after_the_look(reference, move):
+        await pin(bench.containerd, Reference.parse(reference), image.digest, image.config.digest)
+    assert (await target_of(bench, reference)).target == target
+
+
+async def test_the_pin_of_another_image_with_the_same_config_is_not_this_ones(
+    bench: PullBench, registry: DockerRegistry
+) -> None:
+    """The ID's record is one for both: to take the pin away again and again would change nothing."""
+    image = build_image([layer("pin-of-another")])
+    reference = serve(registry, image, "records/pin-of-another")
+    await bench.pull(reference, pin=True)
+    assert (await bench.presence(reference, image.digest)).our_pin
+    another = Descriptor("application/vnd.oci.image.index.v1+json", sha256_digest(b"another"), 7)
+    await unpin(bench.containerd, Reference.parse(reference), image.digest)
+    pinned = {CRI_PINNED: "pinned", PINNED: "true"}
+    await bench.containerd.images.update(image.config.digest, another, pinned)
+    found = await bench.presence(reference, image.digest)
+    assert (found.present, found.our_pin) == (True, False)
+
+
+async def target_of(bench: PullBench, name: str) -> ImageRecord:
+    record = await bench.containerd.images.get(name)
+    assert record is not None
+    return record

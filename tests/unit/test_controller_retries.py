@@ -25,6 +25,7 @@ from imageprepull.controller.retries import (
     read_order,
     standing,
 )
+from imageprepull.controller.world import KnownPrepull
 from imageprepull.oci.reference import Reference
 from imageprepull.resources import bounds
 from imageprepull.resources.base import Metadata
@@ -91,6 +92,18 @@ def test_an_order_stands_until_it_is_answered_by_its_own_name_with_nobody_waitin
     assert asked("n1", RetryStatus(nonce="n1", waiting=1, ready=4))
     assert not asked("n1", RetryStatus(nonce="n1", ready=5))
     assert not asked("/")
+
+
+def test_the_plan_sees_an_answer_as_soon_as_it_is_written() -> None:
+    one = candidate()
+    known = KnownPrepull("default", "one", one.uid, 1, "1", one.prepull, one)
+    answered = msgspec.structs.replace(
+        one.prepull, status=msgspec.structs.replace(one.prepull.status, retry=RetryStatus(nonce="n1"))
+    )
+    seen = known.with_status(answered, "2")
+    assert seen.candidate is not None
+    assert seen.candidate.prepull == seen.prepull == answered
+    assert seen.candidate.images == one.images
 
 
 def test_it_concerns_the_entries_of_its_node_and_image() -> None:

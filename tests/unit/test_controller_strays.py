@@ -20,6 +20,7 @@ from imageprepull.controller.standby import Standby
 from imageprepull.controller.strays import believed
 from imageprepull.controller.uninstall import has_let_go, is_ordered, let_go_spec
 from imageprepull.kube.informer import Change
+from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval, StrayPin
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
 
@@ -54,6 +55,16 @@ def test_a_pin_that_nobody_means_is_ordered_away_until_that_is_done() -> None:
     nobody = Owners({}, {})
     assert render("n1", [order], nobody).images == [order], "reported no more, and not done"
     assert render("n1", [order], nobody, {STRAY}).images == []
+
+
+def test_orders_for_strays_push_nothing_out_that_is_wanted() -> None:
+    wanted = candidate(images=[f"docker.io/library/redis:{number}" for number in range(bounds.IMAGES - 1)])
+    known = {image.record: resolution(image.record, 2) for image in wanted.images}
+    owners = Owners({wanted.uid: wanted}, assign([wanted], nodes("n1"), known))
+    strays = {(f"{REPOSITORY}:{number}", digest(1)) for number in range(3)}
+    made = render("n1", [], owners, strays=strays)
+    assert (len(made.images), made.omitted) == (bounds.IMAGES, 0)
+    assert ordered(made.images) == [f"{REPOSITORY}:0"]
 
 
 @pytest.mark.parametrize("stray", [STRAY, (BY_DIGEST, digest(1)), ("quay.io/other:1", digest(1))])

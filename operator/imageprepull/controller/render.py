@@ -7,6 +7,7 @@ done. (Pins that the agent reports beside all entries are withdrawn like that, t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,9 @@ def render(
             images[key] = msgspec.structs.replace(merged, state=state)
         elif key not in images:
             images[key] = withdrawn(entry, owners) if entry.owners else entry
-    images |= stray_orders(strays, images, asked)
+    # Only into the room that is left: an order must not push out what is wanted.
+    orders = stray_orders(strays, images, asked)
+    images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))
     fitting = sorted(images, key=lambda key: _rank(images[key]))[: schema.IMAGES]
     return Rendered(
         [images[key] for key in sorted(fitting)], frozenset(confirm), omitted=len(images) - len(fitting)

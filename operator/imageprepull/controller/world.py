@@ -42,7 +42,8 @@ class KnownPrepull:
 
     def with_status(self, prepull: ImagePrepull, resource_version: str) -> KnownPrepull:
         """The same object after a write of its status."""
-        return replace(self, prepull=prepull, resource_version=resource_version)
+        candidate = None if self.candidate is None else replace(self.candidate, prepull=prepull)
+        return replace(self, prepull=prepull, candidate=candidate, resource_version=resource_version)
 
 
 @dataclass(frozen=True, slots=True)

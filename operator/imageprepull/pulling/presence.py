@@ -113,7 +113,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         missing=f"the pin of {unpinned[0]}" if unpinned else "",
         complete=True,
         pinned=pinned,
-        our_pin=any(PINNED in record.labels for record in records),
+        # The ID's record may mean another image of this config, and carry the pin of that one.
+        our_pin=any(PINNED in record.labels and record.target.digest == target for record in records),
     )
 
 

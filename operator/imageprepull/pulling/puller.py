@@ -263,6 +263,8 @@ class Puller:
                     machinery.containerd, request.snapshotter, machinery.writes, machinery.boot_id
                 )
                 await finish_anyway(settling, machinery.settings.cleanup_timeout)
+            # Nobody comes for them if no attempt follows.
+            self._syncing.again()
             raise
         finally:
             self._syncing.begun(request.snapshotter, [layer.chain_id for layer in progress.layers])

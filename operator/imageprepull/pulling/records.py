@@ -192,8 +192,12 @@ async def pin(containerd: Containerd, reference: Reference, digest: str, config_
         if record is not None:
             with contextlib.suppress(NotFound):
                 labels = record_labels(pin=True, existing=record.labels)
-                # As `write_records`: the ID means what was pinned last, and is unpinned by it.
-                await containerd.images.update(name, targets[0], labels)
+                if name == config_digest:
+                    # As `write_records`: the ID means what was pinned last, and is unpinned by it.
+                    await containerd.images.update(name, targets[0], labels)
+                else:
+                    # A tag that somebody has moved since stays where it is.
+                    await containerd.images.update_labels(name, labels)
 
 
 async def unpin(

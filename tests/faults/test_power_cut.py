@@ -42,6 +42,9 @@ async def start_again(stage: Stage, machine: Machine, since: float, *, pulled: b
     return [line for line in found if line not in runtimes_own]
 
 
+CUTS = 4
+
+
 @pytest.mark.parametrize("sync", ["background", "before"])
 async def test_the_power_fails_when_the_image_is_ready(stage: Stage, sync: str) -> None:
     node, since = stage.machine, time.time()
@@ -64,6 +67,14 @@ async def test_the_power_fails_when_the_image_is_ready(stage: Stage, sync: str) 
 
 
 async def test_the_power_fails_when_the_blobs_are_kept_and_the_layers_are_not_synced(stage: Stage) -> None:
+    for _ in range(CUTS):
+        if await cut_after_kept(stage):
+            return
+    pytest.fail(f"the kernel had written the layers {CUTS} times: the cut is none")
+
+
+async def cut_after_kept(stage: Stage) -> bool:
+    """Whether the cut took something: a busy machine may write everything to disk before it."""
     node, since = stage.machine, time.time()
     log = node.folder / "before.log"
     kept = Fault(Victim.PAUSE, Step.KEPT.value)
@@ -72,11 +83,12 @@ async def test_the_power_fails_when_the_blobs_are_kept_and_the_layers_are_not_sy
         await running.until("fault")
         await stopped(running)
         with after_power_cut(node) as later:
-            assert bytes_in_layers(later) < 0.9 * bytes_in_layers(node), "or the cut is none"
+            lost = bytes_in_layers(later) < 0.9 * bytes_in_layers(node)
             stage.registry.forget()
             assert await start_again(stage, later, since, pulled=True) == []
             assert stage.registry.sent == 0
     await clear(node)
+    return lost
 
 
 async def test_the_power_fails_when_the_agent_is_idle(stage: Stage) -> None:

@@ -75,9 +75,13 @@ async def test_an_image_is_pulled_and_then_found_without_a_registry(
     for record in await containerd.images.list():
         assert record.labels["io.cri-containerd.pinned"] == "pinned"
         assert "imageprepull.io/pinned" not in record.labels, "no agent may take it away"
+        await containerd.images.update_labels(record.name, {"imageprepull.io/pinned": "true"})
     registry.stop()
     try:
         again = await run(daemon.address, "--output", "json", "--pin", reference)
+        for record in await containerd.images.list():
+            assert record.labels["io.cri-containerd.pinned"] == "pinned"
+            assert "imageprepull.io/pinned" not in record.labels, "what an agent had pinned is ours now"
         by_digest = await run(
             daemon.address, "--output", "json", f"{reference.rpartition(':')[0]}@{image.digest}"
         )

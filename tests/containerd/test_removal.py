@@ -10,7 +10,7 @@ import pytest
 
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.labels import CRI_PINNED, LEASE
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
 from imageprepull.pulling.visible import wait_visible
@@ -133,6 +133,17 @@ async def test_what_was_there_before_us_is_not_ours_to_remove(
     await bench.pull(reference, pin=True)
     assert (await remove(bench, image.digest)).kept
     assert (await bench.presence(reference)).present
+
+
+async def test_what_somebody_has_pinned_by_hand_stays(bench: PullBench, registry: DockerRegistry) -> None:
+    image = build_image([layer("by-hand")])
+    reference = serve(registry, image, "removal/by-hand")
+    await bench.pull(reference)
+    await bench.containerd.images.update_labels(reference, {CRI_PINNED: "pinned"})
+    assert await remove(bench, image.digest) == Verdict(kept=f"{reference} was pinned by somebody else")
+    assert (await bench.presence(reference)).present
+    await bench.containerd.images.update_labels(reference, {CRI_PINNED: ""})
+    assert not (await remove(bench, image.digest)).kept
 
 
 async def test_what_a_container_uses_is_removed_when_it_is_gone(

@@ -179,8 +179,10 @@ def test_only_pins_that_we_set_are_marked_as_ours() -> None:
     assert record_labels(pin=True, existing=theirs) == managed
     assert record_labels(pin=True, existing=ours) == managed | ours, "it may be gone since"
     assert record_labels(pin=False, existing=ours) == managed
-    for existing in ({}, theirs, ours):
+    for existing in ({}, theirs):
         assert record_labels(pin=True, existing=existing, by_hand=True) == managed | theirs
+    taken_over = {"imageprepull.io/pinned": ""}
+    assert record_labels(pin=True, existing=ours, by_hand=True) == managed | theirs | taken_over
 
 
 def test_records_are_written_id_tag_digest_and_a_digest_reference_has_no_tag() -> None:

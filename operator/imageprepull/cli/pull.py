@@ -254,7 +254,8 @@ class Session:
             )
             if found.complete:
                 digests[number] = found.digest
-            if found.present:
+            # A pin of agents is to become this person's: only the records are written for it.
+            if found.present and not (self._args.pin and found.our_pin):
                 layers = tuple(LayerProgress.of(layer, LayerState.EXISTS) for layer in found.layers)
                 self._results[number] = Found(found.digest, layers)
         return digests

@@ -91,6 +91,8 @@ def record_labels(*, pin: bool, existing: Mapping[str, str] | None, by_hand: boo
     known = existing or {}
     if pin and by_hand:
         labels[CRI_PINNED] = "pinned"
+        if PINNED in known:
+            labels[PINNED] = ""  # taken off: the pin is the person's from now on.
     elif pin and (PINNED in known or CRI_PINNED not in known):
         labels |= {CRI_PINNED: "pinned", PINNED: "true"}
     if existing is None:

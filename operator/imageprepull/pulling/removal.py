@@ -15,7 +15,7 @@ import structlog
 
 from imageprepull.pulling.chain_removal import records_of
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE, MANAGED
+from imageprepull.pulling.labels import CRI_PINNED, EXTRACT, GC_SNAPSHOT, LEASE, MANAGED, PINNED
 from imageprepull.pulling.leases import short_lease
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.cri import CriContainer
@@ -55,6 +55,9 @@ def decide(found: Found, wanted: Collection[str], users: Sequence[str]) -> Verdi
     for record in found.records:
         if MANAGED not in record.labels:
             return Verdict(kept=f"{record.name} was made by somebody else")
+        if CRI_PINNED in record.labels and PINNED not in record.labels:
+            # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
+            return Verdict(kept=f"{record.name} was pinned by somebody else")
     if users:
         return Verdict(users=tuple(users))
     # Names first: as long as one is left a retry finds the others by what they point at. The ID comes last, so that

@@ -261,6 +261,29 @@ async def test_a_pull_by_somebody_else_in_the_middle_stops_the_removal(
     assert found.present, found.missing
 
 
+async def test_a_pin_by_somebody_else_in_the_middle_stops_the_removal(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("middle-pin")])
+    reference = serve(registry, image, "removal/middle-pin")
+    await bench.pull(reference)
+    by_digest = f"{reference.rpartition(':')[0]}@{image.digest}"
+    get = Images.get
+
+    async def pinned_meanwhile(self: Images, name: str) -> object:
+        if name == by_digest and reference not in await records(bench):
+            monkeypatch.undo()
+            await bench.containerd.images.update_labels(by_digest, {CRI_PINNED: "pinned"})
+        return await get(self, name)
+
+    monkeypatch.setattr(Images, "get", pinned_meanwhile)
+    assert (await remove(bench, image.digest)).kept == f"{by_digest} was pinned anew by somebody else"
+    found = await bench.presence(by_digest, image.digest)
+    assert found.present, found.missing
+    await bench.containerd.images.update_labels(by_digest, {CRI_PINNED: ""})
+    assert not (await remove(bench, image.digest)).kept
+
+
 @pytest.mark.parametrize("after", [0, 1])
 async def test_what_is_wanted_before_a_record_is_deleted_stays_with_all_records_that_are_left(
     bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, after: int

@@ -53,11 +53,8 @@ def decide(found: Found, wanted: Collection[str], users: Sequence[str]) -> Verdi
         if record.target.digest in wanted:
             return Verdict(kept=f"{record.name} is still wanted")
     for record in found.records:
-        if MANAGED not in record.labels:
-            return Verdict(kept=f"{record.name} was made by somebody else")
-        if CRI_PINNED in record.labels and PINNED not in record.labels:
-            # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
-            return Verdict(kept=f"{record.name} was pinned by somebody else")
+        if what := _of_somebody_else(record):
+            return Verdict(kept=f"{record.name} was {what} by somebody else")
     if users:
         return Verdict(users=tuple(users))
     # Names first: as long as one is left a retry finds the others by what they point at. The ID comes last, so that
@@ -67,6 +64,14 @@ def decide(found: Found, wanted: Collection[str], users: Sequence[str]) -> Verdi
             sorted((record.name for record in found.records), key=lambda n: (n.startswith(_ID), "@" in n, n))
         )
     )
+
+
+def _of_somebody_else(record: ImageRecord) -> str:
+    """What somebody else did to a record that is therefore not ours to delete: "made" or "pinned"; "" when it is ours."""
+    if MANAGED not in record.labels:
+        return "made"
+    # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
+    return "pinned" if CRI_PINNED in record.labels and PINNED not in record.labels else ""
 
 
 def users_of(
@@ -141,9 +146,10 @@ async def _delete(
         record = await containerd.images.get(name)
         if record is None:
             continue
-        if MANAGED not in record.labels or record.target.digest not in targets:
-            # A pull by somebody else since we looked: records hold everything.
-            return f"{name} was made anew by somebody else"
+        # Since we looked, as by somebody else's pull: records hold everything.
+        what = "made" if record.target.digest not in targets else _of_somebody_else(record)
+        if what:
+            return f"{name} was {what} anew by somebody else"
         # Nothing is awaited between this and the deletion.
         if not targets.isdisjoint(wanted()):
             return f"{name} is wanted by now"

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Collection
 import pytest
 
 from imageprepull.agent.losses import follow_losses
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import CRI_PINNED
 from imageprepull.resources.nodeprepull import DesiredImage, ImageState
 from imageprepull.runtime.connection import Containerd
@@ -90,3 +92,12 @@ async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fa
             assert (view.losses.count, view.backoff) == (0, None)
         assert len(blobs_asked(fake)) == asked, "no blob is fetched for it"
         following.cancel()
+
+
+async def test_the_sweep_and_the_pull_know_a_lease_by_one_name(bench: PullBench) -> None:
+    """Where they did not, each start of an agent would drop what the next attempt is to resume."""
+    image = DesiredImage(reference="a.io/x:1", digest=f"sha256:{'1' * 64}")
+    async with agent_of(bench, runs=False) as agent:
+        asked = agent.node._request(image, Reference.parse(image.reference))
+        terms = agent.node.lease_of(image.digest)
+        assert (terms.id, terms.labels) == (request_lease_id(asked, image.digest), asked.lease_labels)

@@ -18,7 +18,7 @@ from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
-from imageprepull.pulling.labels import lease_id
+from imageprepull.pulling.labels import LEASE, lease_id
 from imageprepull.pulling.leases import LeaseTerms
 from imageprepull.pulling.pins import Pin, our_pins
 from imageprepull.pulling.presence import Presence, presence
@@ -36,7 +36,6 @@ from imageprepull.runtime.discovery import RuntimeInfo
 from imageprepull.runtime.errors import RuntimeFault, SocketMissing, TimedOut
 from imageprepull.runtime.events import Event
 
-LEASE_LABEL = "imageprepull.io/lease"
 UNAVAILABLE = ("RuntimeUnavailable", SocketMissing.reason, TimedOut.reason)
 USUAL_ROOT = Path("/var/lib/containerd")
 T = TypeVar("T")
@@ -69,7 +68,7 @@ class ContainerdNode:
         Raises:
             RuntimeFault: the runtime does not answer.
         """
-        await self.puller.extraction.choose(self.runtime.snapshotter, {LEASE_LABEL: self.settings.node_name})
+        await self.puller.extraction.choose(self.runtime.snapshotter, self._lease_labels)
 
     async def subscribe(self, topics: Sequence[str]) -> AsyncIterator[Event]:
         """The runtime's events. When they end the daemon may be another one, and the path is found out anew."""
@@ -111,11 +110,10 @@ class ContainerdNode:
 
     def lease_of(self, digest: str) -> LeaseTerms:
         """The lease under which an image of that digest is pulled here."""
-        labels = {LEASE_LABEL: self.settings.node_name}
         name = lease_id(
             self.settings.node_name, digest, self.runtime.snapshotter, str(self.platform), shared=True
         )
-        return LeaseTerms(name, digest, labels, self.puller.lease_seconds)
+        return LeaseTerms(name, digest, self._lease_labels, self.puller.lease_seconds)
 
     async def pin(self, image: DesiredImage) -> None:
         """As `Node.pin`."""
@@ -144,7 +142,7 @@ class ContainerdNode:
                 image.digest,
                 snapshotter=self.runtime.snapshotter,
                 wanted=wanted,
-                lease_labels={LEASE_LABEL: self.settings.node_name},
+                lease_labels=self._lease_labels,
             ),
         )
         return verdict.kept
@@ -204,8 +202,12 @@ class ContainerdNode:
             boot_id=self.boot_id,
             folders=self.puller.folders,
             keep_layers=self._keep_blobs != "never",
-            lease_labels={LEASE_LABEL: self.settings.node_name},
+            lease_labels=self._lease_labels,
         )
+
+    @property
+    def _lease_labels(self) -> dict[str, str]:
+        return {LEASE: self.settings.node_name}
 
     @property
     def _keep_blobs(self) -> KeepBlobs:
@@ -225,7 +227,7 @@ class ContainerdNode:
             keep_lease_on_failure=True,
             # The node waits for a gated image; beside all others pods are at work.
             urgent=image.gated,
-            lease_labels={LEASE_LABEL: settings.node_name},
+            lease_labels=self._lease_labels,
             min_free=parse_amount(asked) if (asked := image.limits.min_free_disk) else None,
         )
 

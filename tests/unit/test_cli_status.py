@@ -11,7 +11,8 @@ from rich.console import Console
 
 from imageprepull.cli.screen import headline
 from imageprepull.cli.status_view import detailed, overview, settled, size_text
-from imageprepull.cli.wait import FAILED, READY, duration, verdict
+from imageprepull.cli.wait import verdict
+from imageprepull.cli.waiting import DONE, FAILED, duration
 from imageprepull.resources.base import decode
 from imageprepull.resources.imageprepull import ImagePrepull
 
@@ -135,7 +136,7 @@ def test_the_overview_has_a_line_an_object() -> None:
     ("conditions", "code"),
     [
         ([], None),
-        ([condition("Ready", "True", "Ready")], READY),
+        ([condition("Ready", "True", "Ready")], DONE),
         ([condition("Ready", "True", "Ready", generation=1)], None),
         ([condition("Ready", "False", "Pulling")], None),
         ([condition("Ready", "False", "X"), condition("Stalled", "True", "InvalidReference")], FAILED),

@@ -14,20 +14,15 @@ from contextlib import aclosing
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
-from imageprepull.cli.wait import duration
+from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, NothingToDo, add_timeout, canonical, ended
 from imageprepull.controller.repairs import ANNOTATION, RepairOrder
-from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
-from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import NODEPREPULLS
-from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus, NodePrepull
 
-DONE, FAILED, TIMED_OUT = 0, 1, 3
 
-
-class NothingToRepair(Exception):
+class NothingToRepair(NothingToDo):
     """The node holds no such image for us; the message says what it holds."""
 
 
@@ -35,29 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `repair` takes."""
     parser.add_argument("node", help="name of the node")
     parser.add_argument("image", nargs="?", help="an image of an ImagePrepull (default: all of the node's)")
-    parser.add_argument(
-        "--timeout",
-        type=duration,
-        default=0.0,
-        metavar="TIME",
-        help="stop waiting: 90, 90s, 10m, 1h30m (0: never); the agent goes on",
-    )
+    add_timeout(parser, "stop waiting: {}; the agent goes on")
     kubeconfig.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: every image is there and was checked; 1: not so, or not possible; 3: not within the timeout."""
-    try:
-        reference = Reference.parse(arguments.image).canonical if arguments.image else ""
-        target = kubeconfig.target(arguments)
-        return asyncio.run(repair(target, arguments.node, reference, arguments.timeout))
-    except InvalidReference as error:
-        print(f"error: {arguments.image!r} is no image: {error}", file=sys.stderr)
-    except (AccessError, ApiError, NothingToRepair) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
-    return FAILED
+    return ended(
+        lambda: asyncio.run(
+            repair(
+                kubeconfig.target(arguments), arguments.node, canonical(arguments.image), arguments.timeout
+            )
+        )
+    )
 
 
 async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: float) -> int:

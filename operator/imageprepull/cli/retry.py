@@ -16,21 +16,18 @@ from typing import Any
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
-from imageprepull.cli.wait import duration
+from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, NothingToDo, add_timeout, canonical, ended
 from imageprepull.controller.retries import ANNOTATION, RetryOrder, is_over
-from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS
-from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.resources.base import decode
 from imageprepull.resources.imageprepull import RetryStatus
 
-DONE, FAILED, TIMED_OUT = 0, 1, 3
 NO_ANSWER = "the operator has not answered yet: is it running?"
 
 
-class NothingToRetry(Exception):
+class NothingToRetry(NothingToDo):
     """The object names no such image; the message says what it names."""
 
 
@@ -39,29 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the ImagePrepull")
     parser.add_argument("image", nargs="?", help="one of its images (default: all of them)")
     parser.add_argument("--node", default="", help="on this node only (default: on all)")
-    parser.add_argument(
-        "--timeout",
-        type=duration,
-        default=0.0,
-        metavar="TIME",
-        help="stop waiting: 90, 90s, 10m, 1h30m (0: never); the agents go on",
-    )
+    add_timeout(parser, "stop waiting: {}; the agents go on")
     kubeconfig.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: what was meant is on its nodes; 1: it failed again, or is not possible; 3: not within the timeout."""
-    try:
-        reference = Reference.parse(arguments.image).canonical if arguments.image else ""
-        order = RetryOrder(secrets.token_hex(8), arguments.node, reference)
+
+    def work() -> int:
+        order = RetryOrder(secrets.token_hex(8), arguments.node, canonical(arguments.image))
         return asyncio.run(retry(kubeconfig.target(arguments), arguments.name, order, arguments.timeout))
-    except InvalidReference as error:
-        print(f"error: {arguments.image!r} is no image: {error}", file=sys.stderr)
-    except (AccessError, ApiError, NothingToRetry) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
-    return FAILED
+
+    return ended(work)
 
 
 async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds: float) -> int:
@@ -95,15 +81,15 @@ def check_named(images: Sequence[dict[str, Any]], shown: str, reference: str) ->
         NothingToRetry: it does not.
     """
     named = [entry["image"] for entry in images]
-    if reference and reference not in map(canonical, named):
+    if reference and reference not in map(_canonical_if_any, named):
         raise NothingToRetry(f"{shown} does not name {reference}; it names {', '.join(named)}")
 
 
-def canonical(image: str) -> str:
-    """How operator and nodes call an image of a spec; "" when it is none."""
+def _canonical_if_any(image: str) -> str:
+    """Of a spec, whose images may be none; those are "" here."""
     try:
-        return Reference.parse(image).canonical
-    except InvalidReference:
+        return canonical(image)
+    except NothingToDo:
         return ""
 
 

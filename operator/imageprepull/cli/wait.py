@@ -4,59 +4,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import sys
 from contextlib import aclosing
 from typing import Any
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
-from imageprepull.kube.access import AccessError
+from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, add_timeout, ended
 from imageprepull.kube.client import ApiClient
-from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS
 
-READY, FAILED, TIMED_OUT = 0, 1, 3
-DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 NOTHING_YET = "no status yet: is the operator running?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `wait` takes."""
     parser.add_argument("name", help="name of the ImagePrepull")
-    parser.add_argument(
-        "--timeout",
-        type=duration,
-        default=0.0,
-        metavar="TIME",
-        help="give up: 90, 90s, 10m, 1h30m (0: never)",
-    )
+    add_timeout(parser, "give up: {}")
     kubeconfig.add_arguments(parser)
-
-
-def duration(text: str) -> float:
-    """Seconds of a time as kubectl takes it; a bare number is seconds.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
-    found = DURATION.fullmatch(text)
-    if not text or found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: Ready; 1: it cannot become Ready (or no such object); 3: not within the timeout."""
-    try:
-        target = kubeconfig.target(arguments)
-        return asyncio.run(wait(target, arguments.name, arguments.timeout))
-    except (AccessError, ApiError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return 130
+    return ended(lambda: asyncio.run(wait(kubeconfig.target(arguments), arguments.name, arguments.timeout)))
 
 
 async def wait(target: kubeconfig.Target, name: str, seconds: float) -> int:
@@ -93,7 +63,7 @@ def verdict(document: dict[str, Any]) -> tuple[int | None, str]:
         if condition.get("observedGeneration", 0) == generation
     }
     text = NOTHING_YET
-    for kind, code in (("Ready", READY), ("Stalled", FAILED)):
+    for kind, code in (("Ready", DONE), ("Stalled", FAILED)):
         condition = conditions.get(kind)
         if condition is None:
             continue

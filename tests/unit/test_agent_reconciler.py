@@ -31,6 +31,8 @@ class Bench:
     clock: StillClock
     metrics: AgentMetrics
     wait: float | None = field(default=None)
+    changes: int = 0
+    """How often the reconciler said that a status would say something else."""
 
     async def spec(self, *images: DesiredImage) -> list[str]:
         self.reconciler.take_spec(images)
@@ -60,15 +62,20 @@ async def settle() -> None:
 async def bench() -> AsyncIterator[Bench]:
     node, clock, metrics = FakeNode(), StillClock(), AgentMetrics()
     async with asyncio.TaskGroup() as tasks:
+
+        def changed() -> None:
+            made.changes += 1
+
         reconciler = Reconciler(
             node,
             tasks,
             clock=clock,
             metrics=metrics,
-            on_change=lambda: None,
+            on_change=changed,
             delays=Delays(retry_base=2, retry_slow=900),
         )
-        yield Bench(reconciler, node, clock, metrics)
+        made = Bench(reconciler, node, clock, metrics)
+        yield made
         await reconciler.stop_pulls()
 
 
@@ -305,6 +312,36 @@ async def test_a_pin_that_no_entry_names_is_reported_until_an_entry_takes_it_awa
     assert bench.states() == ["a Ready", f"{stray.record} Absent"]
     await bench.spec(image("a"))
     assert bench.reconciler.stray_pins == []
+
+
+async def test_pins_beyond_those_that_fit_have_their_turn_when_nothing_becomes_of_the_first(
+    bench: Bench,
+) -> None:
+    bench.node.other_pins = [Pin(f"docker.io/library/old:{number:03}", OTHER) for number in range(100)]
+    await bench.spec()
+    first = bench.reconciler.stray_pins
+    seen = {pin.reference for pin in first}
+    changes = bench.changes
+    await bench.steps(seconds=800)
+    assert bench.reconciler.stray_pins == first
+    assert bench.changes == changes, "a status is written for each change"
+    for _ in range(12):
+        await bench.steps(seconds=900)
+        seen |= {pin.reference for pin in bench.reconciler.stray_pins}
+    assert seen == {pin.record for pin in bench.node.other_pins}
+    assert bench.changes == changes + 12
+
+
+async def test_the_first_pins_that_are_reported_stand_for_a_whole_turn(bench: Bench) -> None:
+    """However long nothing was to be reported."""
+    await bench.spec()
+    await bench.steps(seconds=800)
+    bench.node.other_pins = [Pin(f"docker.io/library/old:{number:03}", OTHER) for number in range(100)]
+    bench.reconciler.suspect_all()
+    await bench.steps()
+    first = bench.reconciler.stray_pins
+    await bench.steps(seconds=800)
+    assert bench.reconciler.stray_pins == first
 
 
 async def test_what_is_still_pulled_for_an_entry_that_vanished_is_no_stray(bench: Bench) -> None:

@@ -20,7 +20,8 @@ class Delays:
     """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered.
 
     `repin`: before a pin that was set and is missing all the same, or could not be set, is set once more.
-    `retry_order`: between two questions whether a removal is still ordered.
+    `retry_order`: between two questions whether a removal is still ordered. `stray_turn`: before other pins without an
+    entry are reported than those that are; the operator orders away what it saw before its last list (`--resync`).
     """
 
     resync: float = 300
@@ -29,6 +30,7 @@ class Delays:
     retry_slow: float = 900
     repin: float = 60
     retry_order: float = 60
+    stray_turn: float = 900
     losses: LossPace = field(default_factory=LossPace)
 
 

@@ -58,6 +58,7 @@ class Reconciler:
         """Why the runtime could not be asked; empty when it answers."""
         self.stray_pins: list[StrayPin] = []
         """Pins of ours beside the spec, as of the last step that could tell."""
+        self._strays_turn = clock.now() + delays.stray_turn
         self.last_step = clock.now()
         self._node = node
         self._clock = clock
@@ -297,8 +298,12 @@ class Reconciler:
     def _note_strays(self) -> None:
         if self._pins_doubtful:
             return
+        turn = self._clock.now() >= self._strays_turn
+        if turn or not self.stray_pins:
+            self._strays_turn = self._clock.now() + self._delays.stray_turn
         # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
-        found = stray_pins(self._pins, self.views.keys() | self.running)
+        named = self.views.keys() | self.running
+        found = stray_pins(self._pins, named, self.stray_pins, turn=turn)
         if found != self.stray_pins:
             self.stray_pins = found
             self._on_change()

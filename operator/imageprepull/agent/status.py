@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from imageprepull.agent.image import ImageView
+from imageprepull.agent.strays import TURN
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import (
@@ -34,7 +35,6 @@ SOFT_BYTES = 16 * 1024
 HARD_BYTES = 64 * 1024
 SHORT_MESSAGE = 120
 FEW_REGISTRIES = 8
-FEW_STRAYS = 8
 _PIN_INEFFECTIVE = (
     "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
     "the image; containerd tells it from 1.6.24 and 1.7.5 on"
@@ -191,8 +191,8 @@ def shrink(status: NodePrepullStatus, soft: int, hard: int) -> NodePrepullStatus
     few = msgspec.structs.replace(
         status,
         registries=status.registries[:FEW_REGISTRIES],
-        # The others follow when these are gone.
-        stray_pins=status.stray_pins[:FEW_STRAYS],
+        # The others have their turn.
+        stray_pins=status.stray_pins[:TURN],
     )
     excess -= size_of(status) - size_of(few)
     status = few

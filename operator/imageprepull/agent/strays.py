@@ -3,12 +3,15 @@
 They are left when an entry vanishes without an Absent: a node that registers anew on the same disk, a NodePrepull and
 an object that are deleted while no operator runs, entries beyond the schema's bound. Only what an entry made of the
 line could take away is named: an Absent of this reference and digest.
+
+The operator may leave some where they are for as long as an object might mean them. Those behind them have their turn.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from imageprepull.agent.plan import Key
 from imageprepull.oci.digests import InvalidDigest, check_digest
@@ -17,12 +20,19 @@ from imageprepull.pulling.pins import Pin
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import StrayPin
 
+TURN = 8
+"""How many a status has room for whatever else it holds, and by how many a turn goes on."""
 
-def stray_pins(pins: Iterable[Pin], named: Collection[Key]) -> list[StrayPin]:
+
+def stray_pins(
+    pins: Iterable[Pin], named: Collection[Key], shown: Sequence[StrayPin] = (), *, turn: bool = False
+) -> list[StrayPin]:
     """The pins beside `named`: the entries, whatever they ask for, and what is still pulled for one that vanished.
 
     The record of a tag stands for its digest's in the same repository, and either for the ID's. By reference, and as
-    many as the status may hold.
+    many as the status may hold: from the first that was `shown` last on, at a `turn` from the first behind `TURN` of
+    them, and round. So each of n that stay is among the first `TURN` within n / `TURN` turns, and between two turns
+    nothing moves by itself.
     """
     known = _records(named)
     digests = {digest for _, digest in named}
@@ -50,7 +60,15 @@ def stray_pins(pins: Iterable[Pin], named: Collection[Key]) -> list[StrayPin]:
         for record, digest in sorted(found)
         if len(record) <= bounds.REFERENCE and _is_id(digest)
     ]
-    return lines[: bounds.STRAY_PINS]
+    if len(lines) <= TURN or not shown:
+        return lines[: bounds.STRAY_PINS]
+    first = shown[TURN] if turn and len(shown) > TURN else shown[0]
+    begin = bisect.bisect_left(lines, _order(first), key=_order)
+    return [*lines[begin:], *lines[:begin]][: bounds.STRAY_PINS]
+
+
+def _order(line: StrayPin) -> Key:
+    return line.reference, line.digest
 
 
 def _records(named: Collection[Key]) -> set[str]:

@@ -29,6 +29,13 @@ def test_what_a_container_stands_on_stays_and_is_named() -> None:
     assert found == Doomed(["c"], {"b": "box", "a": "box"})
 
 
+def test_what_an_image_has_taken_stays_with_all_below_it_and_nothing_beside_it() -> None:
+    chain = [layer("a"), layer("b", "a"), layer("c", "b"), layer("d", "a")]
+    assert doomed_with({"a"}, chain, {"b": "the image x"}) == Doomed(
+        ["d", "c"], {"b": "the image x", "a": "the image x"}
+    )
+
+
 def test_a_dead_attempt_of_ours_is_nobody() -> None:
     found = doomed_with({"a"}, [layer("a"), active("extract-1", "a", **{LEASE: "node"})])
     assert found == Doomed(["extract-1", "a"], {})

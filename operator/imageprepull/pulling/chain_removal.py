@@ -6,15 +6,16 @@ Never what a container stands on: the runtime lets an active snapshot be removed
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from imageprepull.pulling.forgotten import collect_forgotten, forgotten
 from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
+from imageprepull.pulling.leading import records_by_config
 from imageprepull.pulling.leases import SNAPSHOTS, short_lease
+from imageprepull.pulling.ownership import deletion_order, taken_since
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.images import ImageRecord
@@ -34,7 +35,7 @@ async def keep_nothing(_: Collection[str]) -> None:
 class Doomed:
     """`removable`: children before parents. `in_use`: chains that stay, each with the key of a snapshot on them.
 
-    A container's snapshot has the container's ID as its key.
+    A container's snapshot has the container's ID as its key. Who is no snapshot is said in words, with spaces.
     """
 
     removable: list[str] = field(default_factory=list)
@@ -58,20 +59,22 @@ def what_stays_for(user: str) -> str:
             "to a day, and then the layer is replaced"
         )
     if " " in user:
-        return f"somebody else's lease or snapshot keeps it ({user}); tried again later"
+        return f"somebody else keeps it ({user}); tried again later"
     return f"{user} uses it; delete the pods that run on this image, and the container with them"
 
 
-def doomed_with(roots: Collection[str], snapshots: Iterable[SnapshotInfo]) -> Doomed:
-    """What goes with `roots`: they and all that stand on them, but for what somebody works in. Pure.
+def doomed_with(
+    roots: Collection[str], snapshots: Iterable[SnapshotInfo], taken: Mapping[str, str] | None = None
+) -> Doomed:
+    """What goes with `roots`: they and all that stand on them, but for what somebody works in or has `taken`. Pure.
 
-    An active snapshot that bears our lease's label is a dead attempt's; every other one is a container's or the
-    runtime's own pull.
+    `taken`: chains, and who has each, in words. An active snapshot that bears our lease's label is a dead attempt's;
+    every other one is a container's or the runtime's own pull.
     """
     known = {snapshot.name: snapshot for snapshot in snapshots}
     order = _standing_on(roots, known)
     removable = []
-    users: dict[str, str] = {}
+    users: dict[str, str] = dict(taken or {})
     for name in order:
         snapshot = known[name]
         works = snapshot.kind is not SnapshotKind.COMMITTED and LEASE not in snapshot.labels
@@ -120,28 +123,35 @@ async def remove_chains(
 
     A lease of its own (`labels` say whose) holds the chains meanwhile: without their records they would be collected,
     and a collection that takes a child forgets to tell its parent, which the runtime then never removes. Where that
-    has happened before, by a removed image, a collection has to take the parent too.
+    has happened before, by a removed image, a collection has to take the parent too. Images that somebody else takes
+    meanwhile stay, with their layers (`in_use`): call again.
 
     Raises:
         RuntimeFault: the runtime does not answer; call again.
     """
-    doomed = doomed_with(roots, await containerd.snapshots.list(snapshotter, []))
-    configs = await _configs_of(containerd, snapshotter, doomed.removable)
-    found = await records_of(containerd, configs)
-    records = [record.name for record in found]
+    snapshots = await containerd.snapshots.list(snapshotter, [])
+    doomed = doomed_with(roots, snapshots)
+    chain_of = await _configs_of(containerd, snapshotter, doomed.removable)
+    found = await records_by_config(containerd, chain_of.keys())
     async with short_lease(containerd, "remove", labels) as leased:
-        await keep({record.target.digest for record in found})
+        await keep({record.target.digest for records in found.values() for record in records})
         for name in doomed.removable:
             await leased.leases.add_resource(leased.lease, f"{SNAPSHOTS}{snapshotter}", name)
-        for name in records:
-            with contextlib.suppress(NotFound):
-                await leased.images.delete(name)
+        records, staying = await _delete_records(leased, found)
+        if staying:
+            # What an image stands on stays with it: records without their layers would be worse than these.
+            taken = {
+                chain_of[config]: f"the image {name}, which came or changed meanwhile"
+                for config, name in staying.items()
+            }
+            doomed = doomed_with(roots, snapshots, taken)
         refused = await _remove(leased, snapshotter, doomed.removable)
     in_use = dict(doomed.in_use)
     if refused:
         # Somebody began to stand on it since it was listed, or it has been forgotten.
         left = forgotten(list(refused), await containerd.snapshots.list(snapshotter, []))
-        went = await collect_forgotten(containerd, snapshotter, left, configs, labels) if left else []
+        gone = chain_of.keys() - staying.keys()
+        went = await collect_forgotten(containerd, snapshotter, left, gone, labels) if left else []
         in_use |= {name: said for name, said in refused.items() if name not in went}
     removed = [name for name in doomed.removable if name not in in_use]
     if removed or in_use:
@@ -149,11 +159,45 @@ async def remove_chains(
     return Removed(removed, records, in_use)
 
 
-async def _configs_of(containerd: Containerd, snapshotter: str, chains: Collection[str]) -> set[str]:
-    """Blobs that keep these chains."""
+async def _configs_of(containerd: Containerd, snapshotter: str, chains: Collection[str]) -> dict[str, str]:
+    """Blobs that keep these chains, each with its chain."""
     label = f"{GC_SNAPSHOT}{snapshotter}"
     blobs = await containerd.content.list([f'labels."{label}"'])
-    return {blob.digest for blob in blobs if blob.labels.get(label) in chains}
+    return {blob.digest: blob.labels[label] for blob in blobs if blob.labels.get(label) in chains}
+
+
+async def _delete_records(
+    containerd: Containerd, found: Mapping[str, Sequence[ImageRecord]]
+) -> tuple[list[str], dict[str, str]]:
+    """Delete the records of these configs, whosever they are; the names, and by config a record that stays.
+
+    What somebody else has made of a record since it was found has not been judged, and stays with all that is left of
+    its image, until it is found again.
+    """
+    records = {record.name: record for records in found.values() for record in records}
+    leads: dict[str, set[str]] = {}
+    for config, its in found.items():
+        for record in its:
+            leads.setdefault(record.target.digest, set()).add(config)
+    deleted: list[str] = []
+    staying: dict[str, str] = {}
+    for judged in deletion_order(records.values()):
+        if not staying.keys().isdisjoint(leads[judged.target.digest]):
+            continue
+        now = await containerd.images.get(judged.name)
+        if now is None:
+            continue
+        if taken_since(judged, now, leads.keys()):
+            staying |= dict.fromkeys(leads.get(now.target.digest, ()), judged.name)
+            continue
+        with contextlib.suppress(NotFound):
+            await containerd.images.delete(judged.name)
+        deleted.append(judged.name)
+    # Names that came meanwhile.
+    for config, left in (await records_by_config(containerd, found.keys())).items():
+        if left:
+            staying.setdefault(config, left[0].name)
+    return deleted, staying
 
 
 async def _remove(containerd: Containerd, snapshotter: str, names: Iterable[str]) -> dict[str, str]:
@@ -167,20 +211,3 @@ async def _remove(containerd: Containerd, snapshotter: str, names: Iterable[str]
         except PreconditionFailed as error:
             refused[name] = str(error)
     return refused
-
-
-async def records_of(containerd: Containerd, configs: AbstractSet[str]) -> list[ImageRecord]:
-    """Records whose target leads to one of the configs, by the labels that the collector follows."""
-    if not configs:
-        return []
-    parents: dict[str, set[str]] = {}
-    for blob in await containerd.content.list(['labels."containerd.io/gc.ref.content.config"']):
-        parents.setdefault(blob.labels["containerd.io/gc.ref.content.config"], set()).add(blob.digest)
-    manifests = set().union(*(parents.get(config, set()) for config in configs))
-    targets = set(manifests)
-    for record in await containerd.images.list():
-        if record.target.digest not in targets and record.target.is_index:
-            found = await containerd.content.info(record.target.digest)
-            if found is not None and manifests & set(found.labels.values()):
-                targets.add(record.target.digest)
-    return [record for record in await containerd.images.list() if record.target.digest in targets | configs]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from imageprepull.pulling.chain_removal import records_of
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.labels import CRI_PINNED, EXTRACT, GC_SNAPSHOT, LEASE, MANAGED, PINNED
+from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
+from imageprepull.pulling.leading import records_of
 from imageprepull.pulling.leases import short_lease
+from imageprepull.pulling.ownership import ID, deletion_order, of_somebody_else, taken_since
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.cri import CriContainer
 from imageprepull.runtime.errors import NotFound
@@ -25,8 +26,6 @@ from imageprepull.runtime.snapshots import SnapshotInfo, SnapshotKind
 
 log = structlog.get_logger(__name__)
 IN_USE = "ImageInUse"
-_ID = "sha256:"
-"""Records named like this are those of image IDs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +52,11 @@ def decide(found: Found, wanted: Collection[str], users: Sequence[str]) -> Verdi
         if record.target.digest in wanted:
             return Verdict(kept=f"{record.name} is still wanted")
     for record in found.records:
-        if what := _of_somebody_else(record):
+        if what := of_somebody_else(record):
             return Verdict(kept=f"{record.name} was {what} by somebody else")
     if users:
         return Verdict(users=tuple(users))
-    # Names first: as long as one is left a retry finds the others by what they point at. The ID comes last, so that
-    # until then the CRI shows the image as what it is.
-    return Verdict(
-        tuple(
-            sorted((record.name for record in found.records), key=lambda n: (n.startswith(_ID), "@" in n, n))
-        )
-    )
-
-
-def _of_somebody_else(record: ImageRecord) -> str:
-    """What somebody else did to a record that is therefore not ours to delete: "made" or "pinned"; "" when it is ours."""
-    if MANAGED not in record.labels:
-        return "made"
-    # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
-    return "pinned" if CRI_PINNED in record.labels and PINNED not in record.labels else ""
+    return Verdict(tuple(record.name for record in deletion_order(found.records)))
 
 
 def users_of(
@@ -141,14 +126,14 @@ async def _delete(
     containerd: Containerd, found: Found, names: Sequence[str], wanted: Callable[[], Collection[str]]
 ) -> str:
     """Delete these records; or why one of them stays, and the rest with it: what is left is whole."""
+    judged = {record.name: record for record in found.records}
     targets = {record.target.digest for record in found.records}
     for name in names:
         record = await containerd.images.get(name)
         if record is None:
             continue
         # Since we looked, as by somebody else's pull: records hold everything.
-        what = "made" if record.target.digest not in targets else _of_somebody_else(record)
-        if what:
+        if what := taken_since(judged[name], record, targets):
             return f"{name} was {what} anew by somebody else"
         # Nothing is awaited between this and the deletion.
         if not targets.isdisjoint(wanted()):
@@ -164,7 +149,7 @@ async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> F
     """Every record of the image, of other targets with the same config too."""
     records = await containerd.images.list()
     of_target = {record.name for record in records if record.target.digest == digest}
-    ids = {name for name in of_target if name.startswith(_ID)}
+    ids = {name for name in of_target if name.startswith(ID)}
     for name in sorted(of_target - ids):
         # The ID's record may point at another target by now.
         shown = await containerd.cri.image_status(name)

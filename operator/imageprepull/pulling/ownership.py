@@ -1,0 +1,42 @@
+"""Whose an image record is, and whether it is still what it was judged as: asked before any is deleted. Pure.
+
+Below removal.py, which deletes nothing of somebody else's, and chain_removal.py, which must where a layer is not to be
+believed. Either looks at each record once more right before it deletes it: a pull by somebody else may come between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED
+from imageprepull.runtime.images import ImageRecord
+
+ID = "sha256:"
+"""Records named like this are those of image IDs."""
+
+
+def of_somebody_else(record: ImageRecord) -> str:
+    """What somebody else did to a record that is therefore not ours to delete: "made" or "pinned"; "" when it is ours."""
+    if MANAGED not in record.labels:
+        return "made"
+    # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
+    return "pinned" if CRI_PINNED in record.labels and PINNED not in record.labels else ""
+
+
+def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str]) -> str:
+    """What somebody else did to a record since it was `judged`, as `of_somebody_else`; "" when nothing.
+
+    `targets` are the digests of what is to go: a name may have moved from one to another.
+    """
+    if now.target.digest not in targets:
+        return "made"
+    what = of_somebody_else(now)
+    return "" if what == of_somebody_else(judged) else what
+
+
+def deletion_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """Names first: as long as one is left a retry finds the others by what they point at.
+
+    The ID comes last, so that until then the CRI shows the image as what it is.
+    """
+    return sorted(records, key=lambda one: (one.name.startswith(ID), "@" in one.name, one.name))

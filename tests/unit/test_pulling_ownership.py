@@ -1,0 +1,52 @@
+"""Whose a record is, and what somebody else has made of it since it was looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED
+from imageprepull.pulling.ownership import deletion_order, of_somebody_else, taken_since
+from imageprepull.runtime.images import ImageRecord
+
+ONE, TWO, THREE = (f"sha256:{letter * 64}" for letter in "123")
+OURS = {MANAGED: "true"}
+OUR_PIN = OURS | {CRI_PINNED: "pinned", PINNED: "true"}
+THEIR_PIN = OURS | {CRI_PINNED: "pinned"}
+
+
+def record(digest: str, labels: dict[str, str], name: str = "docker.io/library/nginx:1") -> ImageRecord:
+    target = Descriptor(media_type="application/vnd.oci.image.manifest.v1+json", digest=digest, size=1)
+    return ImageRecord(name, target, labels)
+
+
+@pytest.mark.parametrize(("labels", "what"), [(OURS, ""), (OUR_PIN, ""), (THEIR_PIN, "pinned"), ({}, "made")])
+def test_whose_a_record_is(labels: dict[str, str], what: str) -> None:
+    assert of_somebody_else(record(ONE, labels)) == what
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "what"),
+    [
+        (record(ONE, OURS), record(ONE, OURS), ""),
+        (record(ONE, OURS), record(ONE, OUR_PIN), ""),
+        (record(ONE, OURS), record(TWO, OURS), ""),
+        (record(ONE, OURS), record(THREE, OURS), "made"),
+        (record(ONE, OURS), record(ONE, {}), "made"),
+        (record(ONE, OUR_PIN), record(ONE, THEIR_PIN), "pinned"),
+        (record(ONE, {}), record(ONE, {}), ""),
+        (record(ONE, {}), record(THREE, {}), "made"),
+        (record(ONE, THEIR_PIN), record(ONE, THEIR_PIN), ""),
+        (record(ONE, THEIR_PIN), record(ONE, {}), "made"),
+    ],
+)
+def test_what_was_done_to_a_record_since_it_was_judged(
+    before: ImageRecord, now: ImageRecord, what: str
+) -> None:
+    assert taken_since(before, now, {ONE, TWO}) == what
+
+
+def test_the_id_is_deleted_last_and_tags_first() -> None:
+    names = [TWO, "docker.io/library/nginx@" + ONE, "docker.io/library/nginx:1"]
+    ordered = deletion_order(record(ONE, OURS, name) for name in names)
+    assert [one.name for one in ordered] == names[::-1]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.product import Product, layer, runnable
+from tests.cluster.product import Product, kubectl_plugin, layer, runnable
 
 pytestmark = pytest.mark.timeout(420)
 NODES = ("a", "b", "c")
@@ -38,6 +38,14 @@ def test_what_must_stay_free_is_not_pulled_into_and_is_said_with_figures(product
         assert (found["state"], found.get("attempts", 0)) == ("Waiting", 0)
         assert "must stay free" in found["message"]
         assert not product.images_named(node, image)
+    # Well within its timeout: nobody waits for room that nobody makes.
+    again = kubectl_plugin(product.cluster, "retry", "min-free", "--timeout=2m")
+    assert (again.returncode, again.stdout) == (4, "")
+    assert (
+        f"default/min-free: not now on 3 of 3 nodes, for example a: {image}: InsufficientDisk: "
+        in again.stderr
+    )
+    assert "must stay free" in again.stderr
     product.apply("min-free", image, limits={"minFreeDisk": "1Gi"})
     product.until_ready("min-free")
 

@@ -125,7 +125,7 @@ def test_retry_brings_what_failed_for_good_before_its_time_on_one_node_and_then_
     product.until("all nodes have failed", lambda: len(next_attempts(product, image)) == 3)
     again = kubectl_plugin(product.cluster, "retry", "late", "--timeout=1m")
     assert (again.returncode, again.stdout) == (1, "")
-    assert "default/late: failed again on 3 of 3 nodes, for example a: NotFound: " in again.stderr
+    assert f"default/late: failed again on 3 of 3 nodes, for example a: {image}: NotFound: " in again.stderr
     assert len(again.stderr.splitlines()) == 1
     failed = next_attempts(product, image)
     assert len(failed) == 3, "an order that failed leaves the slow cadence as it was"

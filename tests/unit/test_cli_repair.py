@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.cli import repair
-from imageprepull.cli.repair import NothingToRepair, answered, check_named, still_waiting
+from imageprepull.cli.repair import (
+    NothingToRepair,
+    answered,
+    blocked,
+    check_named,
+    exit_code,
+    still_waiting,
+)
+from imageprepull.cli.waiting import BLOCKED, DONE, FAILED
 from imageprepull.controller import repairs
 from imageprepull.controller.repairs import ANNOTATION
 from imageprepull.resources.base import Metadata
@@ -78,3 +86,63 @@ def test_an_image_that_could_not_be_pulled_is_an_answer_though_nobody_compared_i
     ended = node(image("a"), statuses=[("a", "Failed", "")])
     assert [found.reference for found in answered(ended, "now")] == ["a"], "the operator may be faster"
     assert answered(ended, "now", "b") == []
+
+
+def short_of_room(*, repaired: str = "", omitted: int = 0, generation: int = 0) -> NodePrepull:
+    """`a` is checked; `b` waits for room, or is left out of the status."""
+    found = [
+        NodeImageStatus(reference="a", digest=image("a").digest, state="Ready", repaired="now"),
+        NodeImageStatus(
+            reference="b",
+            digest=image("b").digest,
+            state="Waiting",
+            reason="InsufficientDisk",
+            message="54 MB needed",
+            repaired=repaired,
+        ),
+    ]
+    return NodePrepull(
+        metadata=Metadata(name="n", annotations={ANNOTATION: "now"}, generation=generation),
+        spec=NodePrepullSpec(images=[image("a", repair="now"), image("b", repair="now")]),
+        status=NodePrepullStatus(images=found[:1] if omitted else found, images_omitted=omitted),
+    )
+
+
+@pytest.mark.parametrize("repaired", ["", "now"])
+def test_an_image_that_waits_for_room_is_named_and_not_waited_for(repaired: str) -> None:
+    known = short_of_room(repaired=repaired)
+    assert still_waiting(known, "now", "") == ""
+    assert blocked(known, "now", "") == ["b: InsufficientDisk: 54 MB needed"]
+    assert blocked(known, "now", "a") == []
+
+
+def test_an_image_that_the_status_leaves_out_is_named_and_not_waited_for() -> None:
+    known = short_of_room(omitted=2)
+    assert still_waiting(known, "now", "") == ""
+    (said,) = blocked(known, "now", "")
+    assert said.startswith("b: ReportOmitted: ")
+    assert "leaves out 2 images" in said
+
+
+@pytest.mark.parametrize("omitted", [0, 2])
+def test_what_a_node_said_before_the_order_came_ends_nothing(omitted: int) -> None:
+    known = short_of_room(omitted=omitted, generation=1)
+    assert still_waiting(known, "now", "") == "the agent has not checked b yet"
+    assert blocked(known, "now", "") == []
+
+
+@pytest.mark.parametrize(
+    ("states", "stuck", "code"),
+    [
+        (["Ready", "Ready"], [], DONE),
+        (["Ready", "Failed"], [], FAILED),
+        (["Ready", "Paused"], [], FAILED),
+        (["Ready", "Waiting"], ["b"], BLOCKED),
+        (["Failed", "Waiting"], ["b"], FAILED),
+    ],
+)
+def test_the_exit_code_tells_what_failed_from_what_has_to_wait(
+    states: list[str], stuck: list[str], code: int
+) -> None:
+    answers = [NodeImageStatus(reference="a", digest="", state=state) for state in states]
+    assert exit_code(answers, stuck) == code

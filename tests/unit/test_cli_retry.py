@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from imageprepull.cli.retry import NO_ANSWER, NothingToRetry, check_named, take_away, verdict
+from imageprepull.cli.waiting import BLOCKED, DONE, FAILED, INTERRUPTED, TIMED_OUT
 from imageprepull.controller.retries import ANNOTATION, RetryOrder
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -47,11 +48,35 @@ def test_an_image_that_the_object_does_not_name_is_refused() -> None:
                 "ready": 1,
                 "failed": 2,
                 "exampleNode": "b",
+                "exampleImage": WEB,
                 "reason": "NotFound",
                 "message": "404",
             },
             1,
-            "failed again on 2 of 3 nodes, for example b: NotFound: 404",
+            f"failed again on 2 of 3 nodes, for example b: {WEB}: NotFound: 404",
+        ),
+        (
+            {"nonce": "n1", "failed": 1, "exampleNode": "b", "reason": "NotFound", "message": "404"},
+            1,
+            "failed again on 1 of 1 node, for example b: NotFound: 404",
+        ),
+        (
+            {
+                "nonce": "n1",
+                "ready": 2,
+                "blocked": 1,
+                "exampleNode": "b",
+                "exampleImage": WEB,
+                "reason": "InsufficientDisk",
+                "message": "54 MB needed, 50 MB free",
+            },
+            BLOCKED,
+            f"not now on 1 of 3 nodes, for example b: {WEB}: InsufficientDisk: 54 MB needed, 50 MB free",
+        ),
+        (
+            {"nonce": "n1", "waiting": 1, "blocked": 1, "reason": "InsufficientDisk"},
+            None,
+            "1 of 2 nodes in work",
         ),
         ({"nonce": "n1", "reason": "InvalidSpec", "message": "odd"}, 1, "InvalidSpec: odd"),
         ({"nonce": "n1"}, 1, f"nothing to retry: {WEB} is for no node"),
@@ -61,6 +86,11 @@ def test_it_waits_for_the_last_word_on_its_own_order(
     answer: dict[str, Any], code: int | None, said: str
 ) -> None:
     assert verdict(document(**answer), ORDER) == (code, said)
+
+
+def test_each_outcome_has_an_exit_code_of_its_own() -> None:
+    # 2 is argparse's, for a wrong call.
+    assert len({DONE, FAILED, 2, TIMED_OUT, BLOCKED, INTERRUPTED}) == 6
 
 
 def test_it_ends_when_another_order_has_taken_its_place() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+from types import ModuleType
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from imageprepull.cli import repair, retry, wait
 from imageprepull.cli.screen import headline
 from imageprepull.cli.status_view import detailed, overview, settled, size_text
 from imageprepull.cli.wait import verdict
@@ -164,6 +166,15 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
 )
 def test_a_timeout_is_written_as_for_kubectl(text: str, seconds: float) -> None:
     assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("command", [wait, retry, repair])
+def test_whoever_names_no_time_waits_for_the_same_finite_one(command: ModuleType) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert parser.parse_args(["name"]).timeout == 600
+    assert parser.parse_args(["name", "--timeout=0"]).timeout == 0, "for ever, when it is asked for"
+    assert "10m" in " ".join(parser.format_help().split()).partition("--timeout TIME")[2]
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "5d", "m", "1m2h", "nan", "inf"])

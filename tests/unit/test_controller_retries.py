@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from imageprepull.controller import retries
+from imageprepull.controller import retries, retry_answer
 from imageprepull.controller.aggregate_node import Cluster, view
 from imageprepull.controller.assign import Admission
 from imageprepull.controller.images import BadSpec, WantedImage
@@ -144,12 +144,15 @@ def test_only_what_failed_is_asked_for_again() -> None:
         (report(WEB, 1, "Failed"), True),
         (report(WEB, 1, "Waiting", attempts=2), True),
         (report(WEB, 1, "Waiting", next_attempt="2026-01-01T00:00:00Z"), True),
+        (report(WEB, 1, "Waiting", reason="InsufficientDisk"), True),
         (report(WEB, 1, "Waiting", reason="NodeDiskPressure"), False),
         (report(WEB, 1, "Pulling", attempts=2), False),
         (report(WEB, 1, "Ready"), False),
     ],
 )
-def test_what_waits_for_its_next_attempt_has_failed_as_well(status: NodeImageStatus, failed: bool) -> None:
+def test_what_waits_for_its_next_attempt_or_for_room_has_failed_as_well(
+    status: NodeImageStatus, failed: bool
+) -> None:
     assert has_failed(status) == failed
 
 
@@ -188,6 +191,7 @@ def answer(
     resolutions: Mapping[str, Resolution] | None = None,
     unavailable: Collection[str] = (),
     before: RetryStatus | None = None,
+    skipped: Mapping[str, Collection[str]] | None = None,
 ) -> RetryStatus:
     reports = {one.metadata.name: one for one in found}
     known = {WEB: resolution(WEB)} if resolutions is None else resolutions
@@ -196,7 +200,8 @@ def answer(
         for name, one in reports.items()
     ]
     metadata = Metadata(name="web", annotations={ANNOTATION: str(order)})
-    given = retries.answer(metadata, before, views, Cluster(nodes(*reports), reports, known, unavailable))
+    cluster = Cluster(nodes(*reports), reports, known, unavailable)
+    given = retry_answer.answer(metadata, before, views, cluster, skipped or {})
     assert given is not None
     return given
 
@@ -235,6 +240,74 @@ def test_a_node_without_an_agent_is_not_waited_for() -> None:
     assert (counts(found), found.reason) == ((0, 0, 1), "AgentUnavailable")
 
 
+@pytest.mark.parametrize("reason", ["InsufficientDisk", "DiskFull", "NodeDiskPressure"])
+def test_an_image_that_waits_for_room_is_not_waited_for(reason: str) -> None:
+    message = "not begun: 54 MB needed in /run, 50 MB free, and 1.07 GB of 1.05 GB must stay free"
+    short = node("b", "Waiting", "n1", reason=reason, message=message)
+    found = answer(ORDER, node("a", "Ready"), short)
+    assert (counts(found), found.blocked) == ((1, 0, 0), 1)
+    assert (found.example_node, found.example_image) == ("b", WEB)
+    assert (found.reason, found.message) == (reason, message)
+    assert is_over(found, ORDER)
+
+
+def test_room_is_looked_for_anew_before_an_order_ends_for_want_of_it() -> None:
+    found = answer(ORDER, node("a", "Waiting", reason="InsufficientDisk"))
+    assert (counts(found), found.blocked) == ((0, 1, 0), 0), "the agent has not got the order"
+    tried = node("a", "Waiting", "n1", reason="InsufficientDisk")
+    unseen = msgspec.structs.replace(tried, metadata=msgspec.structs.replace(tried.metadata, generation=2))
+    assert counts(answer(ORDER, unseen)) == (0, 1, 0), "this was said before the order came"
+
+
+def test_a_node_under_pressure_pulls_nothing_so_its_images_get_no_order_to_wait_for() -> None:
+    assert answer(ORDER, node("a", "Waiting", reason="NodeDiskPressure")).blocked == 1
+
+
+def test_what_fails_beside_it_and_what_is_in_work_come_first() -> None:
+    both = [admitted(WEB, 1), admitted(JOB, 2)]
+    known = {WEB: resolution(WEB), JOB: resolution(JOB, 2)}
+
+    def beside(state: str) -> RetryStatus:
+        entries = [entry(WEB, "n1"), image(JOB, digest=digest(2), nonce="n1")]
+        short = report(WEB, 1, "Waiting", reason="InsufficientDisk")
+        other = report(JOB, 2, state, reason="NotFound")
+        one = node_prepull("a", short, other, entries=entries)
+        return answer(ORDER, one, admissions=both, resolutions=known)
+
+    assert (counts(beside("Pulling")), beside("Pulling").blocked) == ((0, 1, 0), 0)
+    assert (counts(beside("Failed")), beside("Failed").blocked) == ((0, 0, 1), 0)
+    assert (beside("Failed").example_image, beside("Failed").reason) == (JOB, "NotFound")
+    assert (counts(beside("Ready")), beside("Ready").blocked) == ((0, 0, 0), 1)
+    one_each = answer(ORDER, node("a", "Waiting", reason="NodeDiskPressure"), node("b", "Failed", "n1"))
+    assert (counts(one_each), one_each.blocked, one_each.example_node) == ((0, 0, 1), 1, "b")
+
+
+def omitting(generation: int = 1) -> NodePrepull:
+    """A node whose bounded status has no place for WEB."""
+    full = node_prepull("a", report(JOB, 2, "Failed"), entries=[entry(WEB, "n1")])
+    status = msgspec.structs.replace(full.status, images_omitted=3)
+    metadata = msgspec.structs.replace(full.metadata, generation=generation)
+    return msgspec.structs.replace(full, status=status, metadata=metadata)
+
+
+def test_an_image_that_a_nodes_status_leaves_out_is_not_waited_for() -> None:
+    found = answer(ORDER, omitting())
+    assert (counts(found), found.blocked, found.reason) == ((0, 0, 0), 1, "ReportOmitted")
+    assert (found.example_node, found.example_image) == ("a", WEB)
+    assert "leaves out 3 images" in found.message
+    assert counts(answer(ORDER, omitting(generation=2))) == (0, 1, 0), "the next status may have it"
+
+
+def test_a_skipped_node_is_answered_for_only_when_it_is_named() -> None:
+    skipped = {"NodeDiskPressure": ["b"]}
+    named = answer(RetryOrder("n1", "b"), node("a", "Ready"), skipped=skipped)
+    assert (counts(named), named.blocked) == ((0, 0, 0), 1)
+    assert (named.example_node, named.reason) == ("b", "NodeDiskPressure")
+    assert "skipped" in named.message
+    everywhere = answer(ORDER, node("a", "Ready"), skipped=skipped)
+    assert (counts(everywhere), everywhere.blocked) == ((1, 0, 0), 0)
+
+
 def test_a_tag_counts_as_failed_when_the_registry_has_answered_anew() -> None:
     bare = node_prepull("a")
     unresolved = [admitted(WEB, None)]
@@ -260,22 +333,22 @@ def test_a_last_word_stays_and_goes_with_its_annotation() -> None:
     last = RetryStatus(nonce="n1", ready=2)
     assert answer(ORDER, node("a", "Failed"), before=last) is last
     assert counts(answer(RetryOrder("n2"), node("a", "Failed"), before=last)) == (0, 1, 0)
-    assert retries.answer(Metadata(name="web"), last, [], NOTHING) is None
+    assert retry_answer.answer(Metadata(name="web"), last, [], NOTHING, {}) is None
 
 
 def test_an_order_that_cannot_be_read_and_one_of_a_refused_spec_are_answered_with_the_reason() -> None:
     odd = Metadata(name="web", annotations={ANNOTATION: "/"})
-    found = retries.answer(odd, None, [], NOTHING)
+    found = retry_answer.answer(odd, None, [], NOTHING, {})
     assert found is not None
     assert (found.nonce, found.reason) == ("", "InvalidRetry")
     assert "must begin with a word" in found.message
     bad = BadSpec("InvalidReference", "it is none")
-    assert retries.refused(odd, bad) == found
+    assert retry_answer.refused(odd, bad) == found
     asked = Metadata(name="web", annotations={ANNOTATION: "n1"})
-    assert retries.refused(asked, bad) == RetryStatus(
+    assert retry_answer.refused(asked, bad) == RetryStatus(
         nonce="n1", reason="InvalidReference", message="it is none"
     )
-    assert retries.refused(Metadata(name="web"), bad) is None
+    assert retry_answer.refused(Metadata(name="web"), bad) is None
 
 
 def test_nonces_of_no_order_are_none() -> None:

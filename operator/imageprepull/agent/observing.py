@@ -7,9 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.plan import Key, Observed, repository_of
-from imageprepull.pulling.space import DISK_FULL, INSUFFICIENT_DISK, NODE_DISK_PRESSURE
-
-NO_ROOM = (INSUFFICIENT_DISK, DISK_FULL, NODE_DISK_PRESSURE)
+from imageprepull.resources.reasons import NO_ROOM
 
 
 def observed(

@@ -14,7 +14,17 @@ from contextlib import aclosing
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
-from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, NothingToDo, add_timeout, canonical, ended
+from imageprepull.cli.waiting import (
+    BLOCKED,
+    DONE,
+    FAILED,
+    TIMED_OUT,
+    NothingToDo,
+    add_timeout,
+    canonical,
+    ended,
+)
+from imageprepull.controller.hopeless import has_seen_spec, no_answer
 from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.kinds import NODEPREPULLS
@@ -35,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 0: every image is there and was checked; 1: not so, or not possible; 3: not within the timeout."""
+    """Exit code 0: every image is there and was checked; 1: not so, or not possible; 3: not within the timeout.
+
+    4: none has failed, but some cannot be brought back now, as there is no room, or the node cannot say.
+    """
     return ended(
         lambda: asyncio.run(
             repair(
@@ -66,7 +79,10 @@ async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: 
                             print(f"{image.reference}: {outcome(image, nonce)}", flush=True)
                     waiting = still_waiting(known, nonce, reference)
                     if not waiting:
-                        return DONE if all(image.state == ImageState.READY for image in answers) else FAILED
+                        stuck = blocked(known, nonce, reference)
+                        for why in stuck:
+                            print(f"not now: {why}", file=sys.stderr)
+                        return exit_code(answers, stuck)
     except TimeoutError:
         print(f"error: not done after {seconds:g} s: {waiting}; the agent goes on", file=sys.stderr)
         return TIMED_OUT
@@ -106,6 +122,27 @@ def outcome(image: NodeImageStatus, nonce: str) -> str:
     return image.repair_result if image.repaired == nonce else f"not pulled: {image.reason}: {image.message}"
 
 
+def exit_code(answers: Sequence[NodeImageStatus], stuck: Sequence[str]) -> int:
+    """When nothing is waited for any more. A failure is worth more than what only has to wait."""
+    states = {image.state for image in answers}
+    if stuck and ImageState.FAILED not in states:
+        return BLOCKED
+    return DONE if states <= {ImageState.READY} else FAILED
+
+
+def blocked(known: NodePrepull, nonce: str, reference: str) -> list[str]:
+    """Images of this order for which waiting brings no answer, each with the reason in words."""
+    if not has_seen_spec(known):
+        return []
+    states = {(image.reference, image.digest): image for image in known.status.images}
+    order = RepairOrder(nonce, reference)
+    return [
+        f"{image.reference}: {why[0]}: {why[1]}"
+        for image in filter(order.concerns, known.spec.images)
+        if (why := no_answer(known, states.get((image.reference, image.digest)))) is not None
+    ]
+
+
 def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
     """What is not done yet, in words; "" when all of it is, and what was broken is back or has failed."""
     if ANNOTATION in known.metadata.annotations and not any(i.repair == nonce for i in known.spec.images):
@@ -115,6 +152,8 @@ def still_waiting(known: NodePrepull, nonce: str, reference: str) -> str:
     for image in filter(order.concerns, known.spec.images):
         status = states.get((image.reference, image.digest))
         if status is not None and status.state == ImageState.FAILED:
+            continue
+        if has_seen_spec(known) and no_answer(known, status) is not None:
             continue
         if status is None or status.repaired != nonce:
             return f"the agent has not checked {image.reference} yet"

@@ -16,7 +16,16 @@ from typing import Any
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
-from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, NothingToDo, add_timeout, canonical, ended
+from imageprepull.cli.waiting import (
+    BLOCKED,
+    DONE,
+    FAILED,
+    TIMED_OUT,
+    NothingToDo,
+    add_timeout,
+    canonical,
+    ended,
+)
 from imageprepull.controller.retries import ANNOTATION, RetryOrder, is_over
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -41,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 0: what was meant is on its nodes; 1: it failed again, or is not possible; 3: not within the timeout."""
+    """Exit code 0: what was meant is on its nodes; 1: it failed again, or is not possible; 3: not within the timeout.
+
+    4: none of it failed, but some cannot be brought now, as there is no room, or its node cannot say.
+    """
 
     def work() -> int:
         order = RetryOrder(secrets.token_hex(8), arguments.node, canonical(arguments.image))
@@ -104,14 +116,19 @@ def verdict(document: dict[str, Any], order: RetryOrder) -> tuple[int | None, st
 
 
 def _judged(answer: RetryStatus, order: RetryOrder) -> tuple[int | None, str]:
-    concerned = answer.ready + answer.waiting + answer.failed
+    concerned = answer.ready + answer.waiting + answer.failed + answer.blocked
     nodes = f"{concerned} node" if concerned == 1 else f"{concerned} nodes"
     if not is_over(answer, order):
         return None, f"{answer.waiting} of {nodes} in work"
-    example = f"{answer.example_node}: " if answer.example_node else ""
-    why = f"{example}{answer.reason}: {answer.message}"
+    why = ": ".join(
+        word
+        for word in (answer.example_node, answer.example_image, answer.reason or "Failed", answer.message)
+        if word
+    )
     if answer.failed:
         return FAILED, f"failed again on {answer.failed} of {nodes}, for example {why}"
+    if answer.blocked:
+        return BLOCKED, f"not now on {answer.blocked} of {nodes}, for example {why}"
     if answer.reason:
         return FAILED, why
     if not concerned:

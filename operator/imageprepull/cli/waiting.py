@@ -11,7 +11,10 @@ from imageprepull.kube.access import AccessError
 from imageprepull.kube.errors import ApiError
 from imageprepull.oci.reference import InvalidReference, Reference
 
-DONE, FAILED, TIMED_OUT, INTERRUPTED = 0, 1, 3, 130
+TIMEOUT = 600.0
+"""Seconds: longer than the default backoff takes to make a failing image Failed (8 attempts, some 4 min), and time for
+an image of tens of GB. kubectl's own 30 s would be over before most images are there."""
+DONE, FAILED, TIMED_OUT, BLOCKED, INTERRUPTED = 0, 1, 3, 4, 130
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -21,8 +24,10 @@ class NothingToDo(Exception):
 
 def add_timeout(parser: argparse.ArgumentParser, meaning: str) -> None:
     """`--timeout`, in seconds; 0 is for ever. `meaning` is what it does, with {} where the forms of a time go."""
-    forms = "90, 90s, 10m, 1h30m (0: never)"
-    parser.add_argument("--timeout", type=duration, default=0.0, metavar="TIME", help=meaning.format(forms))
+    forms = f"90, 90s, 10m, 1h30m (default {TIMEOUT / 60:.0f}m; 0: never)"
+    parser.add_argument(
+        "--timeout", type=duration, default=TIMEOUT, metavar="TIME", help=meaning.format(forms)
+    )
 
 
 def duration(text: str) -> float:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import msgspec
 
-from imageprepull.controller import clock, retries
+from imageprepull.controller import clock, retry_answer
 from imageprepull.controller.aggregate_conditions import (
     ALL_NODES_READY,
     PULLING,
@@ -96,7 +96,7 @@ def aggregate(
         completion_time=_completed(ready_verdict, before, same=same, now=time),
         failures=_failures(views),
         skipped=_skipped(choice),
-        retry=retries.answer(candidate.prepull.metadata, before.retry, views, cluster),
+        retry=retry_answer.answer(candidate.prepull.metadata, before.retry, views, cluster, choice.skipped),
     )
     return Draft(head, images, sorted(views, key=_interest))
 
@@ -109,7 +109,7 @@ def aggregate_refused(
     return msgspec.structs.replace(
         before,
         observed_generation=generation,
-        retry=retries.refused(metadata, bad),
+        retry=retry_answer.refused(metadata, bad),
         conditions=stamp(refused(bad), generation, clock.rfc3339(now), before.conditions),
     )
 

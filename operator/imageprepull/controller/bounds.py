@@ -63,7 +63,7 @@ BOUNDS: Mapping[str, Any] = {
     "skipped": (schema.SKIPPED, _REASON),
     "images": (schema.IMAGES, _IMAGE),
     "nodeDetails": (schema.NODE_DETAILS, _NODE),
-    "retry": {"nonce": schema.NONCE, **_REASON},
+    "retry": {"nonce": schema.NONCE, "exampleImage": schema.REFERENCE, **_REASON},
 }
 """The CRD's maxLength (a number), maxItems (a pair with the items' bounds) and objects, by JSON name."""
 

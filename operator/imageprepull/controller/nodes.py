@@ -17,6 +17,7 @@ from imageprepull.resources.imageprepull import (
     NodeSelectorTerm,
     Toleration,
 )
+from imageprepull.resources.reasons import NODE_DISK_PRESSURE
 
 DISK_PRESSURE_TAINT = "node.kubernetes.io/disk-pressure"
 STARTUP_TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/imageprepull"
@@ -38,7 +39,6 @@ NEVER_TOLERATED = frozenset(
 )
 VIRTUAL_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
 
-NODE_DISK_PRESSURE = "NodeDiskPressure"
 UNTOLERATED_TAINT = "UntoleratedTaint"
 NOT_LINUX = "NotLinux"
 VIRTUAL_NODE = "VirtualNode"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 
 class InvalidOrder(ValueError):
     """An annotation that says nothing; the message says why."""
 
 
-def nonce_and_rest(annotation: str, text: str, longest: int) -> tuple[str, str]:
-    """The word that an annotation's value begins with, of at most `longest` characters, and what follows it.
+def word_and_rest(annotations: Mapping[str, str], annotation: str, longest: int) -> tuple[str, str] | None:
+    """The word that an annotation begins with, of at most `longest` characters, and what follows it; None without one.
 
     Raises:
         InvalidOrder: it does not begin with such a word.
     """
+    text = annotations.get(annotation)
+    if text is None:
+        return None
     nonce, _, rest = text.strip().partition(" ")
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{longest - 1}}}", nonce):
         raise InvalidOrder(

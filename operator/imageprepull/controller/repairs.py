@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imageprepull.controller.orders import InvalidOrder, nonce_and_rest
+from imageprepull.controller.hopeless import has_seen_spec
+from imageprepull.controller.orders import InvalidOrder, word_and_rest
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodePrepull
 
@@ -36,10 +37,10 @@ def read_order(annotations: Mapping[str, str]) -> RepairOrder | None:
     Raises:
         InvalidOrder: nothing that can be done.
     """
-    text = annotations.get(ANNOTATION)
-    if text is None:
+    found = word_and_rest(annotations, ANNOTATION, bounds.NONCE)
+    if found is None:
         return None
-    nonce, reference = nonce_and_rest(ANNOTATION, text, bounds.NONCE)
+    nonce, reference = found
     if len(reference) > bounds.REFERENCE:
         raise InvalidOrder(f"the image in {ANNOTATION} is longer than {bounds.REFERENCE} characters")
     return RepairOrder(nonce, reference)
@@ -57,7 +58,7 @@ def ordered(images: Sequence[DesiredImage], order: RepairOrder | None) -> list[D
 
 def answered(order: RepairOrder, known: NodePrepull) -> bool:
     """Whether the agent has done all of it, as far as it has seen this spec."""
-    if known.status.observed_generation != known.metadata.generation:
+    if not has_seen_spec(known):
         return False
     done = {
         (image.reference, image.digest)

@@ -1,8 +1,8 @@
-"""`kubectl image-prepull retry`: from an annotation on an ImagePrepull to nonces in NodePrepulls, and the answer. Pure.
+"""`kubectl image-prepull retry`: from an annotation on an ImagePrepull to nonces in NodePrepulls. Pure.
 
 The annotation `imageprepull.io/retry` is `NONCE [node=NODE] [REFERENCE]`: what failed of the object's images, on that
 node and of that reference if named, is tried again at once. It belongs to whoever wrote it and is never changed here;
-`status.retry` answers it, and once that names the nonce with nobody waiting, the order is over.
+`status.retry` answers it (retry_answer.py), and once that names the nonce with nobody waiting, the order is over.
 """
 
 from __future__ import annotations
@@ -12,19 +12,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from imageprepull.controller.aggregate_node import AGENT_UNAVAILABLE, Cluster, ImageOnNode, NodeView
 from imageprepull.controller.assign import Admission
-from imageprepull.controller.images import BadSpec
-from imageprepull.controller.orders import InvalidOrder, nonce_and_rest
-from imageprepull.resources import bounds
-from imageprepull.resources.base import Metadata
+from imageprepull.controller.orders import InvalidOrder, word_and_rest
 from imageprepull.resources.imageprepull import ImagePrepull, RetryStatus
-from imageprepull.resources.nodeprepull import (
-    Desired,
-    DesiredImage,
-    ImageState,
-    NodeImageStatus,
-)
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus
+from imageprepull.resources.reasons import DISK_FULL, INSUFFICIENT_DISK
 
 ANNOTATION = "imageprepull.io/retry"
 INVALID = "InvalidRetry"
@@ -70,14 +62,16 @@ def read_order(annotations: Mapping[str, str]) -> RetryOrder | None:
     Raises:
         InvalidOrder: nothing that can be done.
     """
-    text = annotations.get(ANNOTATION)
-    if text is None:
+    found = word_and_rest(annotations, ANNOTATION, LONGEST_NONCE)
+    if found is None:
         return None
-    nonce, rest = nonce_and_rest(ANNOTATION, text, LONGEST_NONCE)
+    nonce, rest = found
     words = rest.split()
     node = words.pop(0).removeprefix("node=") if words and words[0].startswith("node=") else ""
     if len(words) > 1:
-        raise InvalidOrder(f"{ANNOTATION} is NONCE [node=NODE] [IMAGE], not {text[:200]!r}")
+        raise InvalidOrder(
+            f"{ANNOTATION} is NONCE [node=NODE] [IMAGE], not {annotations[ANNOTATION][:200]!r}"
+        )
     return RetryOrder(nonce, node, words[0] if words else "")
 
 
@@ -142,82 +136,12 @@ def nonces(text: str) -> list[str]:
 
 
 def has_failed(image: NodeImageStatus) -> bool:
-    """Whether an image is one that waits after a failure, for good or for its next attempt."""
+    """Whether an image is one that waits after a failure: for good, for its next attempt, or for room.
+
+    Room is looked for anew then, so that the answer has the figures of now. Not under disk pressure: nothing is tried.
+    """
     backing_off = image.attempts > 0 or image.next_attempt is not None
-    return image.state == ImageState.FAILED or (image.state == ImageState.WAITING and backing_off)
-
-
-def answer(
-    metadata: Metadata, before: RetryStatus | None, views: Sequence[NodeView], cluster: Cluster
-) -> RetryStatus | None:
-    """What came of the object's order so far; None where nothing is asked. An answer without `waiting` stays as it is."""
-    try:
-        order = read_order(metadata.annotations)
-    except InvalidOrder as error:
-        return RetryStatus(reason=INVALID, message=bounds.cut(str(error), bounds.MESSAGE))
-    if order is None or is_over(before, order):
-        return before if order else None
-    waiting = ready = 0
-    failed: list[tuple[str, str, str]] = []
-    for seen in views:
-        found = [
-            _outcome(order, seen.node, image, cluster)
-            for image in seen.images
-            if order.concerns(seen.node, image.admission.image.record)
-        ]
-        if not found:
-            continue
-        trouble = next((one for one in found if one not in (WAITING, READY)), None)
-        if WAITING in found:
-            waiting += 1
-        elif trouble is not None:
-            failed.append((seen.node, *trouble))
-        else:
-            ready += 1
-    node, reason, message = min(failed, default=("", "", ""))
-    return RetryStatus(
-        nonce=order.nonce,
-        ready=ready,
-        waiting=waiting,
-        failed=len(failed),
-        example_node=node,
-        reason=bounds.cut(reason, bounds.REASON),
-        message=bounds.cut(message, bounds.MESSAGE),
+    no_room = image.reason in (INSUFFICIENT_DISK, DISK_FULL)
+    return image.state == ImageState.FAILED or (
+        image.state == ImageState.WAITING and (backing_off or no_room)
     )
-
-
-WAITING, READY = ("waiting", ""), ("ready", "")
-
-
-def _outcome(order: RetryOrder, node: str, image: ImageOnNode, cluster: Cluster) -> tuple[str, str]:
-    """WAITING, READY, or reason and message of what failed again."""
-    if image.ready:
-        return READY
-    if node in cluster.unavailable:
-        # The entry carries the order; whenever an agent comes, it tries at once.
-        return AGENT_UNAVAILABLE, "no agent is ready on this node; see its pod"
-    if not image.admission.digest:
-        known = cluster.resolutions.get(image.admission.image.record)
-        return (known.reason, known.message) if known is not None and known.permanent else WAITING
-    reported = cluster.reports.get(node)
-    if image.report is None or image.report.state != ImageState.FAILED or reported is None:
-        return WAITING
-    key = image.report.reference, image.report.digest
-    carried = any(
-        order.nonce in nonces(entry.retry.nonce)
-        for entry in reported.spec.images
-        if (entry.reference, entry.digest) == key
-    )
-    seen = reported.status.observed_generation == reported.metadata.generation
-    return (image.report.reason, image.report.message) if carried and seen else WAITING
-
-
-def refused(metadata: Metadata, bad: BadSpec) -> RetryStatus | None:
-    """The answer to an order of an object whose spec is not acted on."""
-    try:
-        order = read_order(metadata.annotations)
-    except InvalidOrder as error:
-        return RetryStatus(reason=INVALID, message=bounds.cut(str(error), bounds.MESSAGE))
-    if order is None:
-        return None
-    return RetryStatus(nonce=order.nonce, reason=bad.reason, message=bounds.cut(bad.message, bounds.MESSAGE))

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from imageprepull.pulling.errors import DISK_ERROR, PullError
 from imageprepull.pulling.need import Need
+from imageprepull.resources import reasons
 from imageprepull.resources.free_space import Amount
 
-INSUFFICIENT_DISK = "InsufficientDisk"
-DISK_FULL = "DiskFull"
+INSUFFICIENT_DISK = reasons.INSUFFICIENT_DISK
+DISK_FULL = reasons.DISK_FULL
+NODE_DISK_PRESSURE = reasons.NODE_DISK_PRESSURE
 OUT_OF_SPACE = (INSUFFICIENT_DISK, DISK_FULL)
 OF_THE_DISK = (*OUT_OF_SPACE, DISK_ERROR)
-NODE_DISK_PRESSURE = "NodeDiskPressure"
 IMAGEFS_AVAILABLE = Amount(percent=15)
 INODES_FREE = Amount(percent=5)
 _THOUSAND = 1000

@@ -192,15 +192,18 @@ class Skipped(Model, frozen=True, kw_only=True):
 class RetryStatus(Model, omit_defaults=False, frozen=True, kw_only=True):
     """What came of the last order of `kubectl image-prepull retry`, whose word is `nonce`.
 
-    Nodes that it concerns, by what became of the images that it concerns. Over when none is `waiting`. `reason` and
-    `message` are those of `example_node`, or say why nothing could be done; `nonce` is "" when it was not readable.
+    Nodes that it concerns, by what became of the images that it concerns. Over when none is `waiting`: on those that
+    are `blocked`, waiting would not bring an answer (no room, or no report). `reason` and `message` are those of
+    `example_image` on `example_node`, or say why nothing could be done; `nonce` is "" when it was not readable.
     """
 
     nonce: str = ""
     ready: int = 0
     waiting: int = 0
     failed: int = 0
+    blocked: int = 0
     example_node: str = ""
+    example_image: str = ""
     reason: str = ""
     message: str = ""
 

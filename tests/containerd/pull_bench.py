@@ -13,9 +13,8 @@ from typing import Any
 
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import LEASE
-from imageprepull.pulling.leases import LeaseTerms
+from imageprepull.pulling.leases import LeaseTerms, terms_of
 from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.puller import Puller
@@ -119,8 +118,7 @@ class PullBench:
         """As an agent at its start."""
 
         def lease_of(digest: str) -> LeaseTerms:
-            request = self.request("any.registry/image:1", keep_lease_on_failure=True)
-            return LeaseTerms(request_lease_id(request, digest), digest, request.lease_labels, 3600)
+            return terms_of(self.request("any.registry/image:1", keep_lease_on_failure=True), digest, 3600)
 
         return await sweep(
             self.containerd,

@@ -9,8 +9,8 @@ import pytest
 
 from imageprepull.agent.losses import follow_losses
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import CRI_PINNED
+from imageprepull.pulling.leases import terms_of
 from imageprepull.resources.nodeprepull import DesiredImage, ImageState
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.agent_bench import Agent, agent_of
@@ -100,4 +100,4 @@ async def test_the_sweep_and_the_pull_know_a_lease_by_one_name(bench: PullBench)
     async with agent_of(bench, runs=False) as agent:
         asked = agent.node._request(image, Reference.parse(image.reference))
         terms = agent.node.lease_of(image.digest)
-        assert (terms.id, terms.labels) == (request_lease_id(asked, image.digest), asked.lease_labels)
+        assert terms == terms_of(asked, image.digest, agent.node.puller.lease_seconds)

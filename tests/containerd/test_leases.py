@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from imageprepull.pulling.durability import WriteBack
-from imageprepull.pulling.image import request_lease_id
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.pulling.leases import (
     LeaseTerms,
@@ -18,6 +17,7 @@ from imageprepull.pulling.leases import (
     expires_at,
     find_lease,
     open_lease,
+    terms_of,
 )
 from imageprepull.pulling.sweep import Swept, sweep
 from imageprepull.runtime.connection import Containerd
@@ -175,7 +175,7 @@ async def test_a_pull_that_outlives_its_lease_goes_on_under_a_new_one_and_repeat
     fake.faults[second.digest] = [Fault(hold_after=100_000, release=release) for _ in range(3)]
     reference = fake_serve(fake, image)
     request = short.request(reference, digest=image.digest, keep_lease_on_failure=True)
-    lease = request_lease_id(request, image.digest)
+    lease = terms_of(request, image.digest, 1).id
     progress = Watched("x")
     pulling = asyncio.create_task(
         short.pull(reference, progress, digest=image.digest, keep_lease_on_failure=True)

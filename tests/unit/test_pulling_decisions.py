@@ -12,20 +12,22 @@ from hypothesis import strategies as st
 from imageprepull.oci.descriptor import DOCKER_INDEX, DOCKER_MANIFEST, OCI_CONFIG, OCI_LAYER, Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.manifest import InvalidManifest, Manifest
+from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.labels import (
+    LEASE,
     config_labels,
     extract_key,
     index_labels,
-    lease_id,
     manifest_labels,
     record_labels,
     ref_key,
     source_label,
 )
+from imageprepull.pulling.leases import LeaseTerms, lease_terms
 from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.processes import is_dead, process_label
 from imageprepull.pulling.records import record_names
@@ -199,12 +201,29 @@ def test_records_are_written_id_tag_digest_and_a_digest_reference_has_no_tag() -
 
 
 def test_a_retry_finds_its_lease_and_two_calls_of_the_cli_do_not_share_one() -> None:
-    first = lease_id("node-a", digest("t"), "overlayfs", "linux/amd64", shared=True)
-    assert first == lease_id("node-a", digest("t"), "overlayfs", "linux/amd64", shared=True)
-    assert first != lease_id("node-b", digest("t"), "overlayfs", "linux/amd64", shared=True)
-    assert lease_id("cli", digest("t"), "o", "p", shared=False) != lease_id(
-        "cli", digest("t"), "o", "p", shared=False
-    )
+    def name(
+        owner: str = "node-a",
+        image: str = "t",
+        snapshotter: str = "overlayfs",
+        platform: str = "linux/amd64",
+        *,
+        shared: bool = True,
+    ) -> str:
+        terms = lease_terms(
+            digest(image),
+            {LEASE: owner},
+            snapshotter=snapshotter,
+            platform=Platform.parse(platform),
+            seconds=60,
+            shared=shared,
+        )
+        assert terms == LeaseTerms(terms.id, digest(image), {LEASE: owner}, 60)
+        return terms.id
+
+    assert name() == name()
+    others = [name("node-b"), name(image="u"), name(snapshotter="zfs"), name(platform="linux/arm64")]
+    assert len({name(), *others}) == 5
+    assert name(shared=False) != name(shared=False)
 
 
 def test_keys_of_active_snapshots_are_containerds_and_never_the_same() -> None:

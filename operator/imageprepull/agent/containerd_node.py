@@ -18,8 +18,8 @@ from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
-from imageprepull.pulling.labels import LEASE, lease_id
-from imageprepull.pulling.leases import LeaseTerms
+from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.leases import LeaseTerms, lease_terms
 from imageprepull.pulling.pins import Pin, our_pins
 from imageprepull.pulling.presence import Presence, presence
 from imageprepull.pulling.progress import ImageProgress
@@ -110,10 +110,14 @@ class ContainerdNode:
 
     def lease_of(self, digest: str) -> LeaseTerms:
         """The lease under which an image of that digest is pulled here."""
-        name = lease_id(
-            self.settings.node_name, digest, self.runtime.snapshotter, str(self.platform), shared=True
+        return lease_terms(
+            digest,
+            self._lease_labels,
+            snapshotter=self.runtime.snapshotter,
+            platform=self.platform,
+            seconds=self.puller.lease_seconds,
+            shared=True,
         )
-        return LeaseTerms(name, digest, self._lease_labels, self.puller.lease_seconds)
 
     async def pin(self, image: DesiredImage) -> None:
         """As `Node.pin`."""

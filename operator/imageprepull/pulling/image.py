@@ -22,10 +22,16 @@ from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, rea
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.keeping import KEPT_AT_ONCE, keep_later, keep_now
-from imageprepull.pulling.labels import LEASE, lease_id
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.layers import LayerWork
-from imageprepull.pulling.leases import LeaseTerms, discard_image_lease, drop_lease, open_lease, until_renewal
+from imageprepull.pulling.leases import (
+    LeaseTerms,
+    discard_image_lease,
+    drop_lease,
+    open_lease,
+    terms_of,
+    until_renewal,
+)
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
@@ -47,17 +53,6 @@ from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound
 
 log = structlog.get_logger(__name__)
-
-
-def request_lease_id(request: PullRequest, digest: str) -> str:
-    """The lease of a request: deterministic where a next attempt is to find it."""
-    return lease_id(
-        request.lease_labels.get(LEASE, ""),
-        digest,
-        request.snapshotter,
-        str(request.platform),
-        shared=request.keep_lease_on_failure,
-    )
 
 
 class ImagePull:
@@ -83,15 +78,15 @@ class ImagePull:
         """
         try:
             image = await self._resolve()
-            lease = request_lease_id(self._request, image.target.digest)
+            terms = terms_of(self._request, image.target.digest, self._machinery.settings.lease_seconds)
             # Two references to one image, or one asked for twice, share the lease: one after the other.
-            async with self._machinery.images.hold(lease):
+            async with self._machinery.images.hold(terms.id):
                 try:
-                    return await self._under_lease(image, lease)
+                    return await self._under_lease(image, terms)
                 except BaseException as error:
                     await self._close_blobs(error)
                     if isinstance(error, Exception) and as_pull_error(error).reason in OF_THE_DISK:
-                        await self._give_back(lease)
+                        await self._give_back(terms.id)
                     raise
         except Exception as error:
             raise self._judged(error) from error
@@ -197,13 +192,8 @@ class ImagePull:
             return None
         return Descriptor(document_kind(body), digest, held.size)
 
-    async def _under_lease(self, image: ImageDocuments, lease: str) -> PullOutcome:
-        terms = LeaseTerms(
-            id=lease,
-            image=image.target.digest,
-            labels=self._request.lease_labels,
-            seconds=self._machinery.settings.lease_seconds,
-        )
+    async def _under_lease(self, image: ImageDocuments, terms: LeaseTerms) -> PullOutcome:
+        lease = terms.id
         containerd, timeout = self._machinery.containerd, self._machinery.settings.cleanup_timeout
         finished = False
         self._blobs = blobs = LayerBlobs(

@@ -6,7 +6,6 @@ The rules are containerd's: `core/images/mediatypes.go` (ChildGCLabels), `core/i
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -98,14 +97,6 @@ def record_labels(*, pin: bool, existing: Mapping[str, str] | None, by_hand: boo
     if existing is None:
         labels[MANAGED] = "true"
     return labels
-
-
-def lease_id(owner: str, digest: str, snapshotter: str, platform: str, *, shared: bool) -> str:
-    """The lease's name: the same for every attempt of an agent, one of its own for each call of the CLI."""
-    if not shared:
-        return f"imageprepull-{secrets.token_hex(16)}"
-    text = f"{owner}\n{digest}\n{snapshotter}\n{platform}"
-    return f"imageprepull-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def extract_key(chain_id: str) -> str:

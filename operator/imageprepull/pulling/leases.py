@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import inf
 
+from imageprepull.oci.platform import Platform
 from imageprepull.pulling.cleanup import finish_anyway, patiently
-from imageprepull.pulling.labels import EXTRACT, LEASE_IMAGE
+from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE
+from imageprepull.pulling.request import PullRequest
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
 from imageprepull.runtime.labels import GC_EXPIRE
@@ -38,6 +41,39 @@ class LeaseTerms:
     def all_labels(self) -> dict[str, str]:
         """The owner's labels and the image's."""
         return {**self.labels, LEASE_IMAGE: self.image}
+
+
+def lease_terms(
+    digest: str,
+    labels: Mapping[str, str],
+    *,
+    snapshotter: str,
+    platform: Platform,
+    seconds: float,
+    shared: bool,
+) -> LeaseTerms:
+    """The lease under which the image of that digest is pulled, by the owner that `labels` name.
+
+    `shared`: of one name for every attempt, so that the next one finds what an earlier one left (an agent); else of a
+    name of its own (each call of the CLI). Whoever is to know such a lease again, the sweep above all, asks here.
+    """
+    name = secrets.token_hex(16)
+    if shared:
+        text = f"{labels.get(LEASE, '')}\n{digest}\n{snapshotter}\n{platform}"
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return LeaseTerms(f"{_OURS}{name}", digest, dict(labels), seconds)
+
+
+def terms_of(request: PullRequest, digest: str, seconds: float) -> LeaseTerms:
+    """The lease of a request, whose image turned out to be that digest."""
+    return lease_terms(
+        digest,
+        request.lease_labels,
+        snapshotter=request.snapshotter,
+        platform=request.platform,
+        seconds=seconds,
+        shared=request.keep_lease_on_failure,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -20,8 +20,8 @@ from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.durability import WriteBack, read_boot_id, settle_losses
 from imageprepull.pulling.errors import DISK_ERROR, PullError, as_pull_error
 from imageprepull.pulling.extraction import Extraction, PathWish
-from imageprepull.pulling.image import ImagePull, request_lease_id
-from imageprepull.pulling.leases import discard_image_lease
+from imageprepull.pulling.image import ImagePull
+from imageprepull.pulling.leases import discard_image_lease, terms_of
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.placing import Placing
@@ -228,7 +228,7 @@ class Puller:
         """
         try:
             image = await read_present(self._machinery.containerd, request)
-            lease = request_lease_id(request, image.target.digest)
+            lease = terms_of(request, image.target.digest, self.lease_seconds).id
             async with self._machinery.images.hold(lease):
                 return await verify(self._machinery, image, request, progress, lease)
         except Exception as error:
@@ -248,7 +248,7 @@ class Puller:
         digest = request.digest or request.reference.digest
         if digest is None or not request.keep_lease_on_failure:
             return  # such a pull has cleaned up after itself.
-        lease = request_lease_id(request, digest)
+        lease = terms_of(request, digest, self.lease_seconds).id
         async with self._machinery.images.hold(lease):
             await discard_image_lease(self._machinery.containerd, lease)
             await self._machinery.spool.give_up(lease)

@@ -98,13 +98,13 @@ def early_record() -> None:
 
 def documents_again() -> None:
     """Every attempt asks the registry for manifest and config, whatever the runtime has."""
-    from imageprepull.pulling import image  # noqa: PLC0415
+    from imageprepull.pulling import resolving  # noqa: PLC0415
 
     async def nothing(*_: Any) -> None:
         return
 
-    image.read_local = nothing  # type: ignore[assignment,attr-defined]
-    image.ImagePull._recorded = nothing  # type: ignore[assignment,method-assign]
+    resolving.read_local = nothing  # type: ignore[assignment,attr-defined]
+    resolving.recorded = nothing  # type: ignore[assignment]
 
 
 def unkept_blob() -> None:

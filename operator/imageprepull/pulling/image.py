@@ -12,13 +12,9 @@ from math import inf
 
 import structlog
 
-from imageprepull.oci.descriptor import Descriptor
-from imageprepull.oci.digests import sha256_digest
-from imageprepull.oci.manifest import document_kind
-from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway, patiently
-from imageprepull.pulling.documents import LONGEST_DOCUMENT, ImageDocuments, read_image, read_local
+from imageprepull.pulling.documents import ImageDocuments
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.keeping import KEPT_AT_ONCE, keep_later, keep_now
@@ -33,22 +29,16 @@ from imageprepull.pulling.leases import (
     until_renewal,
 )
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.naming import name_image
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
-from imageprepull.pulling.records import (
-    find_record,
-    missing_below,
-    put_documents,
-    record_names,
-    take_back,
-    write_records,
-)
+from imageprepull.pulling.records import put_documents
 from imageprepull.pulling.request import PullOutcome, PullRequest
+from imageprepull.pulling.resolving import resolve
 from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.urgency import Urgency
-from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound
 
@@ -152,45 +142,12 @@ class ImagePull:
 
     async def _resolve(self) -> ImageDocuments:
         self._progress.enter("Resolving")
-        reference = self._request.reference
-        digest = self._request.digest or reference.digest
-        target = await self._recorded(digest) if digest else None
-        if digest and digest != reference.digest:
-            reference = Reference.parse(reference.digest_record(digest))
-        if target is None:
-            target = await self._machinery.registry.resolve(reference)
-
-        async def fetch(descriptor: Descriptor) -> bytes:
-            local = await read_local(self._machinery.containerd, descriptor)
-            if local is not None:
-                return local
-            self._unread.add(descriptor.digest)
-            return await self._machinery.registry.fetch_document(reference, descriptor)
-
-        image = await read_image(target, self._request.platform, fetch)
+        image, self._unread = await resolve(self._machinery, self._request)
         self._image = image
         self._progress.digest = image.target.digest
         self._progress.layers = [LayerProgress.of(layer) for layer in image.layers]
         self._elapsed("resolve")
         return image
-
-    async def _recorded(self, digest: str) -> Descriptor | None:
-        """The top-level descriptor as the runtime has it: then no registry need be asked for it."""
-        containerd = self._machinery.containerd
-        record = await find_record(containerd, self._request.reference, digest)
-        if record is not None:
-            return record.target
-        # An earlier attempt has put the documents first: registries count each GET of a manifest.
-        held = await containerd.content.info(digest)
-        if held is None or held.size > LONGEST_DOCUMENT:
-            return None
-        try:
-            body = await containerd.content.read(digest)
-        except NotFound:
-            return None  # recorded, and its file is gone: a power cut can do that.
-        if sha256_digest(body) != digest:
-            return None
-        return Descriptor(document_kind(body), digest, held.size)
 
     async def _under_lease(self, image: ImageDocuments, terms: LeaseTerms) -> PullOutcome:
         lease = terms.id
@@ -314,30 +271,7 @@ class ImagePull:
         await self._put_documents(containerd, image)
         if request.sync == "before":
             await self._make_durable(image)
-        # Once a record is there the image may look finished: who gave up now would never come to sync its layers.
-        await patiently(
-            lambda: write_records(
-                containerd, request.reference, image, pin=request.pin, by_hand=request.by_hand
-            ),
-            machinery.settings.visible_timeout,
-        )
-        missing = await patiently(
-            lambda: missing_below(containerd, image, snapshotter=request.snapshotter),
-            machinery.settings.visible_timeout,
-        )
-        if missing:
-            await finish_anyway(
-                take_back(containerd, request.reference, image), machinery.settings.cleanup_timeout
-            )
-            raise ChainLostError(f"{missing} was gone when the records were written")
-        names = record_names(request.reference, image.target.digest, image.manifest.config.digest)
-        shown = await patiently(
-            lambda: wait_visible(
-                machinery.containerd, names, image.manifest.config.digest, machinery.settings
-            ),
-            machinery.settings.visible_timeout,
-        )
-        reached(Step.VISIBLE, image.target.digest)
+        pinned = await name_image(containerd, machinery.containerd, request, image, machinery.settings)
         seconds = self._elapsed("ready")
         progress.enter("Ready")
         return PullOutcome(
@@ -349,7 +283,7 @@ class ImagePull:
             seconds_done=None,
             bytes_downloaded=sum(progress.bytes_by_host.values()),
             bytes_by_host=dict(progress.bytes_by_host),
-            pinned=bool(shown and shown.pinned),
+            pinned=pinned,
         )
 
     async def _make_durable(self, image: ImageDocuments) -> None:

@@ -39,7 +39,7 @@ def test_what_must_stay_free_is_not_pulled_into_and_is_said_with_figures(product
         assert "must stay free" in found["message"]
         assert not product.images_named(node, image)
     # Well within its timeout: nobody waits for room that nobody makes.
-    again = kubectl_plugin(product.cluster, "retry", "min-free", "--timeout=2m")
+    again = kubectl_plugin(product.cluster, "retry", "min-free", "--timeout=1m")
     assert (again.returncode, again.stdout) == (4, "")
     assert (
         f"default/min-free: not now on 3 of 3 nodes, for example a: {image}: InsufficientDisk: "

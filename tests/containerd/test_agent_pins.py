@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 
+import msgspec
 import pytest
 
+from imageprepull.agent.containerd_node import ContainerdNode
 from imageprepull.agent.losses import follow_losses
+from imageprepull.agent.node import Held, NodeError
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.labels import CRI_PINNED
 from imageprepull.pulling.leases import terms_of
@@ -92,6 +95,33 @@ async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fa
             assert (view.losses.count, view.backoff) == (0, None)
         assert len(blobs_asked(fake)) == asked, "no blob is fetched for it"
         following.cancel()
+
+
+async def test_the_pins_of_what_cannot_be_judged_yield_and_are_then_reported_as_gone(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("unjudged")])
+    entry = DesiredImage(reference=fake_serve(fake, image), digest=image.digest, pin=True)
+    async with agent_of(bench) as agent:
+        agent.reconciler.take_spec([entry])
+        await agent.until(ImageState.READY)
+
+    async def held(*_: object) -> Held:
+        raise NodeError("NotAnImage", "by order of the test", permanent=True)
+
+    async with agent_of(bench, runs=False) as agent:
+        monkeypatch.setattr(ContainerdNode, "held", held)
+        agent.reconciler.take_spec([entry])
+        await agent.passed()
+        assert agent.reconciler.pins_left == 1
+        assert all((await pinned(bench)).values())
+        agent.reconciler.take_spec([msgspec.structs.replace(entry, pin=False)])
+        await agent.passed()
+        await agent.passed()
+        assert agent.reconciler.pins_left == 0
+        records = await pinned(bench)
+        assert len(records) == 3
+        assert not any(records.values())
 
 
 async def test_the_sweep_and_the_pull_know_a_lease_by_one_name(bench: PullBench) -> None:

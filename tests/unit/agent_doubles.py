@@ -12,6 +12,7 @@ from typing import Any
 
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
+from imageprepull.oci.reference import Reference
 from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources.nodeprepull import (
@@ -25,6 +26,8 @@ from imageprepull.resources.nodeprepull import (
     RegistryStatus,
     Retry,
 )
+
+DIGEST = "sha256:" + "a" * 64
 
 
 class StillClock(Clock):
@@ -45,6 +48,8 @@ class FakeNode:
     def __init__(self) -> None:
         self.holds: set[str] = set()
         self.our_pins: set[str] = set()
+        self.digests: dict[str, str] = {}
+        """Of references that the agent has asked about; of others it is that of `image`."""
         self.other_pins: list[Pin] = []
         self.pins_listed = 0
         self.lack_pins: set[str] = set()
@@ -55,6 +60,9 @@ class FakeNode:
         self.calls: list[str] = []
         self.down = False
         self.odd: set[str] = set()
+        """Cannot be judged."""
+        self.stuck: set[str] = set()
+        """Cannot be unpinned."""
         self.downloads = 0
         self.users = ""
         self.asked = asyncio.Event()
@@ -68,6 +76,7 @@ class FakeNode:
     async def held(self, image: DesiredImage) -> Held:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+        self.digests[image.reference] = image.digest
         if image.reference in self.odd:
             raise NodeError("NotAnImage", "its config is no image's", permanent=True)
         self.calls.append(f"held {image.reference}")
@@ -112,6 +121,8 @@ class FakeNode:
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer")
+        if image.reference in self.stuck:
+            raise NodeError("RuntimeError", "no label can be changed")
         self.calls.append(" ".join(["unpin", image.reference, *(f"but-{other}" for other in staying)]))
         self.our_pins.discard(image.reference)
         self.other_pins = [pin for pin in self.other_pins if pin.digest != image.digest]
@@ -137,7 +148,11 @@ class FakeNode:
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
         self.pins_listed += 1
-        return list(self.other_pins)
+        ours = [
+            Pin(Reference.parse(name).canonical, self.digests.get(name, DIGEST))
+            for name in sorted(self.our_pins)
+        ]
+        return ours + self.other_pins
 
     async def abandon(self, image: DesiredImage) -> None:
         self.calls.append(f"abandon {image.reference}")
@@ -169,7 +184,7 @@ class FakeNode:
 def image(
     reference: str,
     *,
-    digest: str = "sha256:" + "a" * 64,
+    digest: str = DIGEST,
     state: Desired = Desired.PRESENT,
     priority: int = 0,
     parallel: int = 2,

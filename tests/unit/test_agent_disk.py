@@ -5,7 +5,7 @@ FAKE looks at the disks, beside the fake node: nobody can fill a real one to a g
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import TaskGroup
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,13 @@ from imageprepull.agent.disk_pressure import Margins, judge_pressure
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import Report, build_status, image_status, same_news, verdict_of
 from imageprepull.pulling.need import Need
+from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.rooms import FileSystem, Places, Rooms
 from imageprepull.pulling.space import NO_THRESHOLDS, NoRoom, Room, Thresholds
 from imageprepull.resources.nodeprepull import Agent, Desired, DesiredImage, NodePrepullStatus, OnRemoval
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
+from tests.unit.test_agent_reconciler import settle
 
 GB = 10**9
 KUBELET = Thresholds()
@@ -115,8 +117,7 @@ class Bench:
     async def steps(self) -> list[str]:
         self.node.calls.clear()
         for _ in range(5):
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await settle()
             await self.reconciler.step()
         return [call for call in self.node.calls if not call.startswith("held")]
 
@@ -129,7 +130,7 @@ class Bench:
 
     def reported(self) -> tuple[bool, str]:
         """Whether pins have yielded, and the message; as loops.py reports it."""
-        disk = self.guard.report(sum(view.may_be_pinned for view in self.reconciler.views.values()))
+        disk = self.guard.report(self.reconciler.pins_left)
         assert disk is not None
         return disk.pins_yielded, disk.message
 
@@ -148,7 +149,7 @@ async def bench() -> AsyncIterator[Bench]:
         lambda _: {1: FileSystem("/x", made.disk, {"snapshots", "spool", "content"})},
     )
     guard = DiskGuard(rooms, MARGINS, 60)
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         reconciler = Reconciler(
             node,
             tasks,
@@ -283,7 +284,83 @@ async def test_a_pull_that_began_before_the_pressure_may_set_its_pin_still(bench
     assert bench.reported()[0] is False
     bench.node.our_pins.add("a")
     bench.node.succeed("a")
+    await settle()
+    assert bench.reported()[0] is False, "nobody has asked for the pins since"
     assert await bench.steps() == ["unpin a"]
+    assert bench.reported()[0] is True
+
+
+async def test_an_image_that_cannot_be_judged_does_not_hide_that_pins_have_yielded(bench: Bench) -> None:
+    bench.node.holds.add("a")
+    bench.node.our_pins.add("a")
+    bench.node.odd.add("odd")
+    await bench.spec(*(msgspec.structs.replace(image(name), pin=True) for name in ("a", "odd")))
+    assert await bench.free(16) == ["unpin a"]
+    assert bench.reported() == (True, bench.guard.short.message)
+
+
+@pytest.mark.parametrize("when", ["now", "later"])
+async def test_the_pin_of_an_image_that_cannot_be_judged_yields_too(bench: Bench, when: str) -> None:
+    bench.node.odd.add("odd")
+    bench.node.our_pins.add("odd")
+    await bench.spec(msgspec.structs.replace(image("odd"), pin=True))
+    if when == "later":
+        bench.node.stuck.add("odd")
+        assert await bench.free(16) == []
+        assert bench.reported() == (
+            False,
+            f"{bench.guard.short.message}; pins are being taken away, 1 may be left",
+        )
+        bench.node.stuck.clear()
+        assert await bench.steps() == [], "not again and again"
+        bench.clock.seconds += 1000
+        assert await bench.steps() == ["unpin odd"]
+    else:
+        assert await bench.free(16) == ["unpin odd"]
+    assert bench.reported()[0] is True
+    assert await bench.free(15) == []
+
+
+async def test_a_pin_that_no_judgement_of_its_image_shows_yields_too(bench: Bench) -> None:
+    """The ID's, of an image whose config cannot be read any more."""
+    bench.node.other_pins = [Pin(f"sha256:{'c' * 64}", image("a").digest)]
+    await bench.spec(msgspec.structs.replace(image("a"), pin=True, state=Desired.PAUSED))
+    assert await bench.free(16) == ["unpin a"]
+    assert bench.reported()[0] is True
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_pin_that_a_pull_of_the_kubelet_took_is_not_taken_for_one_that_is_left(
+    bench: Bench, told: bool
+) -> None:
+    bench.node.holds.add("a")
+    bench.node.our_pins.add("a")
+    await bench.spec(msgspec.structs.replace(image("a"), pin=True))
+    if told:
+        await bench.free(16)
+        bench.node.our_pins.add("a")
+        bench.reconciler.suspect_all()
+        bench.node.stuck.add("a")
+        await bench.steps()
+        assert bench.reported()[0] is False
+    bench.node.our_pins.clear()
+    if told:
+        bench.reconciler.suspect_named(["a"])
+        await bench.steps()
+    else:
+        assert await bench.free(16) == []
+    assert bench.reported()[0] is True
+
+
+async def test_what_is_pulled_or_never_was_asked_for_counts_as_pinned_until_the_runtime_answers(
+    bench: Bench,
+) -> None:
+    bench.node.down = True
+    await bench.spec(image("a"), image("b"))
+    await bench.free(16)
+    assert "2 may be left" in bench.reported()[1]
+    bench.node.down = False
+    await bench.steps()
     assert bench.reported()[0] is True
 
 
@@ -301,6 +378,18 @@ async def test_what_is_to_be_deleted_and_waits_is_unpinned_as_well(bench: Bench)
     assert await bench.steps() == ["unpin a"]
     assert bench.shown("a")[:2] == ("Waiting", "ImageInUse")
     assert bench.reported()[0] is True
+
+
+async def test_a_pin_is_gone_though_the_deletion_of_its_image_takes_long(bench: Bench) -> None:
+    bench.node.holds.add("a")
+    bench.node.our_pins.add("a")
+    bench.node.asked.clear()
+    await bench.free(16)
+    gone = image("a", on_removal=OnRemoval.DELETE, state=Desired.ABSENT)
+    assert await bench.spec(gone) == ["unpin a"]
+    assert bench.reported()[0] is True
+    bench.node.asked.set()
+    assert await bench.steps() == ["remove a"]
 
 
 async def test_the_status_tells_of_pressure_at_once_and_of_free_bytes_with_the_heartbeat(

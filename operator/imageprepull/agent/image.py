@@ -40,8 +40,6 @@ class ImageView:
     held: Held | None = None
     running: bool = False
     released: bool = False
-    let_go: bool = False
-    """The pin of an Absent entry is gone; the image itself may wait for something."""
     backoff: Backoff | None = None
     due: float = 0
     next_attempt: str | None = None
@@ -55,6 +53,8 @@ class ImageView:
     losses: Losses = field(default_factory=Losses)
     pin_due: float = 0
     """Monotonic: before then a missing pin is not set again."""
+    unpin_due: float = 0
+    """Monotonic: before then a pin that could not be taken away is left."""
     verifying: bool = False
     repaired: str = ""
     """The last `repair` of an entry that was carried out, and what came of it."""
@@ -81,18 +81,10 @@ class ImageView:
         """What the node is asked for, and asked to bring."""
         return without_tag(self.desired) if self.tag_means else self.desired
 
-    @property
-    def may_be_pinned(self) -> bool:
-        """Whether a pin of ours may be on the image, as far as the runtime has said."""
-        if self.desired.state is Desired.ABSENT:
-            return not (self.released or self.let_go)
-        # A pull that began with the wish for a pin may set it still.
-        return (self.running and not self.verifying) or self.held is None or self.held.our_pin
-
     def forget_failures(self) -> None:
         """Start counting anew: the entry changed, or the image is there."""
         self.backoff = None
-        self.due = 0
+        self.due = self.unpin_due = 0
         self.next_attempt = None
         self.lack = None
 
@@ -102,7 +94,7 @@ class ImageView:
         if ordered or retry_relevant(desired) != retry_relevant(self.desired):
             self.forget_failures()
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
-            self.released = self.let_go = False
+            self.released = False
         self.desired = desired
 
     def give_tag(self, means: str) -> bool:

@@ -69,7 +69,7 @@ async def serve_node(
         return Report(
             current.metadata.generation,
             node.about(),
-            disk.report(sum(view.may_be_pinned for view in views)) or node.disk(),
+            disk.report(reconciler.pins_left) or node.disk(),
             views,
             node.registries(),
             reconciler.stray_pins,

@@ -15,8 +15,12 @@ def observed(
     suspect: AbstractSet[Key],
     working: Mapping[Key, ImageView],
     removing: AbstractSet[Key],
+    pinned: AbstractSet[Key] = frozenset(),
 ) -> Observed:
-    """`suspect`: what was said of these does not count. `working`: views of what runs, vanished entries included."""
+    """`suspect`: what was said of these does not count. `working`: views of what runs, vanished entries included.
+
+    `pinned`: the entries with a pin of ours, as far as the runtime has listed pins.
+    """
     held_back = {key for key, view in views.items() if view.gate is not None}
     waiting = {key: view.backoff for key, view in views.items() if view.backoff is not None}
     held = {key: view.held for key, view in views.items() if view.held is not None}
@@ -27,7 +31,8 @@ def observed(
         due={key: views[key].due for key in waiting},
         final={key for key, backoff in waiting.items() if backoff.final},
         released={key for key, view in views.items() if view.released},
-        pinned={key for key, found in held.items() if found.our_pin},
+        # Of an image that is not whole, or cannot be judged, only the list may say so.
+        pinned={key for key, found in held.items() if found.our_pin} | pinned,
         unpinned={key for key, found in held.items() if found.unpinned and key not in suspect},
         repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
         verifying=any(view.verifying for view in working.values()),
@@ -35,6 +40,7 @@ def observed(
         cramped=held_back | {key for key, backoff in waiting.items() if backoff.reason in NO_ROOM},
         held_back=held_back,
         pin_due={key: view.pin_due for key, view in views.items()},
+        unpin_due={key: view.unpin_due for key, view in views.items()},
     )
 
 

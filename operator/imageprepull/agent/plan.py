@@ -29,7 +29,7 @@ class Observed:
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
     `pinned`: those that carry a pin of ours. `unpinned`: those that are there without the pin that
-    they ask for, `pin_due`: when it may be set. `repaired`: those whose `repair` was carried out. `verifying`: whether one
+    they ask for, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `verifying`: whether one
     is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
     for room on the disk. `held_back`: those of them that must not start now.
     """
@@ -47,6 +47,7 @@ class Observed:
     cramped: AbstractSet[Key] = frozenset()
     held_back: AbstractSet[Key] = frozenset()
     pin_due: Mapping[Key, float] = field(default_factory=dict)
+    unpin_due: Mapping[Key, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +113,18 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
                 image.state is Desired.ABSENT
                 and image.on_removal is OnRemoval.UNPIN
                 and key not in observed.released | observed.removing
+                and observed.due.get(key, now) <= now
             )
             or (
                 image.state is not Desired.ABSENT
                 and not image.pin
                 and key in observed.pinned
                 and image.digest not in pinned_digests
+                # Not `due`: an image that cannot be judged is put off by each question, its pin must not be.
+                and observed.unpin_due.get(key, now) <= now
             )
         )
         and key not in observed.running
-        and observed.due.get(key, now) <= now
     )
     # One at a time: it reads and writes as much as a pull, and nobody waits for it.
     unverified = [

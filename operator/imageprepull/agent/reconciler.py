@@ -20,6 +20,7 @@ from imageprepull.agent.node import Held, Node, NodeError
 from imageprepull.agent.observing import concerned, observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
+from imageprepull.agent.pins import pinned_entries
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Removals
 from imageprepull.agent.strays import stray_pins
@@ -70,8 +71,10 @@ class Reconciler:
         self._orphans: dict[Key, DesiredImage] = {}
         """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
-        self._pins: list[Pin] = []
+        self._pins: list[Pin] | None = None
         self._pins_doubtful = True
+        self._may_pin: set[Key] = set()
+        """What may have been pinned since the pins were listed."""
         self._woken = asyncio.Event()
         self._accounts = Accounts(clock, delays)
         self._attempts = Attempts(
@@ -88,6 +91,7 @@ class Reconciler:
             tasks,
             confirm or self._taken,
             newest=lambda: self._desired,
+            unpinned=self._doubt_pins,
             failed=self._removal_failed,
             ended=self._removal_ended,
         )
@@ -96,6 +100,15 @@ class Reconciler:
     def running(self) -> frozenset[Key]:
         """Pulls that have not ended, those of vanished entries included."""
         return self._attempts.running
+
+    @property
+    def pins_left(self) -> int:
+        """Images of the spec that may carry a pin of ours, as the runtime lists them and not as each is judged."""
+        if self._pins is None:
+            return len(self.views)
+        # A pull that began with the wish for a pin may set it still.
+        pulling = {key for key, view in self.views.items() if view.running and not view.verifying}
+        return len(pinned_entries(self._pins, self.views) | pulling | (self._may_pin & self.views.keys()))
 
     def take_spec(self, desired: Sequence[DesiredImage]) -> None:
         """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for."""
@@ -109,6 +122,8 @@ class Reconciler:
                 view = ImageView(image)
                 self._suspect.add(key)
             elif view.desired != image:
+                # Pressure began or ended, say: what is said of pins then should be of now.
+                self._pins_doubtful |= view.desired.pin != image.pin
                 view.taken_over(image)
                 self._suspect.add(key)
             if view.give_tag(elsewhere.get(key, "")):
@@ -149,7 +164,7 @@ class Reconciler:
         """Somebody changed these image records: a pull of the kubelet takes the pin from its tag's."""
         if found := concerned(self.views, records):
             self._suspect |= found
-            self.wake()
+            self._doubt_pins()
 
     def retry_used(self) -> None:
         """Containers are gone: what could not be removed because one used it may be free now."""
@@ -285,18 +300,28 @@ class Reconciler:
             return True
         # Before the answer, as above.
         self._pins_doubtful = False
+        may_pin, self._may_pin = self._may_pin, set()
         try:
-            self._pins = await self._node.pins()
+            listed = await self._node.pins()
         except NodeError as error:
             self._pins_doubtful = True
+            self._may_pin |= may_pin
             if error.unavailable:
                 self._note_problem(f"{error.reason}: {error}")
                 return False
             logger.warning("pins not listed", reason=error.reason, error=str(error))
+            return True
+        if listed != self._pins:
+            self._pins = listed
+            self._on_change()
         return True
 
+    def _doubt_pins(self) -> None:
+        self._pins_doubtful = True
+        self.wake()
+
     def _note_strays(self) -> None:
-        if self._pins_doubtful:
+        if self._pins_doubtful or self._pins is None:
             return
         turn = self._clock.now() >= self._strays_turn
         if turn or not self.stray_pins:
@@ -315,7 +340,9 @@ class Reconciler:
             if gate != view.gate:
                 view.gate = gate
                 self._on_change()
-        return observed(self.views, self._suspect, self._attempts.views, self._removals.running)
+        # What is doubtful was taken away just now, mostly: it would be taken again and again.
+        pinned = set() if self._pins_doubtful else pinned_entries(self._pins or (), self.views)
+        return observed(self.views, self._suspect, self._attempts.views, self._removals.running, pinned)
 
     def _pulled(self) -> None:
         """Layers that others share with the image that was brought are there now: they may need less than they did."""
@@ -325,6 +352,7 @@ class Reconciler:
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""
         self._suspect.add(key)
+        self._may_pin.add(key)
         self._pins_doubtful = True
         self._on_change()
         self.wake()
@@ -372,6 +400,8 @@ class Reconciler:
         if view is None or view.running or view.desired.state is Desired.ABSENT or not view.desired.pin:
             return  # the spec changed while another one was pinned, or it is being compared.
         view.pin_due = self._clock.now() + self._delays.repin
+        self._may_pin.add(key)
+        self._pins_doubtful = True
         try:
             await self._node.pin(view.asked)
         except NodeError as error:
@@ -390,6 +420,7 @@ class Reconciler:
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
             self._accounts.failed(view, view.desired, failure, 0)
+            view.unpin_due = view.due
         else:
             if view.desired.state is Desired.ABSENT:
                 if not self._shares_lease(view.desired):

@@ -24,7 +24,7 @@ logger = structlog.get_logger(__name__)
 class Removals:
     """`failed` and `ended` hear what came of each, on the event loop; `ended` always comes last.
 
-    `newest`: the node's entries as the agent follows them.
+    `newest`: the node's entries as the agent follows them. `unpinned` hears that a pin may be gone, long before the image.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Removals:
         confirm: Confirm,
         *,
         newest: Callable[[], Sequence[DesiredImage]],
+        unpinned: Callable[[], None],
         failed: Callable[[ImageView, DesiredImage, Failure], None],
         ended: Callable[[ImageView], None],
     ) -> None:
@@ -41,6 +42,7 @@ class Removals:
         self._tasks = tasks
         self._confirm = confirm
         self._newest = newest
+        self._unpinned = unpinned
         self._failed = failed
         self._ended = ended
         self._running: dict[Key, asyncio.Task[None]] = {}
@@ -85,8 +87,7 @@ class Removals:
             # As for any Absent entry, whoever confirms it: a pin is set again as easily, and must not keep an image
             # from the kubelet's collection for as long as the order waits.
             await self._node.unpin(image, pinned_elsewhere(image, self._newest()))
-            if ordered(view.desired):
-                view.let_go = True
+            self._unpinned()
             entries = await self._confirm(image)
             self._waiting.discard(key_of(image))
             kept = await self._node.remove(image, lambda: staying_digests(image, entries, self._newest()))

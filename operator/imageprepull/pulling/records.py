@@ -210,20 +210,31 @@ async def unpin(
     theirs = {name for other in staying for name in _names_of(other, digest)}
     changed = []
     for record in await containerd.images.list():
-        if record.target.digest == digest and PINNED in record.labels:
-            # Records of other repositories with the same target were pinned by name for somebody else, except
-            # the ID's, which belongs to all of them.
-            if record.name.startswith("sha256:"):
-                if staying:
-                    continue
-            elif record.name in theirs or record.name not in _names_of(reference, digest):
-                continue
-            try:
-                await containerd.images.update_labels(record.name, {CRI_PINNED: "", PINNED: ""})
-            except NotFound:
-                continue
-            changed.append(record.name)
+        if PINNED not in record.labels:
+            continue
+        if not is_record_of(record.name, record.target.digest, reference, digest):
+            continue
+        if record.name in theirs or (staying and _is_id(record.name)):
+            continue
+        try:
+            await containerd.images.update_labels(record.name, {CRI_PINNED: "", PINNED: ""})
+        except NotFound:
+            continue
+        changed.append(record.name)
     return changed
+
+
+def is_record_of(name: str, target: str, reference: Reference, digest: str) -> bool:
+    """Whether the record `name` with this target is one of the image's, so that our pin on it goes with the image's.
+
+    Records of other repositories with the same target were pinned by name for somebody else, except the ID's, which
+    belongs to all of them.
+    """
+    return target == digest and (_is_id(name) or name in _names_of(reference, digest))
+
+
+def _is_id(name: str) -> bool:
+    return name.startswith("sha256:")
 
 
 def _names_of(reference: Reference, digest: str) -> set[str]:

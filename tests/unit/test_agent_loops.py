@@ -80,6 +80,7 @@ async def running(stage: Stage) -> AsyncIterator[None]:
         namespace="ns",
         pace=Pace(report_interval=0.05),
         watch=QUICK,
+        lease_poll=0.01,
         stop_timeout=4,
     )
     async with ApiClient(settings.access, timeout=2) as api:
@@ -172,6 +173,34 @@ async def test_a_deleted_object_stops_and_removes_nothing_and_a_new_one_is_told_
             )
         # A lease that an earlier agent may have left is no image.
         assert not [call for call in stage.node.calls if not call.startswith(("held", "abandon"))]
+
+
+async def test_one_proof_that_an_operator_lives_is_enough_for_thirty_images(stage: Stage) -> None:
+    orders = [
+        {"reference": f"r{n}", "digest": f"sha256:{n:064x}", "state": "Absent", "onRemoval": "Delete"}
+        for n in range(30)
+    ]
+    lease = "imageprepull-operator"
+
+    def looks() -> int:
+        return sum(request.path.endswith(lease) for request in stage.server.requests)
+
+    async def lead() -> None:
+        term = {"holderIdentity": "a", "acquireTime": "0", "leaseDurationSeconds": 15}
+        for renewal in range(1000):
+            await stage.server.put(lease, namespace="ns", spec={**term, "renewTime": str(renewal)})
+            looked = looks()
+            async with stage.server.asked:
+                await stage.server.asked.wait_for(lambda looked=looked: looks() > looked + 1)  # type: ignore[misc]
+
+    await stage.server.put("n1", spec={"images": orders})
+    leading = asyncio.create_task(lead())
+    async with running(stage):
+        await stage.until_status(lambda s: set(states(s).values()) == {"Absent"})
+    leading.cancel()
+    removed = [call for call in stage.node.calls if call.startswith("remove")]
+    assert removed == [f"remove r{n}" for n in range(30)]
+    assert 30 + 2 <= looks() <= 30 + 6, "each looks once whether the leader leads still"
 
 
 async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:

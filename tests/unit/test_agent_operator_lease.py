@@ -5,39 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from imageprepull.agent.clock import Clock
 from imageprepull.agent.node import NodeError
-from imageprepull.agent.operator_lease import OperatorLease, Term, renewals, term_of
+from imageprepull.agent.operator_lease import OperatorLease
 from imageprepull.kube.client import ApiClient
+from tests.unit.agent_doubles import StillClock
 from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
 
 NAME = "imageprepull-operator"
 LONG = 60.0
-
-
-@pytest.mark.parametrize(
-    ("now", "expected"),
-    [
-        (Term("a", "1", "10"), 1),
-        (Term("a", "1", "11"), 2),
-        (Term("", "1", "11"), 0),
-        (Term("b", "2", "11"), 0),
-        (Term("a", "2", "11"), 0),
-    ],
-    ids=["nothing", "renewed", "released", "taken by another", "taken anew by the same"],
-)
-def test_only_a_renewal_of_the_same_term_counts(now: Term, expected: int) -> None:
-    assert renewals(Term("a", "1", "10"), now, 1) == expected
-
-
-def test_a_lease_is_read_as_it_is_and_an_empty_one_is_nobodys() -> None:
-    spec = {"holderIdentity": "a", "acquireTime": "1", "renewTime": "2", "leaseDurationSeconds": 7}
-    assert term_of({"spec": spec}) == Term("a", "1", "2", 7)
-    assert term_of({}) == term_of({"spec": {"holderIdentity": None}}) == Term()
+CLOCK = Clock()
 
 
 @dataclass
@@ -69,7 +51,7 @@ def term(
 
 @asynccontextmanager
 async def proving(stage: Stage) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(stage.lease.prove())
+    task = asyncio.create_task(stage.lease.prove(CLOCK.now()))
     try:
         async with asyncio.timeout(10):
             yield task
@@ -81,7 +63,7 @@ async def proving(stage: Stage) -> AsyncIterator[asyncio.Task[None]]:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     async with serve() as server, ApiClient(server.access(), timeout=2) as api:
-        yield Stage(server, OperatorLease(api, namespace="ns", name=NAME, poll=0.01, margin=0))
+        yield Stage(server, OperatorLease(api, namespace="ns", name=NAME, poll=0.01, margin=0, clock=CLOCK))
 
 
 async def test_who_renews_twice_lives(stage: Stage) -> None:
@@ -114,12 +96,12 @@ async def test_who_renews_no_more_is_away_and_is_believed_so_until_the_lease_cha
 ) -> None:
     await stage.write(**term(10, holder, seconds=0.1))
     with pytest.raises(NodeError, match=message) as caught:
-        await stage.lease.prove()
+        await stage.lease.prove(CLOCK.now())
     assert (caught.value.reason, caught.value.permanent) == ("OperatorAway", False)
     assert f"Lease ns/{NAME}" in str(caught.value)
     asked = len(stage.server.requests)
     with pytest.raises(NodeError, match=message):
-        await stage.lease.prove()
+        await stage.lease.prove(CLOCK.now())
     assert len(stage.server.requests) == asked + 1, "agents of a cluster without an operator hardly ask"
     await stage.write(**term(11, "a"))
     async with proving(stage) as task:
@@ -140,7 +122,7 @@ async def test_annotations_are_no_life(stage: Stage) -> None:
 
 async def test_without_a_lease_there_is_no_operator(stage: Stage) -> None:
     with pytest.raises(NodeError, match=f"there is no Lease ns/{NAME}") as caught:
-        await stage.lease.prove()
+        await stage.lease.prove(CLOCK.now())
     assert caught.value.reason == "OperatorAway"
 
 
@@ -154,7 +136,7 @@ async def test_one_answer_that_fails_is_not_the_end_and_a_refusal_is(stage: Stag
         await task
     stage.server.faults.append(Fault("GET", 403, status(403, "Forbidden")))
     with pytest.raises(NodeError, match=r"whether an operator lives cannot be read: .*Forbidden") as caught:
-        await stage.lease.prove()
+        await stage.lease.prove(CLOCK.now())
     assert caught.value.reason == "OrderNotConfirmed"
 
 
@@ -166,3 +148,114 @@ async def test_an_api_server_that_goes_away_meanwhile_is_not_taken_for_the_opera
         with pytest.raises(NodeError, match="ServiceUnavailable") as caught:
             await task
     assert caught.value.reason == "OrderNotConfirmed"
+
+
+@dataclass
+class Leader(StillClock):
+    """Time that passes only where somebody waits, and a leader that renews every 5 s of it."""
+
+    server: FakeApiServer
+    lives: bool = True
+    chance: float = 0.5
+    seconds: float = 1000.0
+    pauses: list[float] = field(default_factory=list)
+
+    def uniform(self) -> float:
+        return self.chance
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await self.goes_by(seconds)
+
+    async def goes_by(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.lives:
+            await self.server.put(NAME, namespace="ns", spec=term(int(self.seconds // 5), seconds=15))
+
+    def looks(self) -> int:
+        return len(self.server.requests)
+
+
+@pytest.fixture
+async def leader() -> AsyncIterator[tuple[Leader, OperatorLease]]:
+    async with serve() as server, ApiClient(server.access(), timeout=2) as api:
+        leader = Leader(server)
+        await leader.goes_by(1)
+        yield leader, OperatorLease(api, namespace="ns", name=NAME, poll=2, margin=5, clock=leader)
+
+
+async def test_one_proof_serves_every_order_from_before_it(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now()
+    await clock.goes_by(1)
+    await lease.prove(seen)
+    took, first = clock.now() - seen, clock.looks()
+    assert took <= 13
+    for _ in range(29):
+        await clock.goes_by(1)
+        await lease.prove(seen)
+    assert clock.looks() == first + 29, "each looks once, whether somebody leads still"
+    assert clock.now() == seen + took + 29
+
+
+async def test_removals_at_the_same_time_share_the_looks(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now()
+    await clock.goes_by(1)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(30):
+            tasks.create_task(lease.prove(seen))
+    assert clock.now() - seen <= 13
+    assert clock.looks() <= 30 + 7
+
+
+async def test_an_order_that_is_seen_while_another_is_proven_waits_for_renewals_of_its_own(
+    leader: tuple[Leader, OperatorLease],
+) -> None:
+    clock, lease = leader
+    await lease.prove(clock.now() - 1)
+    seen = clock.now()
+    await clock.goes_by(0.1)
+    await lease.prove(seen)
+    assert clock.now() // 5 - seen // 5 >= 2
+
+
+async def test_a_proof_ends_with_the_lease(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now() - 1
+    await lease.prove(seen)
+    clock.lives = False
+    await clock.goes_by(14)
+    with pytest.raises(NodeError, match="a has not renewed it"):
+        await lease.prove(seen)
+
+
+async def test_a_leader_that_let_go_takes_its_proof_along(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now() - 1
+    await lease.prove(seen)
+    clock.lives = False
+    await clock.server.put(NAME, namespace="ns", spec=term(500, None, seconds=15))
+    with pytest.raises(NodeError, match="nobody holds it"):
+        await lease.prove(seen)
+
+
+async def test_after_a_long_removal_one_more_renewal_is_enough(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now() - 1
+    await lease.prove(seen)
+    await clock.goes_by(600)
+    again = clock.now()
+    await lease.prove(seen)
+    assert 0 < clock.now() - again <= 5 + 2
+
+
+@pytest.mark.parametrize(("chance", "pause"), [(0, 1), (0.5, 2), (0.99, 2.98)])
+async def test_nodes_do_not_look_in_step(
+    leader: tuple[Leader, OperatorLease], chance: float, pause: float
+) -> None:
+    clock, lease = leader
+    clock.chance = chance
+    await lease.prove(clock.now() - 1)
+    assert clock.pauses
+    assert clock.pauses == pytest.approx([pause] * len(clock.pauses))

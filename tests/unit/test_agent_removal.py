@@ -17,8 +17,10 @@ from imageprepull.agent.node import NodeError
 from imageprepull.agent.orders import order_in, ordered, pinned_elsewhere, staying_digests, wanted_digests
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
 from imageprepull.agent.reconciler import Reconciler
+from imageprepull.agent.sightings import Sightings, sighted
 from imageprepull.kube.client import ApiClient
 from imageprepull.oci.reference import Reference
+from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
@@ -356,21 +358,77 @@ async def test_stopping_cuts_a_removal_off(bench: Bench) -> None:
     assert bench.states() == ["a Waiting"]
 
 
-async def alive() -> None:
+async def alive(_: float) -> None:
     """An operator that lives."""
+
+
+def seeing(*entries: DesiredImage) -> Sightings:
+    sightings = Sightings(StillClock())
+    sightings.take("mine", entries)
+    return sightings
+
+
+WRITTEN = {"reference": "a", "digest": gone("a").digest, "state": "Absent", "onRemoval": "Delete"}
+READ = decode(DesiredImage, WRITTEN)
 
 
 async def test_the_order_is_read_after_the_operator_was_seen_alive() -> None:
     """It had the time to take an old order back."""
-    written = {"reference": "a", "digest": gone("a").digest, "state": "Absent", "onRemoval": "Delete"}
     async with serve() as server, ApiClient(server.access(), timeout=2) as api:
-        await server.put("n1", uid="mine", spec={"images": [written]})
+        await server.put("n1", uid="mine", spec={"images": [WRITTEN]})
 
-        async def takes_it_back() -> None:
-            await server.put("n1", uid="mine", spec={"images": [{**written, "state": "Present"}]})
+        async def takes_it_back(_: float) -> None:
+            await server.put("n1", uid="mine", spec={"images": [{**WRITTEN, "state": "Present"}]})
 
         with pytest.raises(NodeError, match="does not order it any more"):
-            await order_in(api, "n1", lambda: "mine", takes_it_back)(gone("a"))
+            await order_in(api, "n1", seeing(READ).of, takes_it_back)(gone("a"))
+
+
+async def test_an_order_that_changes_while_it_is_proven_is_proven_anew() -> None:
+    async with serve() as server, ApiClient(server.access(), timeout=2) as api:
+        clock = StillClock()
+        sightings = Sightings(clock)
+        sightings.take("mine", [READ])
+        asked: list[float] = []
+
+        async def changes(since: float) -> None:
+            asked.append(since)
+            await server.put("n1", uid="mine", spec={"images": [written]})
+
+        written = {**WRITTEN, "owners": ["other"]}
+        confirm = order_in(api, "n1", sightings.of, changes)
+        with pytest.raises(NodeError, match="is another one"):
+            # The watch has not told of it yet: what is read was not seen when the proof began.
+            await confirm(gone("a"))
+        clock.seconds += 3
+        sightings.take("mine", [decode(DesiredImage, written)])
+        assert await confirm(gone("a")) == [decode(DesiredImage, written)]
+        assert asked == [1000, 1003]
+
+
+async def test_an_order_that_vanishes_while_the_api_server_answers_is_none() -> None:
+    async with serve() as server, ApiClient(server.access(), timeout=2) as api:
+        await server.put("n1", uid="mine", spec={"images": [WRITTEN]})
+        sightings = seeing(READ)
+
+        async def vanishes(_: float) -> None:
+            sightings.take("", [])
+
+        with pytest.raises(NodeError, match="does not order it any more"):
+            await order_in(api, "n1", sightings.of, vanishes)(gone("a"))
+
+
+@given(specs, specs, st.sampled_from(["same", "another"]))
+def test_an_order_counts_from_when_it_was_first_seen_as_it_is(
+    before: list[DesiredImage], now: list[DesiredImage], uid: str
+) -> None:
+    first = sighted({}, "same", before, 1)
+    assert [order.entry for order in first.values()] == [entry for entry in before if ordered(entry)]
+    found = sighted(first, uid, now, 2)
+    assert [order.entry for order in found.values()] == [entry for entry in now if ordered(entry)]
+    for order in found.values():
+        assert order.uid == uid
+        assert order.seen == (1 if uid == "same" and order.entry in before else 2)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +442,7 @@ async def test_the_order_is_read_after_the_operator_was_seen_alive() -> None:
 )
 async def test_the_order_is_read_from_the_api_server(state: str, policy: str, uid: str, problem: str) -> None:
     async with serve() as server, ApiClient(server.access(), timeout=2) as api:
-        confirm = order_in(api, "n1", lambda: "mine", alive)
+        confirm = order_in(api, "n1", seeing(READ).of, alive)
         with pytest.raises(NodeError, match="cannot be read again"):
             await confirm(gone("a"))
         written = {"reference": "a", "digest": gone("a").digest, "state": state, "onRemoval": policy}

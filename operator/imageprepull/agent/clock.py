@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,10 @@ class Clock:
     def uniform(self) -> float:
         """Jitter in [0, 1)."""
         return random.random()  # noqa: S311 - spreads load, guards nothing.
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+        await asyncio.sleep(seconds)
 
     def stamp(self, ahead: float = 0) -> str:
         """RFC 3339 in whole seconds, `ahead` seconds from now."""

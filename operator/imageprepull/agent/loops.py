@@ -22,6 +22,7 @@ from imageprepull.agent.orders import order_in
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.reporter import Reporter
 from imageprepull.agent.settings import AgentSettings
+from imageprepull.agent.sightings import Sightings
 from imageprepull.agent.status import Report
 from imageprepull.agent.watch import PaceWatch, SpecWatch
 from imageprepull.kube.client import ApiClient
@@ -59,6 +60,7 @@ async def serve_node(
     for room.
     """
     clock = Clock()
+    sightings = Sightings(clock)
 
     def collect() -> Report | None:
         current = spec.current
@@ -83,11 +85,13 @@ async def serve_node(
     def on_spec(old: NodePrepull | None, new: NodePrepull | None) -> None:
         if new is None:
             logger.warning("the NodePrepull is gone: starting nothing, removing nothing")
+            sightings.take("", ())
             reconciler.freeze()
             return
         if old is None or old.metadata.uid != new.metadata.uid:
             reporter.forget()
         node.hold(new.spec.registries)
+        sightings.take(new.metadata.uid, new.spec.images)
         reconciler.take_spec(disk.effective(new.spec.images))
 
     async def reconcile() -> None:
@@ -107,6 +111,7 @@ async def serve_node(
         name=settings.operator_lease,
         poll=settings.lease_poll,
         margin=settings.lease_margin,
+        clock=clock,
     )
     async with stopping_with(reporter, settings.stop_timeout / 4), asyncio.TaskGroup() as tasks:
         reconciler = Reconciler(
@@ -116,7 +121,7 @@ async def serve_node(
             metrics=metrics,
             on_change=reporter.changed,
             delays=settings.delays,
-            confirm=order_in(api, settings.node_name, lambda: uid_of(spec), operator.prove),
+            confirm=order_in(api, settings.node_name, sightings.of, operator.prove),
             gate=disk.gate,
         )
         spec = SpecWatch(api, settings.node_name, settings.watch, on_spec)
@@ -184,11 +189,6 @@ async def stopping_with(reporter: Reporter, timeout: float) -> AsyncIterator[Non
         except TimeoutError:
             logger.warning("no last status: the API server did not answer in time")
         raise
-
-
-def uid_of(spec: SpecWatch) -> str:
-    """The uid of the object that is followed; empty when it is gone."""
-    return spec.current.metadata.uid if spec.current is not None else ""
 
 
 def layers_in_work(views: Collection[ImageView]) -> int:

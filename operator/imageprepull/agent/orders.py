@@ -6,6 +6,7 @@ Between the NodePrepull and removal.py, which carries orders out.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +22,15 @@ NOT_CONFIRMED = "OrderNotConfirmed"
 
 Confirm = Callable[[DesiredImage], Awaitable[Sequence[DesiredImage]]]
 """The newest entries of this node when they still order the removal of this one; raises `NodeError` otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An entry of the object `uid` that orders a removal, and when the agent first saw it so: monotonic seconds."""
+
+    uid: str
+    entry: DesiredImage
+    seen: float
 
 
 def ordered(image: DesiredImage) -> bool:
@@ -62,33 +72,46 @@ def pinned_elsewhere(image: DesiredImage, entries: Sequence[DesiredImage]) -> li
 
 
 def order_in(
-    api: ApiClient, node_name: str, uid: Callable[[], str], alive: Callable[[], Awaitable[None]]
+    api: ApiClient,
+    node_name: str,
+    seen: Callable[[DesiredImage], Order | None],
+    alive: Callable[[float], Awaitable[None]],
 ) -> Confirm:
     """Ask the API server itself: a watch that hangs, or outlived a restored backup, may hold an old order.
 
-    `uid` is the object's that the agent follows. `alive` raises unless an operator lives that could take it back.
+    `seen`: the order for an image as the agent sees it. `alive` raises unless an operator has lived since that moment
+    that could have taken it back.
     """
 
-    async def read(image: DesiredImage) -> Sequence[DesiredImage]:
-        try:
-            found = decode(NodePrepull, await api.get(NODEPREPULLS, node_name))
-        except ApiError as error:
-            raise NodeError(
-                NOT_CONFIRMED,
-                f"the order to remove it cannot be read again: {error}",
-                retry_after=error.retry_after,
-            ) from error
-        except msgspec.ValidationError as error:
-            raise NodeError(NOT_CONFIRMED, f"the order to remove it cannot be read again: {error}") from error
-        if found.metadata.uid != uid():
-            raise NodeError(NOT_CONFIRMED, "the NodePrepull was deleted since, or made anew")
-        if not orders(found.spec.images, image):
-            raise NodeError(NOT_CONFIRMED, "the newest NodePrepull does not order it any more")
-        return found.spec.images
-
     async def confirm(image: DesiredImage) -> Sequence[DesiredImage]:
-        # In this order: while the operator was watched it had the time to take back what is old.
-        await alive()
-        return await read(image)
+        while True:
+            order = seen(image)
+            if order is None:
+                raise NodeError(NOT_CONFIRMED, "the NodePrepull does not order it any more")
+            # In this order: while the operator was watched it had the time to take back what is old.
+            await alive(order.seen)
+            entries = await _read_again(api, node_name, order)
+            if seen(image) == order:
+                return entries
 
     return confirm
+
+
+async def _read_again(api: ApiClient, node_name: str, order: Order) -> Sequence[DesiredImage]:
+    try:
+        found = decode(NodePrepull, await api.get(NODEPREPULLS, node_name))
+    except ApiError as error:
+        raise NodeError(
+            NOT_CONFIRMED,
+            f"the order to remove it cannot be read again: {error}",
+            retry_after=error.retry_after,
+        ) from error
+    except msgspec.ValidationError as error:
+        raise NodeError(NOT_CONFIRMED, f"the order to remove it cannot be read again: {error}") from error
+    if found.metadata.uid != order.uid:
+        raise NodeError(NOT_CONFIRMED, "the NodePrepull was deleted since, or made anew")
+    if not orders(found.spec.images, order.entry):
+        raise NodeError(NOT_CONFIRMED, "the newest NodePrepull does not order it any more")
+    if order.entry not in found.spec.images:
+        raise NodeError(NOT_CONFIRMED, "the order in the newest NodePrepull is another one")
+    return found.spec.images

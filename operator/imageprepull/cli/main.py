@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from imageprepull import __version__
 
@@ -19,6 +21,8 @@ SUBCOMMANDS = {
     "operator": "run the operator (in the Deployment)",
     "uninstall": "unpin all images on all nodes (in the chart's pre-delete hook)",
 }
+_OUTPUT_LOST = 120
+"""As Python exits when it cannot flush."""
 
 
 def dispatch(program: str, subcommands: dict[str, str], arguments: Sequence[str]) -> int:
@@ -38,4 +42,17 @@ def dispatch(program: str, subcommands: dict[str, str], arguments: Sequence[str]
 
 def main() -> None:
     """Entry point of the console script `imageprepull`."""
-    sys.exit(dispatch("imageprepull", SUBCOMMANDS, sys.argv[1:]))
+    leave(dispatch("imageprepull", SUBCOMMANDS, sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, without taking the interpreter apart first: that is 40 of the 250 ms of finding a present image.
+
+    So whatever must happen at the end belongs into a `finally` or `with` of the command, not into atexit.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # whoever read it has gone, or its disk is full
+            code = _OUTPUT_LOST
+    os._exit(code)

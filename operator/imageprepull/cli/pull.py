@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imageprepull.cli.pull_session import Failure, Session
-from imageprepull.cli.start import raise_file_limit, start_workers
+from imageprepull.cli.start import import_structlog_alone, raise_file_limit, start_workers
 from imageprepull.oci.platform import InvalidPlatform, Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 
@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         return USAGE
     workers, _ = start_workers() if args.path != "portable" else (None, "")
     raise_file_limit()
+    import_structlog_alone()
     try:
         results = asyncio.run(_interruptible(Session(args, references, platform, workers).run()))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -6,6 +6,7 @@ Imports next to nothing, so that a fork copies next to nothing, and a present im
 from __future__ import annotations
 
 import resource
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def start_workers() -> tuple[Workers | None, str]:
         return Workers.start(), ""
     except (RuntimeError, OSError) as error:
         return None, str(error)
+
+
+def import_structlog_alone() -> None:
+    """Import structlog without rich, which it would take for the tracebacks of its console: 40 ms before the first look."""
+    if "rich" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment] # So an import of it fails, as where it is not installed.
+    try:
+        import structlog.dev  # noqa: F401, PLC0415
+    finally:
+        del sys.modules["rich"]
 
 
 def raise_file_limit() -> None:

@@ -9,6 +9,7 @@ import pytest
 from imageprepull.pulling.chain_removal import Removed
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import CRI_PINNED, LEASE, UNSYNCED
+from imageprepull.pulling.provenance import forget, remembered
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord, Images
@@ -143,3 +144,5 @@ async def test_an_image_that_somebody_else_takes_meanwhile_stays_whole_until_it_
     again = await remove(bench)
     assert (set(again.records), again.snapshots) == (set(left), taken.chain_ids[::-1])
     assert (await records(bench), await chains(bench)) == ({}, set())
+    assert await remembered(bench.containerd, taken.digest) == {"pinned" if how == "pins" else "made"}
+    await forget(bench.containerd, taken.digest)

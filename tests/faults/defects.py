@@ -91,7 +91,7 @@ def early_record() -> None:
 
     async def early(self: Any, containerd: Any, documents: Any) -> None:
         await plain(self, containerd, documents)
-        await write_records(containerd, self._request.reference, documents, pin=False)
+        await write_records(containerd, self._request.reference, documents, theirs=frozenset(), pin=False)
 
     image.ImagePull._put_documents = early  # type: ignore[assignment,method-assign]
 

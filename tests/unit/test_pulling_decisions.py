@@ -173,6 +173,13 @@ def test_only_records_that_we_created_are_marked_as_ours() -> None:
     assert record_labels(pin=False, existing={}) == {"io.cri-containerd.image": "managed"}
 
 
+def test_records_in_the_place_of_somebody_elses_say_so_and_no_others() -> None:
+    managed = {"io.cri-containerd.image": "managed"}
+    restored = {"imageprepull.io/managed": "restored"}
+    assert record_labels(pin=False, existing=None, restored=True) == managed | restored
+    assert record_labels(pin=False, existing={}, restored=True) == managed, "somebody made it meanwhile"
+
+
 def test_only_pins_that_we_set_are_marked_as_ours() -> None:
     theirs = {"io.cri-containerd.pinned": "pinned"}
     ours = {**theirs, "imageprepull.io/pinned": "true"}

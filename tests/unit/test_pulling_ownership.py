@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.oci.descriptor import Descriptor
-from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED
-from imageprepull.pulling.ownership import deletion_order, of_somebody_else, taken_since
+from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED, RESTORED
+from imageprepull.pulling.ownership import deletion_order, done_by_others, of_somebody_else, taken_since
+from imageprepull.pulling.provenance import to_remember
 from imageprepull.runtime.images import ImageRecord
 
 ONE, TWO, THREE = (f"sha256:{letter * 64}" for letter in "123")
 OURS = {MANAGED: "true"}
 OUR_PIN = OURS | {CRI_PINNED: "pinned", PINNED: "true"}
 THEIR_PIN = OURS | {CRI_PINNED: "pinned"}
+THEIRS_BUT_OUR_PIN = {CRI_PINNED: "pinned", PINNED: "true"}
+BACK = {MANAGED: RESTORED}
 
 
 def record(digest: str, labels: dict[str, str], name: str = "docker.io/library/nginx:1") -> ImageRecord:
@@ -20,9 +23,35 @@ def record(digest: str, labels: dict[str, str], name: str = "docker.io/library/n
     return ImageRecord(name, target, labels)
 
 
-@pytest.mark.parametrize(("labels", "what"), [(OURS, ""), (OUR_PIN, ""), (THEIR_PIN, "pinned"), ({}, "made")])
-def test_whose_a_record_is(labels: dict[str, str], what: str) -> None:
-    assert of_somebody_else(record(ONE, labels)) == what
+@pytest.mark.parametrize(
+    ("labels", "done"),
+    [
+        (OURS, set()),
+        (OUR_PIN, set()),
+        (THEIR_PIN, {"pinned"}),
+        ({}, {"made"}),
+        (THEIRS_BUT_OUR_PIN, {"made"}),
+        (BACK, {"made"}),
+        (BACK | THEIRS_BUT_OUR_PIN, {"made"}),
+        ({CRI_PINNED: "pinned"}, {"made", "pinned"}),
+        (BACK | {CRI_PINNED: "pinned"}, {"made", "pinned"}),
+    ],
+)
+def test_whose_a_record_is(labels: dict[str, str], done: set[str]) -> None:
+    assert done_by_others(record(ONE, labels)) == done
+    assert of_somebody_else(record(ONE, labels)) == min(done, default=""), "that it was made says more"
+
+
+def test_an_image_is_somebody_elses_under_each_of_its_names() -> None:
+    """Records of one config may have several targets: an index, and the manifest that it leads to."""
+    images = [
+        [record(ONE, OURS), record(TWO, {}, "docker.io/library/nginx:2")],
+        [record(ONE, OURS, "docker.io/library/other:1"), record(THREE, THEIR_PIN)],
+        [record("sha256:" + "4" * 64, OUR_PIN)],
+        [],
+    ]
+    assert to_remember(images) == {ONE: {"made", "pinned"}, TWO: {"made"}, THREE: {"pinned"}}
+    assert to_remember(reversed(images)) == to_remember(images)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
 from imageprepull.pulling.leading import records_by_config
 from imageprepull.pulling.leases import SNAPSHOTS, short_lease
 from imageprepull.pulling.ownership import deletion_order, taken_since
+from imageprepull.pulling.provenance import remember, to_remember
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound, PreconditionFailed
 from imageprepull.runtime.images import ImageRecord
@@ -137,6 +138,8 @@ async def remove_chains(
         await keep({record.target.digest for records in found.values() for record in records})
         for name in doomed.removable:
             await leased.leases.add_resource(leased.lease, f"{SNAPSHOTS}{snapshotter}", name)
+        # Before the first of them goes: whoever brings the image back must know that it is not ours.
+        await remember(leased, to_remember(found.values()))
         records, staying = await _delete_records(leased, found)
         if staying:
             # What an image stands on stays with it: records without their layers would be worse than these.

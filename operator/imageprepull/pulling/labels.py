@@ -21,6 +21,8 @@ UNSYNCED = "imageprepull.io/unsynced"
 MANAGED = "imageprepull.io/managed"
 PINNED = "imageprepull.io/pinned"
 EXTRACT = "extract-"
+RESTORED = "restored"
+"""As the value of `MANAGED`: a record in the place of one that somebody else had made, and that we had to delete."""
 CRI_MANAGED = "io.cri-containerd.image"
 CRI_PINNED = "io.cri-containerd.pinned"
 UNCOMPRESSED = "containerd.io/uncompressed"
@@ -78,13 +80,15 @@ def ref_key(descriptor: Descriptor) -> str:
     return f"config-{descriptor.digest}"
 
 
-def record_labels(*, pin: bool, existing: Mapping[str, str] | None, by_hand: bool = False) -> dict[str, str]:
+def record_labels(
+    *, pin: bool, existing: Mapping[str, str] | None, by_hand: bool = False, restored: bool = False
+) -> dict[str, str]:
     """Labels of an image record that has `existing` ones; None: there is no such record yet.
 
     `MANAGED` marks only records that nobody had made before us, `PINNED` only pins that nobody had set. A pin of ours
     is given with its mark each time: a kubelet's pull may have taken both off since, and a pin without the mark would
     be taken for somebody else's, and stay for ever. One that was asked for `by_hand` is just that, a person's: no agent
-    takes it away.
+    takes it away. `restored`: of an image that is somebody else's all the same.
     """
     labels = {CRI_MANAGED: "managed"}
     known = existing or {}
@@ -95,7 +99,7 @@ def record_labels(*, pin: bool, existing: Mapping[str, str] | None, by_hand: boo
     elif pin and (PINNED in known or CRI_PINNED not in known):
         labels |= {CRI_PINNED: "pinned", PINNED: "true"}
     if existing is None:
-        labels[MANAGED] = "true"
+        labels[MANAGED] = RESTORED if restored else "true"
     return labels
 
 

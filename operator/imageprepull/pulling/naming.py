@@ -5,6 +5,7 @@ from __future__ import annotations
 from imageprepull.pulling.chain import ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.documents import ImageDocuments
+from imageprepull.pulling.provenance import forget, remembered
 from imageprepull.pulling.records import missing_below, record_names, take_back, write_records
 from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.settings import PullSettings
@@ -29,9 +30,13 @@ async def name_image(
         PullError: NotVisible.
         RuntimeFault: the runtime did not answer for `settings.visible_timeout` seconds.
     """
+    digest = image.target.digest
+    theirs = await patiently(lambda: remembered(containerd, digest), settings.visible_timeout)
     # Once a record is there the image may look finished: who gave up now would never come to sync its layers.
     await patiently(
-        lambda: write_records(containerd, request.reference, image, pin=request.pin, by_hand=request.by_hand),
+        lambda: write_records(
+            containerd, request.reference, image, theirs=theirs, pin=request.pin, by_hand=request.by_hand
+        ),
         settings.visible_timeout,
     )
     missing = await patiently(
@@ -41,8 +46,11 @@ async def name_image(
     if missing:
         await finish_anyway(take_back(containerd, request.reference, image), settings.cleanup_timeout)
         raise ChainLostError(f"{missing} was gone when the records were written")
+    if theirs:
+        # The records say it themselves from now on.
+        await patiently(lambda: forget(containerd, digest), settings.visible_timeout)
     config = image.manifest.config.digest
-    names = record_names(request.reference, image.target.digest, config)
+    names = record_names(request.reference, digest, config)
     shown = await patiently(lambda: wait_visible(unleased, names, config, settings), settings.visible_timeout)
-    reached(Step.VISIBLE, image.target.digest)
+    reached(Step.VISIBLE, digest)
     return bool(shown and shown.pinned)

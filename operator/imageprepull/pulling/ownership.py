@@ -8,19 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED
+from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED, RESTORED
 from imageprepull.runtime.images import ImageRecord
 
 ID = "sha256:"
 """Records named like this are those of image IDs."""
+MADE = "made"
+BY_HAND = "pinned"
+
+
+def done_by_others(record: ImageRecord) -> frozenset[str]:
+    """What somebody else did to a record that is therefore not ours to delete: `MADE`, `BY_HAND`; nothing: it is ours."""
+    labels, done = record.labels, set()
+    # One that we made may stand for somebody else's, which we had to delete (provenance.py).
+    if labels.get(MANAGED) in {None, RESTORED}:
+        done.add(MADE)
+    # As `imageprepull pull --pin` does it by hand, on records that bear our mark, too.
+    if CRI_PINNED in labels and PINNED not in labels:
+        done.add(BY_HAND)
+    return frozenset(done)
 
 
 def of_somebody_else(record: ImageRecord) -> str:
-    """What somebody else did to a record that is therefore not ours to delete: "made" or "pinned"; "" when it is ours."""
-    if MANAGED not in record.labels:
-        return "made"
-    # As `imageprepull pull --pin` does it by hand, on records that bear our mark.
-    return "pinned" if CRI_PINNED in record.labels and PINNED not in record.labels else ""
+    """One thing of `done_by_others`, in a word; "" when the record is ours."""
+    done = done_by_others(record)
+    return next((what for what in (MADE, BY_HAND) if what in done), "")
 
 
 def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str]) -> str:
@@ -29,7 +41,7 @@ def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str])
     `targets` are the digests of what is to go: a name may have moved from one to another.
     """
     if now.target.digest not in targets:
-        return "made"
+        return MADE
     what = of_somebody_else(now)
     return "" if what == of_somebody_else(judged) else what
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
@@ -23,6 +24,7 @@ from imageprepull.pulling.labels import (
     ref_key,
     source_label,
 )
+from imageprepull.pulling.ownership import BY_HAND, MADE
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
@@ -109,22 +111,33 @@ async def _mend(containerd: Containerd, placing: Placing, document: Document) ->
 
 
 async def write_records(
-    containerd: Containerd, reference: Reference, image: ImageDocuments, *, pin: bool, by_hand: bool = False
+    containerd: Containerd,
+    reference: Reference,
+    image: ImageDocuments,
+    *,
+    theirs: AbstractSet[str],
+    pin: bool,
+    by_hand: bool = False,
 ) -> None:
     """Create or update the records; only those, and those pins, that did not exist are marked as ours.
 
-    Pins `by_hand` never are.
+    Pins `by_hand` never are. `theirs` is what is remembered of others (provenance.py), and is done again: an image that
+    we brought back for them is not ours.
 
     Raises:
         PullError: RecordUnsettled.
     """
     target = image.target
+    if BY_HAND in theirs:
+        pin = by_hand = True
     for name in record_names(reference, target.digest, image.manifest.config.digest):
         await _write_record(
             containerd,
             name,
             target,
-            lambda existing: record_labels(pin=pin, existing=existing, by_hand=by_hand),
+            lambda existing: record_labels(
+                pin=pin, existing=existing, by_hand=by_hand, restored=MADE in theirs
+            ),
         )
         reached(Step.RECORDED, name)
 

@@ -15,6 +15,7 @@ from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
+from imageprepull.pulling.provenance import forget, remembered
 from imageprepull.pulling.records import record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
 from imageprepull.pulling.visible import CRI_NAMESPACE, wait_visible
@@ -89,7 +90,12 @@ async def _finish(
         [layer.chain_id for layer in image.layers],
     )
     config = image.manifest.config.digest
-    await write_records(containerd, request.reference, image, pin=request.pin, by_hand=request.by_hand)
+    theirs = await remembered(containerd, digest)
+    await write_records(
+        containerd, request.reference, image, theirs=theirs, pin=request.pin, by_hand=request.by_hand
+    )
+    if theirs:
+        await forget(containerd, digest)
     names = record_names(request.reference, digest, config)
     shown = await wait_visible(containerd, names, config, machinery.settings)
     seconds = time.monotonic() - began

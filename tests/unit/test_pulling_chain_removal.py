@@ -24,15 +24,41 @@ def test_children_go_before_their_parents() -> None:
     assert doomed_with({"a"}, chain) == Doomed(["c", "b", "a"], {})
 
 
+USED = [layer("a"), layer("b", "a"), active("box", "b"), layer("c", "a"), layer("d", "c")]
+"""A container on one of two images that share a base."""
+
+
 def test_what_a_container_stands_on_stays_and_is_named() -> None:
-    found = doomed_with({"a"}, [layer("a"), layer("b", "a"), active("box", "b"), layer("c", "a")])
-    assert found == Doomed(["c"], {"b": "box", "a": "box"})
+    found = doomed_with({"a"}, [layer("a"), layer("b", "a"), active("box", "b")])
+    assert found == Doomed([], {"b": "box", "a": "box"})
+
+
+def test_nothing_goes_that_stands_on_a_root_that_stays() -> None:
+    """It would be gone for nothing: the root stays, and nothing is made anew on it."""
+    assert doomed_with({"a"}, USED) == Doomed([], dict.fromkeys("dcba", "box"))
+    assert doomed_with({"a", "c", "d"}, USED) == Doomed([], dict.fromkeys("dcba", "box")), "roots neither"
+
+
+def test_a_dead_attempt_on_a_root_that_stays_is_left_to_those_who_know_its_lease() -> None:
+    dead = active("extract-1", "a", **{LEASE: "node"})
+    assert doomed_with({"a"}, [*USED, dead]).removable == []
+
+
+def test_roots_that_can_go_go() -> None:
+    """On a layer below that is in use, and where nobody works."""
+    assert doomed_with({"c"}, USED) == Doomed(["d", "c"], {})
+    others = [layer("e"), layer("f", "e")]
+    assert doomed_with({"a", "e"}, [*USED, *others]) == Doomed(["f", "e"], dict.fromkeys("dcba", "box"))
 
 
 def test_what_an_image_has_taken_stays_with_all_below_it_and_nothing_beside_it() -> None:
+    """The records of what is beside it have gone by then."""
     chain = [layer("a"), layer("b", "a"), layer("c", "b"), layer("d", "a")]
     assert doomed_with({"a"}, chain, {"b": "the image x"}) == Doomed(
         ["d", "c"], {"b": "the image x", "a": "the image x"}
+    )
+    assert doomed_with({"c", "b"}, USED, {"d": "the image x"}) == Doomed(
+        [], {"d": "the image x", "c": "the image x", "b": "box"}
     )
 
 
@@ -101,3 +127,7 @@ def test_the_runtime_can_remove_them_in_this_order_and_nobodys_work_is_lost(
             name = left[name].parent
     for name in roots & left.keys():
         assert name in doomed.in_use or left[name].kind is SnapshotKind.ACTIVE
+    parents = {found.name: found.parent for found in snapshots}
+    for name in doomed.removable:
+        while name := parents[name]:
+            assert name not in roots & doomed.in_use.keys(), "it stands on a root that stays"

@@ -1,6 +1,7 @@
 """Removing chains that are not to be believed, with every snapshot and image record that stands on them.
 
-Never what a container stands on: the runtime lets an active snapshot be removed under a process that runs in it.
+Never what a container stands on: the runtime lets an active snapshot be removed under a process that runs in it. Nor
+what stands beside it on the same such layer: that layer stays, and nothing on it can be made anew until it can go.
 """
 
 from __future__ import annotations
@@ -67,29 +68,45 @@ def what_stays_for(user: str) -> str:
 def doomed_with(
     roots: Collection[str], snapshots: Iterable[SnapshotInfo], taken: Mapping[str, str] | None = None
 ) -> Doomed:
-    """What goes with `roots`: they and all that stand on them, but for what somebody works in or has `taken`. Pure.
+    """What goes with `roots`: they and all that stand on them. Pure.
 
-    `taken`: chains, and who has each, in words. An active snapshot that bears our lease's label is a dead attempt's;
-    every other one is a container's or the runtime's own pull.
+    A root on which somebody works stays with all that stands on it, other roots too: whoever uses a sibling would lose
+    it, again at each attempt, and a pull could not make it anew on a root that is not to be believed. An active snapshot
+    that bears our lease's label is a dead attempt's; every other one is a container's or the runtime's own pull.
+    `taken`: chains of images that somebody took when the records beside them had gone, and who, in words. They stay
+    with what is below them.
     """
     known = {snapshot.name: snapshot for snapshot in snapshots}
     order = _standing_on(roots, known)
-    removable = []
-    users: dict[str, str] = dict(taken or {})
-    for name in order:
-        snapshot = known[name]
-        works = snapshot.kind is not SnapshotKind.COMMITTED and LEASE not in snapshot.labels
-        user = name if works else users.get(name)
-        if user is None:
-            removable.append(name)
-        else:
-            # Whoever works on a child works on its parents.
-            users.setdefault(name, user)
-            users.setdefault(snapshot.parent, user)
-    in_use = {
-        name: users[name] for name in order if name in users and known[name].kind is SnapshotKind.COMMITTED
+    users = {
+        name: name
+        for name in order
+        if known[name].kind is not SnapshotKind.COMMITTED and LEASE not in known[name].labels
     }
-    return Doomed(removable, in_use)
+    _hand_down(users, order, known)
+    staying: dict[str, str] = {}
+    for name in reversed(order):
+        below = staying.get(known[name].parent)
+        if below is not None or (name in roots and name in users):
+            staying[name] = users.get(name, below or name)
+    for name, user in (taken or {}).items():
+        staying.setdefault(name, user)
+    _hand_down(staying, order, known)
+    return Doomed(
+        removable=[name for name in order if name not in staying],
+        in_use={
+            name: staying[name]
+            for name in order
+            if name in staying and known[name].kind is SnapshotKind.COMMITTED
+        },
+    )
+
+
+def _hand_down(users: dict[str, str], order: Sequence[str], known: Mapping[str, SnapshotInfo]) -> None:
+    """Whoever works on a child works on its parents."""
+    for name in order:
+        if name in users:
+            users.setdefault(known[name].parent, users[name])
 
 
 def _standing_on(roots: Collection[str], known: Mapping[str, SnapshotInfo]) -> list[str]:

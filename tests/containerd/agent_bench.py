@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.containerd_node import ContainerdNode
+from imageprepull.agent.image import Gate
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.kube.access import ClusterAccess
+from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import ImageState
 from imageprepull.runtime.discovery import discover
 from imageprepull.telemetry.metrics import AgentMetrics
@@ -44,11 +46,19 @@ class Agent:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until_ended(self) -> None:
+        """Wait until nothing is pulled."""
+        await self._until(lambda: not self.reconciler.running)
+
+    async def until_given_back(self) -> None:
+        """Wait until no unfinished pull holds anything, under a gate for the whole node."""
+        await self._until(lambda: self.reconciler.unfinished_left == 0)
+
     async def passed(self) -> None:
         """One pass of a reconciler that nobody runs: everything is asked anew, and what follows from it is over."""
         self.reconciler.suspect_all()
         await self.reconciler.step()
-        await self._until(lambda: not self.reconciler.running)
+        await self.until_ended()
 
     async def _until(self, check: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -66,8 +76,10 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent_of(bench: PullBench, *, runs: bool = True) -> AsyncIterator[Agent]:
-    """Without `runs` the test makes its steps."""
+async def agent_of(
+    bench: PullBench, *, runs: bool = True, gate: Callable[[NoRoom | None], Gate | None] = lambda _: None
+) -> AsyncIterator[Agent]:
+    """Without `runs` the test makes its steps. `gate`: what the disks say."""
     settings = AgentSettings(access=ClusterAccess(""), node_name=OWNER, namespace="none")
     runtime = await discover(bench.containerd)
     platform = bench.request("a.io/x").platform
@@ -81,6 +93,7 @@ async def agent_of(bench: PullBench, *, runs: bool = True) -> AsyncIterator[Agen
             metrics=AgentMetrics(),
             on_change=changed.set,
             delays=Delays(retry_base=0.05),
+            gate=gate,
         )
         running = tasks.create_task(reconciler.run()) if runs else None
         yield Agent(reconciler, node, changed)

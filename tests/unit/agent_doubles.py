@@ -28,6 +28,7 @@ from imageprepull.resources.nodeprepull import (
 )
 
 DIGEST = "sha256:" + "a" * 64
+PASSING = ("RegistryUnreachable", "RegistryHeld", "ConnectionLost")
 
 
 class StillClock(Clock):
@@ -56,6 +57,8 @@ class FakeNode:
         """Held, and unpinned."""
         self.sticky = True
         self.pulls: dict[str, asyncio.Future[Pulled]] = {}
+        self.unfinished: dict[str, str] = {}
+        """Digests of images whose pulls hold something, those at work too, and by which reference they were asked for."""
         self.verifications: dict[str, asyncio.Future[Compared]] = {}
         self.calls: list[str] = []
         self.down = False
@@ -95,11 +98,15 @@ class FakeNode:
         self.calls.append(f"pull {image.reference}")
         progress.layers = [LayerProgress(f"sha256:{'1' * 64}", 100, "", "")]
         self.pulls[image.reference] = asyncio.get_running_loop().create_future()
+        self.unfinished[image.digest] = image.reference
         try:
-            return await self.pulls[image.reference]
+            pulled = await self.pulls[image.reference]
         except asyncio.CancelledError:
             self.calls.append(f"cancelled {image.reference}")
             raise
+        else:
+            self.unfinished.pop(image.digest, None)
+            return pulled
         finally:
             del self.pulls[image.reference]
 
@@ -156,6 +163,22 @@ class FakeNode:
 
     async def abandon(self, image: DesiredImage) -> None:
         self.calls.append(f"abandon {image.reference}")
+        self.unfinished.pop(image.digest, None)
+
+    async def give_back(self, digests: Collection[str] | None) -> int:
+        await self.collected.wait()
+        if self.down:
+            raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+        left = 0
+        for digest, reference in sorted(self.unfinished.items()):
+            if digests is not None and digest not in digests:
+                continue
+            if reference in self.pulls:
+                left += 1
+            else:
+                self.calls.append(f"give back {reference}")
+                del self.unfinished[digest]
+        return left
 
     def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
         self.downloads = parallel_downloads
@@ -178,6 +201,7 @@ class FakeNode:
         self.pulls[reference].set_result(Pulled(pinned=False, seconds={"total": 1.0}))
 
     def fail(self, reference: str, reason: str = "RegistryUnreachable", **arguments: Any) -> None:
+        arguments.setdefault("passing", reason in PASSING)
         self.pulls[reference].set_exception(NodeError(reason, f"cannot pull {reference}", **arguments))
 
 

@@ -30,6 +30,7 @@ from tests.unit.agent_doubles import FakeNode, StillClock, image
 from tests.unit.test_agent_reconciler import settle
 
 GB = 10**9
+OTHER, THIRD = (f"sha256:{letter * 64}" for letter in "bc")
 KUBELET = Thresholds()
 MARGINS = Margins()
 
@@ -130,7 +131,7 @@ class Bench:
 
     def reported(self) -> tuple[bool, str]:
         """Whether pins have yielded, and the message; as loops.py reports it."""
-        disk = self.guard.report(self.reconciler.pins_left)
+        disk = self.guard.report(self.reconciler.pins_left, self.reconciler.unfinished_left)
         assert disk is not None
         return disk.pins_yielded, disk.message
 
@@ -190,6 +191,25 @@ async def test_each_look_wakes_the_reconciler_while_somebody_waits(bench: Bench)
     assert await look() == ["woken"]
     bench.disk = room(10)
     assert await look() == ["changed"]
+    assert await look() == ["woken"], "something may be left to be given back"
+
+
+async def test_nobody_is_woken_any_more_when_nobody_waits(bench: Bench) -> None:
+    woken: list[str] = []
+    await bench.spec(image("a"))
+    await bench.free(10)
+    await bench.free(90)
+    bench.node.fail(
+        "a", "InsufficientDisk", no_room=NoRoom("InsufficientDisk", "x", Need(snapshots=GB), None)
+    )
+    await bench.steps()
+    bench.node.succeed("a")
+    await bench.steps()
+    for _ in range(5):
+        woken.clear()
+        await bench.guard.look(lambda: woken.append("changed"), lambda: woken.append("woken"))
+        await bench.steps()
+    assert woken == []
 
 
 async def test_others_that_fit_are_pulled_meanwhile(bench: Bench) -> None:
@@ -266,7 +286,7 @@ async def test_pins_have_yielded_when_none_is_left_and_not_before(bench: Bench) 
     await bench.free(16)
     yielded, message = bench.reported()
     assert not yielded
-    assert message.endswith("pins are being taken away, 2 may be left")
+    assert "; pins are being taken away, 2 may be left" in message
     bench.node.down = False
     bench.clock.seconds += 600
     await bench.steps()
@@ -364,6 +384,120 @@ async def test_what_is_pulled_or_never_was_asked_for_counts_as_pinned_until_the_
     assert bench.reported()[0] is True
 
 
+@pytest.mark.parametrize("when", ["waits", "failed", "paused", "to be deleted", "of an earlier life", "gone"])
+async def test_what_an_unfinished_pull_holds_is_given_back_once_under_pressure(
+    bench: Bench, when: str
+) -> None:
+    after = image("a", limit=1 if when == "failed" else 9)
+    if when == "of an earlier life":
+        bench.node.unfinished[after.digest] = "a"
+        after = msgspec.structs.replace(after, state=Desired.PAUSED)
+        await bench.spec(after)
+    else:
+        await bench.spec(after)
+    if when in ("waits", "failed", "gone"):
+        bench.node.fail("a")
+        assert await bench.steps() == []
+    if when == "paused":
+        after = msgspec.structs.replace(after, state=Desired.PAUSED)
+        assert await bench.spec(after) == ["cancelled a"]
+    if when == "to be deleted":
+        bench.node.users = "web"
+        after = msgspec.structs.replace(after, state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+        assert await bench.spec(after) == ["cancelled a", "unpin a"]
+    if when == "gone":
+        bench.reconciler.freeze()
+        bench.desired = ()
+        bench.disk = room(10)
+        await bench.guard.look(lambda: None, bench.reconciler.wake)
+        assert await bench.steps() == ["give back a"]
+        return
+    assert await bench.free(17) == [], "not before"
+    assert await bench.free(16) == ["give back a"]
+    assert bench.reported() == (True, bench.guard.short.message)
+    assert await bench.free(15) == []
+    if after.state is Desired.PRESENT:
+        bench.clock.seconds += 1000
+        assert await bench.steps() == []
+        if when != "failed":
+            assert bench.shown("a")[1] == "NodeDiskPressure"
+        assert await bench.free(21) == ["pull a"]
+
+
+async def test_nothing_is_said_to_be_given_back_before_the_runtime_has_collected_it(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    giving = f"{room(16).free // GB} GB of 100 GB free in /x; the kubelet evicts pods below 15 GB; "
+    giving += "unfinished pulls are giving back what they hold"
+    bench.node.collected.clear()
+    await bench.free(16)
+    assert bench.reported()[1] == giving
+    bench.node.down = True
+    bench.node.collected.set()
+    await bench.steps()
+    assert bench.reported()[1] == giving, "it could not be done"
+    bench.node.down = False
+    await bench.free(16)
+    assert bench.node.unfinished == {}, "each look tries again"
+    assert bench.reported()[1] == bench.guard.short.message
+    bench.clock.seconds += 1000
+    assert await bench.free(50) == ["pull a"]
+    bench.node.fail("a")
+    await bench.steps()
+    bench.node.collected.clear()
+    await bench.free(16)
+    assert bench.reported()[1] == giving, "what was given back before says nothing"
+    bench.node.collected.set()
+
+
+async def test_a_pull_at_work_gives_nothing_back_before_it_has_ended(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    assert await bench.free(16) == []
+    assert bench.reported()[1].endswith("; pulls still at work: 1")
+    bench.node.fail("a")
+    assert await bench.steps() == ["give back a"]
+    assert bench.reported()[1] == bench.guard.short.message
+    await bench.free(50)
+    assert bench.reported() == (False, "")
+
+
+async def test_layers_that_were_given_back_are_not_shown_and_count_as_gained_anew(bench: Bench) -> None:
+    await bench.spec(image("a", limit=9))
+    (view,) = bench.reconciler.views.values()
+    for attempt in (1, 2):
+        assert view.progress is not None
+        view.progress.layers[0].done = 50
+        bench.node.fail("a")
+        await bench.steps()
+        assert bench.shown("a")[2] == attempt
+        assert image_status(view).layers[0].done == 50
+        bench.clock.seconds += 10
+        await bench.steps()
+    bench.node.fail("a")
+    await bench.free(16)
+    assert image_status(view).layers == []
+    bench.clock.seconds += 100
+    assert "pull a" in await bench.free(50)
+    assert view.progress is not None
+    view.progress.layers[0].done = 30
+    bench.node.fail("a")
+    await bench.steps()
+    assert bench.shown("a")[2] == 1
+
+
+async def test_what_a_failed_image_keeps_gives_way_to_one_that_has_no_room(bench: Bench) -> None:
+    failed, other, large = image("a", limit=1), image("b", digest=OTHER), image("c", digest=THIRD)
+    await bench.spec(failed, other)
+    bench.node.fail("a")
+    bench.node.fail("b")
+    assert await bench.steps() == []
+    assert await bench.spec(failed, other, large) == ["pull c"]
+    bench.refuse("c", 40)
+    assert await bench.steps() == ["give back a"], "the other one is on its way"
+    assert bench.shown("c")[1] == "InsufficientDisk"
+
+
 async def test_what_is_to_be_deleted_and_waits_is_unpinned_as_well(bench: Bench) -> None:
     gone = msgspec.structs.replace(image("a", on_removal=OnRemoval.DELETE), state=Desired.ABSENT)
     bench.node.holds.add("a")
@@ -396,7 +530,7 @@ async def test_the_status_tells_of_pressure_at_once_and_of_free_bytes_with_the_h
     bench: Bench,
 ) -> None:
     def status() -> NodePrepullStatus:
-        return build_status(Report(1, Agent(), bench.guard.report(0), []), "now")
+        return build_status(Report(1, Agent(), bench.guard.report(0, 0), []), "now")
 
     calm = status()
     await bench.free(40)

@@ -162,14 +162,19 @@ async def test_a_failed_pull_waits_with_the_reason_and_is_tried_again_when_due(b
     assert await bench.steps(0.2) == ["pull a"]
 
 
-async def test_after_the_limit_it_is_failed_gives_up_slot_and_lease_and_is_tried_slowly(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("reason", "given_up"), [("RegistryUnreachable", []), ("RuntimeLostLayers", ["abandon a"])]
+)
+async def test_after_the_limit_it_is_failed_gives_up_its_slot_and_is_tried_slowly(
+    bench: Bench, reason: str, given_up: list[str]
+) -> None:
     await bench.spec(image("a", limit=2, parallel=1), image("b", parallel=1))
-    bench.node.fail("a")
+    bench.node.fail("a", reason)
     assert await bench.steps() == ["pull b"]
     bench.node.succeed("b")
     assert await bench.steps(10) == ["pull a"]
-    bench.node.fail("a")
-    assert await bench.steps() == ["abandon a"]
+    bench.node.fail("a", reason)
+    assert await bench.steps() == given_up, "an outage, however long it lasts, costs no byte"
     assert bench.states() == ["a Failed", "b Ready"]
     assert await bench.steps(899) == []
     assert await bench.steps(2) == ["pull a"]
@@ -240,7 +245,33 @@ async def test_gained_bytes_reset_the_count(bench: Bench) -> None:
         assert (view.backoff.attempts, view.backoff.final) == (1, False)
         assert await bench.steps(5) == ["pull a"]
     bench.node.fail("a")
-    assert await bench.steps() == ["abandon a"]
+    assert await bench.steps() == []
+    assert bench.states() == ["a Failed"]
+
+
+@pytest.mark.parametrize("end", ["gone", "absent", "another digest"])
+async def test_what_a_failed_image_keeps_goes_when_it_is_not_wanted_any_more(bench: Bench, end: str) -> None:
+    await bench.spec(image("a", limit=1))
+    bench.node.fail("a")
+    assert await bench.steps() == []
+    assert await bench.steps(1000) == ["pull a"]
+    bench.node.fail("a")
+    assert await bench.steps() == []
+    bench.reconciler.freeze()
+    assert await bench.steps() == [], "absence is never an order"
+    if end == "gone":
+        assert await bench.spec() == ["abandon a"]
+    elif end == "absent":
+        assert await bench.spec(image("a", state=Desired.ABSENT)) == ["unpin a", "abandon a"]
+    else:
+        assert sorted(await bench.spec(image("a", digest=OTHER))) == ["abandon a", "pull a"]
+
+
+async def test_the_lease_of_a_paused_pull_goes_with_its_entry(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    assert await bench.spec(image("a", state=Desired.PAUSED)) == ["cancelled a"]
+    assert await bench.spec() == ["abandon a"]
+    assert await bench.steps() == []
 
 
 @pytest.mark.parametrize("change", [{"nonce": "again"}, {"limit": 9}])

@@ -34,7 +34,7 @@ from imageprepull.pulling.records import record_names
 from imageprepull.pulling.retry import RetryState
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.registry.errors import ErrorKind, RegistryError
-from imageprepull.runtime.errors import PermissionDenied, Unavailable
+from imageprepull.runtime.errors import DiskFailed, PermissionDenied, RuntimeFault, Unavailable
 
 SETTINGS = PullSettings(attempts_without_progress=3, backoff_base=1, backoff_cap=8)
 
@@ -100,6 +100,25 @@ def test_errors_say_whether_trying_again_helps(error: Exception, reason: str, pe
     found = as_pull_error(error, "blob sha256:1")
     assert (found.reason, found.permanent) == (reason, permanent)
     assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (RegistryError("no", reason="NotFound"), False),
+        (RegistryError("no", reason="DeniedOrMissing", kind=ErrorKind.CREDENTIALS), False),
+        (RegistryError("no", reason="RegistryError", kind=ErrorKind.TEMPORARY), True),
+        (RegistryError("no", reason="Throttled", kind=ErrorKind.THROTTLED), True),
+        (Unavailable("Prepare x", "connection refused"), True),
+        (RuntimeFault("Apply x", "the archive is odd"), False),
+        (DiskFailed("Commit x", "input/output error"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (TimeoutError(), True),
+        (PullError("RuntimeLostLayers", "again and again"), False),
+    ],
+)
+def test_errors_say_whether_they_speak_against_what_was_fetched(error: Exception, passing: bool) -> None:
+    assert as_pull_error(error).passing is passing
 
 
 def test_of_several_errors_the_permanent_one_is_reported_and_a_defect_never_hides() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from imageprepull.agent.accounts import Accounts
-from imageprepull.agent.backoff import Failure
+from imageprepull.agent.backoff import Failure, gives_up
 from imageprepull.agent.comparing import compared
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
@@ -119,7 +119,9 @@ class Attempts:
         try:
             pulled = await self._node.pull(image, progress)
         except NodeError as error:
-            failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
+            failure = Failure(
+                error.reason, str(error), error.permanent, error.retry_after, passing=error.passing
+            )
             view.lack = error.no_room
         except Exception as error:
             # A defect in one image's pull must not take the node's other images down with it.
@@ -145,6 +147,6 @@ class Attempts:
             final=backoff.final,
             next_attempt_seconds=round(backoff.delay, 1),
         )
-        if backoff.final:
+        if gives_up(backoff, failure):
             # Within the pull's slot: a next attempt must not take the lease that is being dropped.
             await self.abandon(image)

@@ -2,7 +2,8 @@
 
 An attempt that gained bytes starts the count anew: a slow but living download is not a failing one. After
 `backoffLimit` attempts without progress, or at once on a permanent error, the image is Failed: its slot is free and it
-is tried on a slow cadence, because what was permanent yesterday (a missing tag) may be mended today.
+is tried on a slow cadence, because what was permanent yesterday (a missing tag) may be mended today. What was fetched
+until then waits for those tries too, where it was only the registry or the runtime that did not answer.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ LONGEST_RETRY_AFTER = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt ended. `gained`: it brought bytes that its predecessors had not."""
+    """Why an attempt ended. `gained`: it brought bytes that its predecessors had not.
+
+    `passing`: it lay with others and passes by itself.
+    """
 
     reason: str
     message: str
     permanent: bool = False
     retry_after: float | None = None
     gained: bool = False
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,15 @@ def after_failure(
     if failure.retry_after is not None:
         delay = max(delay, min(failure.retry_after * (1 + 0.1 * uniform), LONGEST_RETRY_AFTER))
     return Backoff(attempts, final, failure.reason, failure.message, delay)
+
+
+def gives_up(backoff: Backoff, failure: Failure) -> bool:
+    """Whether the slow tries begin from nothing, and what was fetched is not kept for them.
+
+    What fails for good may never be asked for again. What fails again and again by the node's own doing may fail by
+    what it has. An outage is neither, however long it lasts: no byte is to be fetched twice because of it.
+    """
+    return backoff.final and not failure.passing
 
 
 def patient(previous: Backoff | None, failure: Failure, seconds: float, uniform: float) -> Backoff:

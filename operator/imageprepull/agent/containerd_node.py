@@ -162,6 +162,15 @@ class ContainerdNode:
         """As `Node.abandon`."""
         await self._do(image, lambda reference: self.puller.abandon(self._request(image, reference)))
 
+    async def give_back(self, digests: Collection[str] | None) -> int:
+        """As `Node.give_back`."""
+        only = None if digests is None else {self.lease_of(digest).id for digest in digests}
+        try:
+            return await self.puller.give_back(self.settings.node_name, only)
+        except (RuntimeFault, OSError) as fault:
+            judged = as_pull_error(fault)
+            raise NodeError(judged.reason, str(judged), unavailable=judged.reason in UNAVAILABLE) from fault
+
     def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
         """As `Node.set_limits`."""
         self.puller.parallel_downloads = parallel_downloads
@@ -253,6 +262,7 @@ class ContainerdNode:
                 retry_after=judged.retry_after,
                 unavailable=judged.reason in UNAVAILABLE,
                 no_room=judged if isinstance(judged, NoRoom) else None,
+                passing=judged.passing,
             ) from error
 
     def _judge(self, image: DesiredImage, error: Exception) -> PullError:

@@ -1,4 +1,4 @@
-"""What the agent does about its disks: who has to wait for room, when pins yield, and what the status says of it.
+"""What the agent does about its disks: who has to wait for room, when all give way, and what the status says of it.
 
 Looks every so often, and lets disk_pressure.py judge. The pulls themselves are admitted and stopped by pulling/rooms.py;
 here is only what lies between two attempts.
@@ -37,7 +37,7 @@ class Unguarded:
         """As `DiskGuard.effective`."""
         return desired
 
-    def report(self, pins_left: int) -> Disk | None:
+    def report(self, pins_left: int, unfinished_left: int | None) -> Disk | None:
         """As `DiskGuard.report`."""
 
 
@@ -70,11 +70,16 @@ class DiskGuard(Unguarded):
         if short.pressure != self.short.pressure:
             self.short = short
             if short.pressure:
-                logger.warning("disk pressure: pins yield, nothing is pulled", why=short.message)
+                logger.warning(
+                    "disk pressure: pins yield, unfinished pulls give back what they hold, nothing is pulled",
+                    why=short.message,
+                )
             else:
                 logger.info("no disk pressure any more: pins are set again")
             changed()
-        elif self._held_back:
+        elif self._held_back or short.pressure:
+            # Who still waits says so again in the step that follows.
+            self._held_back = False
             wake()
 
     def gate(self, lack: NoRoom | None) -> Gate | None:
@@ -95,11 +100,19 @@ class DiskGuard(Unguarded):
             return desired
         return [msgspec.structs.replace(image, pin=False) for image in desired]
 
-    def report(self, pins_left: int) -> Disk | None:
-        """For the status; None before the first look. `pins_left`: images that may carry a pin of ours still."""
+    def report(self, pins_left: int, unfinished_left: int | None) -> Disk | None:
+        """For the status; None before the first look.
+
+        `pins_left`: images that may carry a pin of ours still. `unfinished_left`: pulls that hold something still, None
+        for an unknown number.
+        """
         message = self.short.message
         if self.short.pressure and pins_left:
             message += f"; pins are being taken away, {pins_left} may be left"
+        if self.short.pressure and unfinished_left is None:
+            message += "; unfinished pulls are giving back what they hold"
+        elif self.short.pressure and unfinished_left:
+            message += f"; pulls still at work: {unfinished_left}"
         for seen in self._seen:
             if "snapshots" in seen.parts:
                 return Disk(

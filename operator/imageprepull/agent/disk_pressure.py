@@ -1,6 +1,7 @@
 """Whether a node is about to reach its eviction threshold. Pure; disk.py looks and acts.
 
-Then nothing is started and our pins yield: with them the kubelet would find no image to remove, and evict pods.
+Then nothing is started, our pins yield and unfinished pulls give back what they hold: with these the kubelet would find
+nothing to remove, and evict pods.
 """
 
 from __future__ import annotations

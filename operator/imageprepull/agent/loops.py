@@ -71,7 +71,7 @@ async def serve_node(
         return Report(
             current.metadata.generation,
             node.about(),
-            disk.report(reconciler.pins_left) or node.disk(),
+            disk.report(reconciler.pins_left, reconciler.unfinished_left) or node.disk(),
             views,
             node.registries(),
             reconciler.stray_pins,

@@ -49,7 +49,8 @@ class NodeError(Exception):
     """What a node could not do. `permanent`: trying again without a change elsewhere cannot help.
 
     `unavailable`: the runtime as a whole does not answer, so that asking about other images is useless.
-    `no_room`: what there was no room for.
+    `no_room`: what there was no room for. `passing`: it lay with others and passes by itself, so that what was fetched
+    is as good as it was.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class NodeError(Exception):
         retry_after: float | None = None,
         unavailable: bool = False,
         no_room: NoRoom | None = None,
+        passing: bool = False,
     ) -> None:
         self.reason = reason
         self.permanent = permanent
         self.retry_after = retry_after
         self.unavailable = unavailable
         self.no_room = no_room
+        self.passing = passing
         super().__init__(message)
 
 
@@ -98,7 +101,13 @@ class Node(Protocol):
         """The image records that carry a pin of ours."""
 
     async def abandon(self, image: DesiredImage) -> None:
-        """Drop the lease of an image that has finally failed, so that the runtime may collect what was fetched."""
+        """Drop the lease of an image that nobody will go on with, so that the runtime may collect what was fetched."""
+
+    async def give_back(self, digests: Collection[str] | None) -> int:
+        """Have collected, now, what unfinished pulls hold: of images with these digests, or of all that ever began.
+
+        Pulls at work keep what they have; returns how many those are. Returns when the runtime has collected.
+        """
 
     def set_limits(self, parallel_downloads: int, stall_timeout: float) -> None:
         """The node's limits over all pulls, effective at once; seconds without a byte end a connection."""

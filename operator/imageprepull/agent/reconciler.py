@@ -25,6 +25,7 @@ from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Removals
 from imageprepull.agent.strays import stray_pins
 from imageprepull.agent.tags import tags_elsewhere
+from imageprepull.agent.yielding import Yielding, giving_way
 from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
@@ -95,6 +96,7 @@ class Reconciler:
             failed=self._removal_failed,
             ended=self._removal_ended,
         )
+        self._yielding = Yielding(node, tasks, changed=on_change, done=self._given_back)
 
     @property
     def running(self) -> frozenset[Key]:
@@ -109,6 +111,11 @@ class Reconciler:
         # A pull that began with the wish for a pin may set it still.
         pulling = {key for key, view in self.views.items() if view.running and not view.verifying}
         return len(pinned_entries(self._pins, self.views) | pulling | (self._may_pin & self.views.keys()))
+
+    @property
+    def unfinished_left(self) -> int | None:
+        """Under disk pressure: pulls that hold something all the same; None while that is not known."""
+        return self._yielding.left
 
     def take_spec(self, desired: Sequence[DesiredImage]) -> None:
         """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for."""
@@ -151,7 +158,9 @@ class Reconciler:
     def _note_orphans(self, views: Mapping[Key, ImageView]) -> None:
         """Remember what of the present views may hold a lease and is not in the next ones."""
         for key, view in self.views.items():
-            if key not in views and (view.running or view.backoff is not None):
+            # Also one that was not tried by this life of the agent, or whose failures are forgotten.
+            done = view.released or (view.held is not None and view.held.present)
+            if key not in views and (view.running or not done):
                 self._orphans[key] = view.desired
 
     def suspect_all(self) -> None:
@@ -201,6 +210,8 @@ class Reconciler:
         """One pass; returns the seconds until the next one is needed without being woken."""
         self.last_step = self._clock.now()
         if self._frozen:
+            # That an object is gone orders nothing. The disk does.
+            self._give_way()
             return None
         answered = await self._ask()
         # No await between reading the state and acting on the plan.
@@ -224,6 +235,7 @@ class Reconciler:
         for key in actions.unpin:
             await self._unpin(key)
         await self._drop_orphans()
+        self._give_way()
         self._note_strays()
         wait = next_due(self._desired, self._observed(), self._clock.now())
         log_changes(self.views.values())
@@ -234,6 +246,7 @@ class Reconciler:
     async def stop_pulls(self) -> None:
         """Cancel all pulls and wait until each has cleaned up; their leases stay, so that they resume."""
         await self._removals.stop()
+        await self._yielding.stop()
         await self._attempts.stop()
 
     async def _ask(self) -> bool:
@@ -348,6 +361,20 @@ class Reconciler:
         """Layers that others share with the image that was brought are there now: they may need less than they did."""
         for view in self.views.values():
             view.lack = None
+
+    def _give_way(self) -> None:
+        # Without a lack only the node as a whole can keep anybody from pulling.
+        self._yielding.start(giving_way(self.views.values(), self._gate(None) is not None))
+
+    def _given_back(self, digests: frozenset[str] | None) -> None:
+        for view in self.views.values():
+            concerned = digests is None or view.desired.digest in digests
+            there = view.running or (view.held is not None and view.held.present)
+            if concerned and not there and view.progress is not None:
+                # Its layers are here no more, and the next attempt gains with its first byte.
+                view.progress = None
+                view.best_done = 0
+                self._on_change()
 
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""

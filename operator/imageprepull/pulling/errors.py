@@ -12,6 +12,8 @@ from imageprepull.oci.manifest import InvalidManifest
 from imageprepull.oci.platform import NoMatchingPlatform
 from imageprepull.registry.errors import ErrorKind, RegistryError
 from imageprepull.runtime.errors import (
+    DiskFailed,
+    DiskFull,
     InvalidRequest,
     NotContainerd,
     PermissionDenied,
@@ -28,16 +30,25 @@ class PullError(Exception):
         message: what failed, on which object, what to do.
         permanent: trying again without a change elsewhere cannot help.
         retry_after: seconds the registry asked us to wait, or None.
+        passing: it lay with a registry, a network or a runtime that was away, and passes by itself; what was fetched
+            until then is as good as it was.
     """
 
     def __init__(
-        self, reason: str, message: str, *, permanent: bool = False, retry_after: float | None = None
+        self,
+        reason: str,
+        message: str,
+        *,
+        permanent: bool = False,
+        retry_after: float | None = None,
+        passing: bool = False,
     ) -> None:
         """Make the message one line: it goes to terminals and conditions."""
         self.reason = reason
         self.message = " ".join(message.split())
         self.permanent = permanent
         self.retry_after = retry_after
+        self.passing = passing
         super().__init__(self.message)
 
 
@@ -54,11 +65,19 @@ def as_pull_error(error: BaseException, doing: str = "") -> PullError:
     message = f"{doing}: {error}" if doing else str(error)
     if isinstance(error, RegistryError):
         permanent = error.kind in (ErrorKind.PERMANENT, ErrorKind.CREDENTIALS)
-        return PullError(error.reason, message, permanent=permanent, retry_after=error.retry_after)
+        return PullError(
+            error.reason,
+            message,
+            permanent=permanent,
+            retry_after=error.retry_after,
+            passing=error.retryable,
+        )
     if isinstance(error, RuntimeFault):
-        return PullError(error.reason, message, permanent=isinstance(error, _FINAL_FAULTS))
+        final = isinstance(error, _FINAL_FAULTS)
+        passing = error.temporary and not isinstance(error, DiskFull | DiskFailed)
+        return PullError(error.reason, message, permanent=final, passing=passing)
     if isinstance(error, OSError):
-        return PullError(*_os_error(error, message))
+        return PullError(*_os_error(error, message), passing=isinstance(error, TimeoutError))
     for kind, reason in _INVALID.items():
         if isinstance(error, kind):
             return PullError(getattr(error, "reason", reason), message, permanent=True)

@@ -170,6 +170,12 @@ def is_bridge(lease: Lease) -> bool:
     return lease.id.startswith(_OURS) and lease.id.endswith(_BRIDGE)
 
 
+async def unfinished_leases(containerd: Containerd, owner: str) -> set[str]:
+    """The leases of that owner under which images are pulled, or were; one that a bridge stands for counts as well."""
+    found = await containerd.leases.list([f'labels."{LEASE}"=="{owner}"'])
+    return {lease.id.removesuffix(_BRIDGE) for lease in found if LEASE_IMAGE in lease.labels}
+
+
 async def find_lease(containerd: Containerd, lease_id: str) -> Lease | None:
     """The lease of that ID."""
     found = await containerd.leases.list([f"id=={lease_id}"])

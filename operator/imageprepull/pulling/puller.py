@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +36,7 @@ from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.space import DISK_FULL, NO_THRESHOLDS, Thresholds
 from imageprepull.pulling.syncing import Syncing
 from imageprepull.pulling.verification import Verified, read_present, verify
+from imageprepull.pulling.yielding import give_back
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import RuntimeFault
@@ -252,6 +254,10 @@ class Puller:
         async with self._machinery.images.hold(lease):
             await discard_image_lease(self._machinery.containerd, lease)
             await self._machinery.spool.give_up(lease)
+
+    async def give_back(self, owner: str, only: Collection[str] | None = None) -> int:
+        """Give up what unfinished pulls of `owner` hold, at once: see `yielding.give_back`."""
+        return await give_back(self._machinery, owner, only)
 
     async def _run(self, attempt: ImagePull, request: PullRequest, progress: ImageProgress) -> PullOutcome:
         try:

@@ -21,7 +21,7 @@ class PullRequest:
 
     `digest` is the top-level descriptor's; None means: ask the registry what the reference stands for.
     `keep_lease_on_failure` is the agent's choice: blobs, snapshots and spool survive for its next attempt, until
-    `Puller.abandon`. `lease_labels` tell whose lease it is (`imageprepull.io/lease=<node or cli>`).
+    `Puller.abandon` or `give_back`. `lease_labels` tell whose lease it is (`imageprepull.io/lease=<node or cli>`).
     `min_free`: what must stay free on the disks that are written to; None is what the kubelet's thresholds demand.
     `urgent` takes what the machine has, for a command or a gated node; else workers have a low priority and wait for
     the disk before they fill the page cache, since pods run beside them.

@@ -80,6 +80,12 @@ def digests_of(folder: Path, owner: str) -> list[str]:
     return [found.digest for found in sidecars if found is not None and owner in found.all_owners]
 
 
+def all_owners(folder: Path) -> set[str]:
+    """Whoever would come for any of the blobs. Blocks."""
+    sidecars = [read_sidecar(path) for path in folder.glob("*.json")]
+    return {owner for found in sidecars if found is not None for owner in found.all_owners}
+
+
 def disown(folder: Path, digest: str, owner: str) -> None:
     """Take a name off a file that nobody has open; it goes with the last one."""
     found = read_sidecar(sidecar_path(folder, digest))

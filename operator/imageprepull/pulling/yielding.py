@@ -1,0 +1,54 @@
+"""What unfinished pulls hold, given back at once: for a node that needs the room more than their next attempts do.
+
+As long as a lease holds their layers nothing else can collect them, the kubelet least of all. Above it the puller,
+below it leases and spool, where a pull goes by one name, that of its lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import structlog
+
+from imageprepull.pulling.leases import discard_image_lease, unfinished_leases
+from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.sidecars import all_owners
+from imageprepull.pulling.threads import in_thread
+
+log = structlog.get_logger(__name__)
+
+
+async def give_back(machinery: Machinery, owner: str, only: Collection[str] | None = None) -> int:
+    """Drop the leases and spool files of pulls that are not at work, and wait until the runtime has collected.
+
+    Args:
+        machinery: the puller's; pulls of this process that are at work keep what they have.
+        owner: whose leases, the value of the label `imageprepull.io/lease`.
+        only: of these leases; None is all.
+
+    Returns:
+        Of how many pulls something is left, since they are at work.
+
+    Raises:
+        RuntimeFault, OSError: the runtime or the disk does not do as asked; call again.
+    """
+    containerd, spool = machinery.containerd, machinery.spool
+    leases = await unfinished_leases(containerd, owner)
+    # A lease expires; the bytes are as good as they were.
+    files_only = await in_thread(lambda: all_owners(spool.folder)) - leases
+    found = [lease for lease in (*sorted(files_only), *sorted(leases)) if only is None or lease in only]
+    # One at work is not waited for.
+    idle = [lease for lease in found if lease not in machinery.images]
+    given = []
+    for lease in idle:
+        if lease in machinery.images:
+            continue  # it has begun since.
+        async with machinery.images.hold(lease):
+            # The spool first: without any room the runtime cannot delete a record either.
+            await spool.give_up(lease)
+            # One collection for all of them.
+            await discard_image_lease(containerd, lease, sync=lease == idle[-1])
+        given.append(lease)
+    if given:
+        log.info("unfinished pulls have given back what they held", leases=given)
+    return len(found) - len(given)

@@ -34,6 +34,7 @@ from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.registry.client import RegistryClient
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.labels import merged_sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +228,7 @@ async def hold_blob(
         async with locks.hold(descriptor.digest):
             if await held_content(containerd, wanted.lease, wanted.reference, descriptor, labels):
                 return
-            all_labels = {**labels, **source_label(wanted.reference.domain, wanted.reference.path, {})}
+            all_labels = {**labels, **source_label(wanted.reference.domain, wanted.reference.path, labels)}
             if not await placing.place(containerd, descriptor, path, all_labels):
                 await _ingest(containerd, descriptor, path, all_labels, stall)
             reached(Step.INGESTED, descriptor.digest)
@@ -269,8 +270,9 @@ async def held_content(
     found = await containerd.content.info(descriptor.digest)
     if found is None:
         return False
-    missing = {key: value for key, value in labels.items() if found.labels.get(key) != value}
-    missing |= source_label(reference.domain, reference.path, found.labels)
+    all_labels = merged_sources(found.labels, labels)
+    missing = {key: value for key, value in all_labels.items() if found.labels.get(key) != value}
+    missing |= source_label(reference.domain, reference.path, {**found.labels, **missing})
     if missing:
         await containerd.content.update_labels(descriptor.digest, missing)
     return True

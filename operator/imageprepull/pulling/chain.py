@@ -26,6 +26,7 @@ from imageprepull.runtime.errors import (
     LeaseGone,
     NotFound,
     ParentBroken,
+    RuntimeFault,
     TimedOut,
     Unavailable,
 )
@@ -38,6 +39,18 @@ _NO_DIRECTORY = "its directory is gone, or was emptied"
 
 class ChainLostError(Exception):
     """Lease or snapshots vanished under the pull: take a new lease and ask the chain again."""
+
+
+class NotAppliedError(Exception):
+    """The runtime made of its blob no layer, or another one, as it does of a damaged blob, too.
+
+    `failure` is the error that this is where the blob is whole.
+    """
+
+    def __init__(self, failure: Exception) -> None:
+        """Nothing is known of the blob yet."""
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 def check_diff_id(layer: ChainLayer, found: str) -> None:
@@ -112,17 +125,14 @@ class Chain:
         """Make the snapshot of a layer whose blob is in the content store and whose parent is committed.
 
         Raises:
-            PullError: DiffIDMismatch.
+            NotAppliedError: with DiffIDMismatch, what the runtime said, or ChainLostError where it lacks the blob's file.
             ChainLostError: lease, parent or blob vanished.
         """
         async with self.building(layer) as mounts:
             if mounts is None:
                 return
             extracting()
-            applied = await self._containerd.diff.apply(
-                layer.descriptor, mounts, deadline=self._settings.apply_timeout
-            )
-            check_diff_id(layer, applied.digest)
+            await self._apply(layer, mounts)
             reached(Step.APPLIED, layer.chain_id)
         try:
             await self._containerd.content.update_labels(
@@ -130,6 +140,19 @@ class Chain:
             )
         except (NotFound, LeaseGone) as error:
             raise ChainLostError(str(error)) from error
+
+    async def _apply(self, layer: ChainLayer, mounts: list[Mount]) -> None:
+        try:
+            applied = await self._containerd.diff.apply(
+                layer.descriptor, mounts, deadline=self._settings.apply_timeout
+            )
+            check_diff_id(layer, applied.digest)
+        except NotFound as error:
+            raise NotAppliedError(ChainLostError(str(error))) from error
+        except (RuntimeFault, PullError) as error:
+            if isinstance(error, RuntimeFault) and error.temporary:
+                raise
+            raise NotAppliedError(error) from error
 
     @asynccontextmanager
     async def building(self, layer: ChainLayer) -> AsyncIterator[list[Mount] | None]:

@@ -16,7 +16,7 @@ from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.documents import ImageDocuments
 from imageprepull.pulling.durability import make_durable
-from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.errors import PullError, as_pull_error, first_error
 from imageprepull.pulling.keeping import KEPT_AT_ONCE, keep_later, keep_now
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.layers import LayerWork
@@ -156,6 +156,7 @@ class ImagePull:
         self._blobs = blobs = LayerBlobs(
             machinery=self._machinery,
             lease=lease,
+            lease_labels=self._request.lease_labels,
             reference=self._request.reference,
             layers=image.layers,
             progress=self._progress,
@@ -175,7 +176,7 @@ class ImagePull:
                             "RuntimeLostLayers",
                             f"lease or snapshots vanished from the runtime {losses} times while "
                             f"{self._request.reference} was pulled; does something else delete them? "
-                            f"({group.exceptions[0]})",
+                            f"({first_error(group)})",
                         ) from group
                     log.warning("lease or snapshots vanished, starting the chain again", lease=lease)
             finished = True

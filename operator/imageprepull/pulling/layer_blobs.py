@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.blobs import Wanted, held_content, hold_blob
+from imageprepull.pulling.damaged import Removed, remove_damaged
 from imageprepull.pulling.documents import ChainLayer
+from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.growing import Growing
 from imageprepull.pulling.keyed_lock import KeyedLock
 from imageprepull.pulling.labels import UNCOMPRESSED
@@ -24,6 +29,9 @@ from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import RuntimeFault
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,11 +44,13 @@ class _Held:
 class LayerBlobs:
     """Lives as long as the attempt, also when its chain is asked for again, and until the blobs are kept.
 
-    `lease` holds what reaches the content store, and `resumes` says whether a next attempt comes for a failed one's bytes.
+    `lease` holds what reaches the content store, `lease_labels` say whose it is, and `resumes` whether a next attempt
+    comes for a failed one's bytes.
     """
 
     machinery: Machinery
     lease: str
+    lease_labels: Mapping[str, str]
     reference: Reference
     layers: tuple[ChainLayer, ...]
     progress: ImageProgress
@@ -48,6 +58,8 @@ class LayerBlobs:
     _positions: dict[str, list[int]] = field(init=False)
     _held: dict[str, _Held] = field(default_factory=dict)
     _in_content: set[str] = field(default_factory=set)
+    _doubted: set[str] = field(default_factory=set)
+    _removed: dict[str, Removed] = field(default_factory=dict)
     _opening: KeyedLock = field(default_factory=KeyedLock)
     _ingesting: KeyedLock = field(default_factory=KeyedLock)
     _started: float = field(default_factory=time.monotonic)
@@ -97,17 +109,61 @@ class LayerBlobs:
         async with self._ingesting.hold(digest):
             if not lease and digest in self._in_content:
                 return
+            removed = self._removed.get(digest)
+            labels = dict(removed.labels) if removed is not None else {}
+            if unpacked:
+                labels[UNCOMPRESSED] = self.layers[self._positions[digest][0]].diff_id
             await hold_blob(
                 containerd,
                 self.machinery.spool,
                 self.machinery.placing,
                 self.machinery.blobs,
                 self._wanted(digest, lease),
-                labels={UNCOMPRESSED: self.layers[self._positions[digest][0]].diff_id} if unpacked else {},
+                labels=labels,
                 complete=lambda: self._complete(digest),
                 stall=self.machinery.settings.ingest_stall,
             )
             self._in_content.add(digest)
+
+    async def remove_damaged(self, digest: str) -> bool:
+        """Whether the content store's copy of a blob was damaged, and is removed: `ingest` brings it anew, with its labels.
+
+        Raises:
+            PullError: DamagedContent, when it is the second time; RuntimeStalled.
+            RuntimeFault: the runtime does not answer, or its disk fails.
+        """
+        self._doubted.discard(digest)
+        machinery = self.machinery
+        # Not while another image brings it.
+        async with machinery.blobs.hold(digest):
+            removed = await remove_damaged(
+                machinery.containerd, digest, self.lease_labels, stall=machinery.settings.source_stall
+            )
+        if removed is None:
+            return False
+        self._in_content.discard(digest)
+        if digest in self._removed:
+            raise PullError(
+                "DamagedContent",
+                f"the runtime's copy of the layer {machinery.placing.where(digest)} was fetched anew and is damaged "
+                f"again: {removed.damage}; look at the disk, and for another namespace of the runtime that has this file "
+                f"on record: `ctr -n NAMESPACE content rm {digest}`",
+                permanent=True,
+            )
+        self._removed[digest] = removed
+        return True
+
+    async def settle_doubt(self, digest: str) -> None:
+        """Remove the content store's copy of a blob that we had to fetch although it is there, if it is damaged.
+
+        A pull that has the layer does not fail for it.
+        """
+        if digest not in self._doubted:
+            return
+        try:
+            await self.remove_damaged(digest)
+        except (PullError, RuntimeFault) as error:
+            log.warning("a blob that may be damaged stays", blob=digest, error=str(error))
 
     def spooled(self) -> list[str]:
         """Digests that are held here and that the content store lacks, lowest layer first."""
@@ -154,7 +210,7 @@ class LayerBlobs:
             # With a lease of their own blobs are kept when the image is ready: no attempt follows.
             owner=self.lease if self.resumes and not lease else "",
             advanced=lambda held: self._advanced(digest, held),
-            received=self._received,
+            received=partial(self._received, digest),
             source=from_content if digest in self._in_content else None,
         )
 
@@ -184,6 +240,9 @@ class LayerBlobs:
             self.progress.advance(layer, LayerState.DOWNLOADED if waits else None, size)
         self.progress.seconds["download"] = time.monotonic() - self._started
 
-    def _received(self, host: str, count: int) -> None:
+    def _received(self, digest: str, host: str, count: int) -> None:
+        if digest in self._in_content:
+            # The content store did not give it, or not the right bytes.
+            self._doubted.add(digest)
         by_host = self.progress.bytes_by_host
         by_host[host] = by_host.get(host, 0) + count

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import structlog
 
-from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.chain import Chain, NotAppliedError
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
@@ -148,6 +148,7 @@ class LayerWork:
         async with asyncio.TaskGroup() as group:
             for number in positions:
                 group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
+        await self._blobs.settle_doubt(digest)
         if not self._keep_spooled or self._blobs.in_content(digest):
             await self._blobs.release(digest)
 
@@ -218,10 +219,18 @@ class LayerWork:
 
     async def _portable(self, number: int) -> None:
         layer = self._layers[number]
-        await self._blobs.ingest(self._containerd, layer.descriptor.digest)
-        await self._parent(number)
-        async with self._turn_to_apply(number):
-            await self._chain.apply(layer, extracting=lambda: self._extracting(number))
+        while True:
+            await self._blobs.ingest(self._containerd, layer.descriptor.digest)
+            await self._parent(number)
+            try:
+                async with self._turn_to_apply(number):
+                    await self._chain.apply(layer, extracting=lambda: self._extracting(number))
+            except NotAppliedError as error:
+                # No more than two rounds: a blob that is damaged again is an error.
+                if not await self._blobs.remove_damaged(layer.descriptor.digest):
+                    raise error.failure from error
+            else:
+                return
 
     @asynccontextmanager
     async def _turn_to_apply(self, number: int) -> AsyncIterator[None]:

@@ -49,7 +49,8 @@ class Placing:
     """
 
     def __init__(self, content_root: Path | None, spool_dir: Path) -> None:
-        self._folder = None if content_root is None else content_root / "blobs" / "sha256"
+        self._blobs = None if content_root is None else content_root / "blobs" / "sha256"
+        self._folder = self._blobs
         self._spool_dir = spool_dir
         self._tried = False
         self._turn = asyncio.Lock()
@@ -58,6 +59,12 @@ class Placing:
     def possible(self) -> bool:
         """Whether a blob will be the same file in spool and content store, as far as known."""
         return self._folder is not None
+
+    def where(self, digest: str) -> str:
+        """A blob of the content store for people: its digest, and its path where that is known."""
+        if self._blobs is None:
+            return digest
+        return f"{digest} ({self._blobs / digest.removeprefix('sha256:')})"
 
     async def place(
         self, containerd: Containerd, blob: Descriptor, path: Path, labels: Mapping[str, str]

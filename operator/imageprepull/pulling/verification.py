@@ -6,14 +6,10 @@ it again; nothing is removed that a container stands on.
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import hashlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
@@ -32,7 +28,7 @@ from imageprepull.pulling.tree_difference import first_difference
 from imageprepull.pulling.urgency import Urgency
 from imageprepull.resources.nodeprepull import LayerState
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import LeaseGone, NotFound
+from imageprepull.runtime.errors import LeaseGone
 from imageprepull.unpacking.jobs import Refused
 from imageprepull.unpacking.workers import WorkerDied
 
@@ -167,6 +163,7 @@ class _Verification:
         self._blobs = LayerBlobs(
             machinery=machinery,
             lease=lease,
+            lease_labels=request.lease_labels,
             reference=request.reference,
             layers=image.layers,
             progress=progress,
@@ -206,33 +203,9 @@ class _Verification:
 
     async def _blobs_are_theirs(self) -> None:
         """Blobs with other bytes than their digest says are removed: nobody can want them."""
-        content = self._machinery.containerd.content
-        for descriptor in {layer.descriptor.digest: layer.descriptor for layer in self._layers}.values():
-            if await content.info(descriptor.digest) is None:
-                continue
-            if await self._digest(descriptor) != descriptor.digest:
-                try:
-                    await content.delete(descriptor.digest)
-                except NotFound:
-                    continue
-                self._result.damaged.append(descriptor.digest)
-
-    async def _digest(self, descriptor: Descriptor) -> str:
-        """What the store really has; "" for a blob that cannot be read."""
-        loop = asyncio.get_running_loop()
-        hashed, stall = hashlib.sha256(), self._machinery.settings.source_stall
-        try:
-            async with asyncio.timeout(stall) as patience:
-                async for chunk in self._machinery.containerd.content.stream(descriptor.digest):
-                    await in_thread(functools.partial(hashed.update, chunk))
-                    patience.reschedule(loop.time() + stall)
-        except NotFound:
-            return ""
-        except TimeoutError as error:
-            raise PullError(
-                "RuntimeStalled", f"the runtime gave no byte of {descriptor.digest} for {stall:g} s"
-            ) from error
-        return f"sha256:{hashed.hexdigest()}"
+        for digest in dict.fromkeys(layer.descriptor.digest for layer in self._layers):
+            if await self._blobs.remove_damaged(digest):
+                self._result.damaged.append(digest)
 
     async def _staging(self) -> Staging | None:
         machinery, request = self._machinery, self._request

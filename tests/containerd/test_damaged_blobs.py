@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator
@@ -235,7 +236,8 @@ async def test_a_blob_that_is_damaged_again_is_an_error_and_fetched_once(
     async with elsewhere(portable, (blob.digest, blob.read())):
         for attempt in (1, 2):
             with pytest.raises(PullError) as caught:
-                await portable.pull(reference)
+                async with asyncio.timeout(30):
+                    await portable.pull(reference)
             error = caught.value
             assert (error.reason, error.permanent) == ("DamagedContent", True)
             assert str(blob_path(portable, blob.digest)) in error.message
@@ -245,6 +247,32 @@ async def test_a_blob_that_is_damaged_again_is_an_error_and_fetched_once(
         assert not await portable.containerd.images.list()
     await portable.pull(reference)
     assert (await portable.presence(reference, keep_layers=True)).present
+
+
+async def test_what_another_namespace_has_damaged_does_not_hold_up_an_image(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("elsewhere"), layer("elsewhere-2", 60_000)])
+    blobs = [image.manifest, image.config, *(found.blob for found in image.layers)]
+    reference = fake_serve(fake, image)
+    async with elsewhere(bench, *((blob.digest, blob.read()) for blob in blobs)):
+        await bench.pull(reference)
+        assert all(is_whole(bench, blob.digest) for blob in blobs)
+        assert (await bench.presence(reference, keep_layers=True)).present
+
+
+async def test_no_record_is_written_over_a_document_that_cannot_be_mended(
+    portable: PullBench, fake: FaultyRegistry
+) -> None:
+    send(portable)
+    image = build_image([layer("unmended"), layer("unmended-2")])
+    reference = fake_serve(fake, image)
+    async with elsewhere(portable, (image.config.digest, image.config.read())):
+        with pytest.raises(PullError) as caught:
+            await portable.pull(reference)
+        assert caught.value.reason == "DamagedContent"
+        assert image.config.digest in caught.value.message
+        assert not await portable.containerd.images.list()
 
 
 async def test_layers_that_vanish_again_and_again_are_reported_with_what_the_runtime_said(

@@ -72,7 +72,8 @@ async def put_documents(
         image: the documents.
         snapshotter: where the chain is.
         keep_layers: whether the manifest keeps the layers' blobs.
-        unread: digests of documents that the content store did not give us: what it has of them may be damaged.
+        unread: digests of documents that the content store did not give us: what it has of them, or another
+            namespace, may be damaged.
 
     Raises:
         PullError: LabelsLost, when the labels do not stay; DamagedContent.
@@ -85,23 +86,23 @@ async def put_documents(
     for document, labels in wanted:
         sourced = {**labels, **source_label(reference.domain, reference.path, {})}
         descriptor = document.descriptor
-        if descriptor.digest in unread:
+        held: list[int] = []
+        await containerd.content.put(ref_key(descriptor), descriptor, document.body, sourced, held.append)
+        # What was written from its first byte on, the runtime has verified just now.
+        if descriptor.digest in unread and held[:1] != [0]:
             await _mend(containerd, placing, document)
-        await containerd.content.put(ref_key(descriptor), descriptor, document.body, sourced)
         await _ensure_labels(containerd, descriptor, labels)
 
 
 async def _mend(containerd: Containerd, placing: Placing, document: Document) -> None:
-    """A blob that is recorded is never written again by the runtime, whatever became of its file."""
+    """The runtime never writes a file that it has, for us or another namespace, whatever became of it."""
     descriptor = document.descriptor
-    if await containerd.content.info(descriptor.digest) is None:
-        return
     if await read_local(containerd, descriptor) is not None:
         return
     await placing.mend(containerd, descriptor.digest, document.body)
     if await read_local(containerd, descriptor) is not None:
         return
-    # Unless it was only being collected: what is gone is written as any other.
+    # Unless it was collected since: whoever asks for its labels says so.
     if await containerd.content.info(descriptor.digest) is not None:
         raise PullError(
             "DamagedContent",

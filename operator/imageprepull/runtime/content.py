@@ -201,11 +201,16 @@ class Content:
         descriptor: Descriptor,
         data: bytes,
         labels: Mapping[str, str],
+        on_bytes: Callable[[int], None] = ignore_bytes,
         *,
         deadline: float = DEADLINE,
     ) -> ContentInfo:
-        """Commit a small blob that is in memory, within `deadline` seconds beside waiting for another writer."""
-        return await self._ensure(ref, Blob(descriptor, data, labels), ignore_bytes, deadline)
+        """Commit a small blob that is in memory, within `deadline` seconds beside waiting for another writer.
+
+        `on_bytes` is called as by `ingest`, first with what the server had before; not at all where it has the blob on
+        record.
+        """
+        return await self._ensure(ref, Blob(descriptor, data, labels), on_bytes, deadline)
 
     async def ingest(
         self,

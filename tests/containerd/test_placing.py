@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,10 +16,11 @@ import pytest
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.pulling import placing as placing_module
-from imageprepull.pulling.placing import Placing, any_placed, collect_unrecorded
+from imageprepull.pulling.placing import Placing, any_placed, collect_unrecorded, give_name
 from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd, connect
-from imageprepull.runtime.content import private_ref
+from imageprepull.runtime.content import Content, private_ref
+from imageprepull.runtime.content_write import Blob
 from imageprepull.runtime.leases import LeasedResource
 from tests.containerd.conftest import VERSIONS, Leftovers, leftovers
 from tests.testbed.daemon import ContainerdDaemon, containerd_daemon
@@ -105,6 +108,11 @@ async def test_a_placed_file_that_nothing_records_is_collected(
     assert await placing.place(store, lost, lost_path, {})
 
 
+async def nothing_to_collect(store: Containerd) -> None:
+    """The daemon's own next collection has no reason to look at files, whatever ran here before."""
+    await collect_unrecorded(store.with_lease(""), {})
+
+
 @pytest.mark.parametrize("collections", [1, 2, 3])
 async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
     store: Containerd,
@@ -116,6 +124,7 @@ async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
     blob, path = spooled(spool, os.urandom(1000))
     placing = Placing(content_root(daemon), spool)
     assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
+    await nothing_to_collect(store)
     left = collections
 
     def collect(step: Step, subject: str) -> None:
@@ -127,6 +136,55 @@ async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
     monkeypatch.setattr(placing_module, "reached", collect)
     assert await placing.place(store, blob, path, {}) is (collections < 3)
     assert await placing.place(store, blob, path, {}), "it is only this blob that is sent"
+
+
+@pytest.mark.parametrize("collections", [1, 2, 3])
+async def test_a_collection_during_the_trial_does_not_end_placing(
+    store: Containerd,
+    daemon: ContainerdDaemon,
+    spool: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    collections: int,
+) -> None:
+    placing = Placing(content_root(daemon), spool)
+    await nothing_to_collect(store)
+    left = collections
+
+    def named_and_collected(path: Path, target: Path) -> None:
+        nonlocal left
+        give_name(path, target)
+        if left:
+            left -= 1
+            target.unlink()
+
+    monkeypatch.setattr(placing_module, "give_name", named_and_collected)
+    assert await placing.place(store, *spooled(spool, os.urandom(100)), {}) is (collections < 3)
+    assert placing.possible
+    assert await placing.place(store, *spooled(spool, os.urandom(100)), {}), (
+        "it is only that blob that is sent"
+    )
+
+
+async def test_a_blob_that_was_collected_each_time_is_no_reason_to_try_anew(
+    store: Containerd, daemon: ContainerdDaemon, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial would meet the same collections."""
+    placing = Placing(content_root(daemon), spool)
+    assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
+    blob, path = spooled(spool, os.urandom(1000))
+    named = list[Path]()
+
+    def collect(path: Path, target: Path) -> None:
+        named.append(target)
+        give_name(path, target)
+        if len(named) <= 3:
+            target.unlink()
+
+    monkeypatch.setattr(placing_module, "give_name", collect)
+    await nothing_to_collect(store)
+    assert not await placing.place(store, blob, path, {})
+    assert await placing.place(store, blob, path, {})
+    assert named == [blob_path(daemon, blob)] * 4
 
 
 async def test_a_damaged_file_is_replaced(store: Containerd, daemon: ContainerdDaemon, spool: Path) -> None:
@@ -174,6 +232,14 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[ContainerdDaemon]:
 
 
 @pytest.fixture
+def spool_beside(isolated: ContainerdDaemon) -> Iterator[Path]:
+    folder = isolated.root / "placing-spool"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 async def alone(isolated: ContainerdDaemon) -> AsyncIterator[Containerd]:
     async with connect(isolated.address) as connection:
         await connection.leases.create("test", {}, 600)
@@ -181,18 +247,84 @@ async def alone(isolated: ContainerdDaemon) -> AsyncIterator[Containerd]:
 
 
 async def test_a_runtime_that_isolates_namespaces_is_sent_its_blobs(
-    alone: Containerd, isolated: ContainerdDaemon
+    alone: Containerd, isolated: ContainerdDaemon, spool_beside: Path
 ) -> None:
     await put_anything(alone)
-    spool = isolated.root / "placing-spool"
-    spool.mkdir()
-    blob, path = spooled(spool, b"mine")
-    assert not await Placing(content_root(isolated), spool).place(alone, blob, path, {})
+    blob, path = spooled(spool_beside, b"mine")
+    assert not await Placing(content_root(isolated), spool_beside).place(alone, blob, path, {})
     assert not blob_path(isolated, blob).exists()
     anything = blob_path(isolated, describe(b"anything"))
     assert files_in(anything.parent) == [anything]
     await alone.leases.delete("test")
     assert await leftovers(alone) == Leftovers()
+
+
+async def test_a_file_that_is_there_and_not_believed_is_named_once_and_placing_tried_anew(
+    alone: Containerd, isolated: ContainerdDaemon, spool_beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the daemon was started anew with other rules: its first answer here is not its own."""
+    await put_anything(alone)
+    placing = Placing(content_root(isolated), spool_beside)
+
+    async def believe(*_: object) -> bool:
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Content, "record", believe)
+        assert await placing.place(alone, *spooled(spool_beside, b"before"), {})
+    named = list[Path]()
+
+    def give(path: Path, target: Path) -> None:
+        named.append(target)
+        give_name(path, target)
+
+    monkeypatch.setattr(placing_module, "give_name", give)
+    blob, path = spooled(spool_beside, b"after")
+    assert not await placing.place(alone, blob, path, {})
+    assert named == [blob_path(isolated, blob)]
+    assert placing.possible, "not known before it was tried"
+    assert not await placing.place(alone, blob, path, {})
+    assert named[1:] != [blob_path(isolated, blob)]
+    assert len(named) == 2
+    assert not placing.possible
+
+
+async def test_what_a_cancelled_placing_leaves_goes_with_its_lease(
+    store: Containerd, daemon: ContainerdDaemon, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placing = Placing(content_root(daemon), spool)
+    assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
+    await nothing_to_collect(store)
+    blob, path = spooled(spool, os.urandom(1000))
+    spooled_files = files_in(spool)
+    opened, cancelled = threading.Event(), threading.Event()
+
+    def collected(_: Step, subject: str) -> None:
+        """So that the daemon begins with a file of its own; else it lists nothing."""
+        assert subject == blob.digest
+        blob_path(daemon, blob).unlink()
+
+    def wait(blob: Blob) -> io.BytesIO:
+        """The ingest is open, and nothing more is sent."""
+        opened.set()
+        cancelled.wait(20)
+        return io.BytesIO()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(placing_module, "reached", collected)
+        patched.setattr(Blob, "open", wait)
+        task = asyncio.create_task(placing.place(store, blob, path, {}))
+        assert await asyncio.to_thread(opened.wait, 20)
+        task.cancel()
+        await asyncio.wait([task])
+        cancelled.set()
+    assert task.cancelled()
+    assert [left.ref for left in await store.content.list_ingests()] == [private_ref(blob.digest)]
+    await store.leases.delete("test", sync=True)
+    await store.leases.create("test", {}, 600)
+    assert await store.content.list_ingests() == []
+    assert not blob_path(daemon, blob).exists()
+    assert files_in(spool) == spooled_files
 
 
 async def test_a_full_disk_is_an_error_and_no_reason_to_give_placing_up(

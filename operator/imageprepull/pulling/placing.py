@@ -16,7 +16,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -85,7 +85,6 @@ class Placing:
                 if not self._tried:
                     self._tried = await self._try(containerd, folder)
                 if not self._tried:
-                    self._folder = None
                     return False
             return await self._placed(containerd, blob, path, labels, folder)
         except FileNotFoundError:
@@ -101,18 +100,13 @@ class Placing:
         self, containerd: Containerd, blob: Descriptor, path: Path, labels: Mapping[str, str], folder: Path
     ) -> bool:
         """Give the file its name and have it recorded. Raises as `place`, and FileNotFoundError without a store."""
-        target = folder / blob.digest.removeprefix("sha256:")
-        for _ in range(_COLLECTIONS):
-            await in_thread(lambda: give_name(path, target))
-            reached(Step.PLACED, blob.digest)
-            if await containerd.content.record(blob, labels):
-                return True
-            if await in_thread(target.exists):
-                break
-            # A collection came in between, as after each deletion of ours: sending would cost much more.
-        # Perhaps a daemon that was started with other rules: trying again tells.
-        self._tried = False
-        return False
+        believed = await _recorded(
+            containerd, blob, path, labels, folder, named=lambda: reached(Step.PLACED, blob.digest)
+        )
+        if believed is False:
+            # Perhaps a daemon that was started with other rules: trying again tells.
+            self._tried = False
+        return believed is True
 
     async def mend(self, containerd: Containerd, digest: str, body: bytes) -> bool:
         """Put the bytes of a small blob in place of the damaged ones that the store has recorded.
@@ -125,21 +119,51 @@ class Placing:
             return await self.place(containerd, blob, path, {})
 
     async def _try(self, containerd: Containerd, folder: Path) -> bool:
+        """Whether a file was believed; if not, though it was there, none will be placed any more."""
         data = secrets.token_bytes(64)
         blob = _nameless(data)
-        target = folder / blob.digest.removeprefix("sha256:")
-        async with private_file(self._spool_dir, data) as draft:
-            await in_thread(lambda: give_name(draft, target))
         try:
-            believed = await containerd.content.record(blob, {})
+            async with private_file(self._spool_dir, data) as draft:
+                believed = await _recorded(containerd, blob, draft, {}, folder)
             if believed:
                 with contextlib.suppress(NotFound):
                     await containerd.content.delete(blob.digest)
         finally:
-            await in_thread(lambda: target.unlink(missing_ok=True))
-        if not believed:
+            await in_thread(lambda: _target(folder, blob).unlink(missing_ok=True))
+        if believed is False:
             log.info("the runtime does not share files of its content store, blobs are sent", folder=folder)
-        return believed
+            self._folder = None
+        return believed is True
+
+
+def _target(folder: Path, blob: Descriptor) -> Path:
+    return folder / blob.digest.removeprefix("sha256:")
+
+
+async def _recorded(
+    containerd: Containerd,
+    blob: Descriptor,
+    path: Path,
+    labels: Mapping[str, str],
+    folder: Path,
+    *,
+    named: Callable[[], None] = lambda: None,
+) -> bool | None:
+    """Give the file its name in `folder` and have it recorded; `named` is called between the two.
+
+    False: the file is there, and not believed. None: it was collected each time, which says nothing of the runtime.
+    Raises as `Placing.place`, and FileNotFoundError without a store.
+    """
+    target = _target(folder, blob)
+    for _ in range(_COLLECTIONS):
+        await in_thread(lambda: give_name(path, target))
+        named()
+        if await containerd.content.record(blob, labels):
+            return True
+        if await in_thread(target.exists):
+            return False
+        # A collection came in between, as after each deletion of ours: sending would cost much more.
+    return None
 
 
 def any_placed(spool_dir: Path) -> bool:

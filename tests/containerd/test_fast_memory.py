@@ -6,24 +6,35 @@ Run on cgroup version 1, whose limit counts the page cache too; version 2 was no
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import re
-from collections.abc import AsyncIterator
+import tarfile
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from imageprepull.oci.descriptor import OCI_LAYER
+from imageprepull.oci.digests import sha256_digest
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import leftovers, wipe
 from tests.containerd.pull_bench import serve
 from tests.containerd.test_pull_cli import COMMAND
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
-from tests.testbed.images import LayerSpec, build_image
+from tests.testbed.images import Blob, BuiltLayer, LayerSpec, build_image
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT = 256 << 20
 LAYERS, FILES, FILE = 3, 6, 24 << 20
+MANY_CORES = (
+    COMMAND[0],
+    "-c",
+    f"from imageprepull.pulling import puller; puller._cores = lambda: 64; {COMMAND[2]}",
+    COMMAND[3],
+)
 pytestmark = [
     pytest.mark.skipif(
         not (MEMORY / "memory.limit_in_bytes").exists(), reason="needs the memory controller of cgroup v1"
@@ -36,7 +47,6 @@ pytestmark = [
 async def group(containerd: Containerd) -> AsyncIterator[Path]:
     folder = MEMORY / f"imageprepull-test-{os.getpid()}"
     folder.mkdir()
-    (folder / "memory.limit_in_bytes").write_text(str(LIMIT))
     yield folder
     folder.rmdir()
     await wipe(containerd)
@@ -48,23 +58,15 @@ def statistic(group: Path, name: str) -> int:
     return int(found[1])
 
 
-async def test_memory_stays_flat_in_a_small_cgroup(
-    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry, group: Path
-) -> None:
-    noise = random.Random(4)
-    image = build_image(
-        [
-            LayerSpec({f"l{number}/f{file}": noise.randbytes(FILE) for file in range(FILES)}, level=0)
-            for number in range(LAYERS)
-        ]
-    )
+async def peak_of_pull(group: Path, command: Sequence[str], daemon: ContainerdDaemon, reference: str) -> int:
+    """Bytes of anonymous memory of all processes of a pull, at most."""
     process = await asyncio.create_subprocess_exec(
         "/bin/sh",
         "-c",
         'echo $$ > "$0/cgroup.procs" && exec "$@"',
         str(group),
-        *COMMAND,
-        *("--address", daemon.address, "--path", "fast", str(serve(registry, image, "memory/flat"))),
+        *command,
+        *("--address", daemon.address, "--path", "fast", reference),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -72,9 +74,24 @@ async def test_memory_stays_flat_in_a_small_cgroup(
     ended = asyncio.create_task(process.communicate())
     while not ended.done():
         peak = max(peak, statistic(group, "total_rss"))
-        await asyncio.wait([ended], timeout=0.05)
+        await asyncio.wait([ended], timeout=0.005)
     _, errors = await ended
     assert process.returncode == 0, errors.decode()
+    return peak
+
+
+async def test_memory_stays_flat_in_a_small_cgroup(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry, group: Path
+) -> None:
+    (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+    noise = random.Random(4)
+    image = build_image(
+        [
+            LayerSpec({f"l{number}/f{file}": noise.randbytes(FILE) for file in range(FILES)}, level=0)
+            for number in range(LAYERS)
+        ]
+    )
+    peak = await peak_of_pull(group, COMMAND, daemon, serve(registry, image, "memory/flat"))
     oom_kills = re.search(r"oom_kill (\d+)", (group / "memory.oom_control").read_text())
     assert oom_kills
     assert int(oom_kills[1]) == 0
@@ -83,3 +100,27 @@ async def test_memory_stays_flat_in_a_small_cgroup(
     assert 0 < peak < LIMIT - (32 << 20), f"{peak >> 20} MiB of anonymous memory"
     left = await leftovers(containerd)
     assert (left.leases, left.active_snapshots) == ([], [])
+
+
+def wide_layer(number: int) -> BuiltLayer:
+    """The widest window that the fast path unpacks, filled."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo(f"zeros{number}")
+        entry.size = 40 << 20
+        tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=25)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    blob = compressor.compress(packed.getvalue()) + compressor.flush()
+    return BuiltLayer(
+        Blob(f"{OCI_LAYER}+zstd", sha256_digest(blob), len(blob), blob), sha256_digest(packed.getvalue())
+    )
+
+
+async def test_memory_is_bounded_where_cores_and_windows_are_many(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry, group: Path
+) -> None:
+    """As many workers as a large node has, each of whose layers asks for the widest window."""
+    image = build_image([wide_layer(number) for number in range(8)])
+    peak = await peak_of_pull(group, MANY_CORES, daemon, serve(registry, image, "memory/wide"))
+    assert 0 < peak < LIMIT, f"{peak >> 20} MiB of anonymous memory"

@@ -172,25 +172,6 @@ async def test_turns_are_taken_in_order_and_only_so_many_at_once() -> None:
     assert repr(slots) == "<Slots 0 of 2 taken, 0 alive, 0 waiting>"
 
 
-async def test_crowded_says_whether_somebody_waits_for_a_turn() -> None:
-    slots = Slots(1, spare=0)
-    seen = [slots.crowded]
-
-    async def work() -> None:
-        async with slots.turn(Work(1, 10)):
-            pass
-
-    async with slots.turn(Work(0, 10)), asyncio.TaskGroup() as group:
-        seen.append(slots.crowded)
-        second = group.create_task(work())
-        await settled()
-        seen.append(slots.crowded)
-        second.cancel()
-        await asyncio.wait([second])
-        seen.append(slots.crowded)
-    assert seen == [False, False, True, False]
-
-
 async def test_who_waits_for_bytes_lets_another_work_and_is_next_when_they_come() -> None:
     slots = Slots(1, spare=1)
     slow = Frontier(100)

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 
 from imageprepull.pulling.documents import ChainLayer
 
+ORDINARY_WINDOW = 8 << 20
+"""Bytes; what zstd's levels up to 19 ask for at most, and every worker has room for."""
+WIDER_WINDOWS = 48 << 20
+"""Bytes that all windows together may have beyond the ordinary: two of the widest, six of 16 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A layer to be unpacked: its place in the chain, and its compressed bytes."""
+    """A layer to be unpacked: its place in the chain, its compressed bytes, and those of its zstd window, if any."""
 
     position: int
     size: int
+    window: int = 0
 
 
 def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list[int]]:
@@ -26,6 +32,16 @@ def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list
     for position in range(existing, len(layers)):
         blobs.setdefault(layers[position].descriptor.digest, []).append(position)
     return blobs
+
+
+def wider(work: Work) -> int:
+    """Bytes of its window beyond the ordinary."""
+    return max(0, work.window - ORDINARY_WINDOW)
+
+
+def window_fits(work: Work, taken: int) -> bool:
+    """Whether a layer's window fits beside those at work, which have `taken` bytes beyond the ordinary in all."""
+    return taken + wider(work) <= WIDER_WINDOWS
 
 
 def next_to_unpack(waiting: Sequence[Work], slots: int) -> int:

@@ -44,7 +44,7 @@ from imageprepull.unpacking.workers import Workers
 
 log = structlog.get_logger(__name__)
 _MOST_WORKERS = 6
-"""More would not fit into the memory that an agent may use, each with its buffers and a zstd window."""
+"""More would not fit into the memory that an agent may use, each with its buffers and an ordinary zstd window."""
 _SPARE_WORKERS = 2
 
 
@@ -98,7 +98,9 @@ class Puller:
             placing=Placing(content_root, spool_dir),
             extraction=Extraction(containerd, snapshotter_root, workers, path),
             folders=ChainFolders(snapshotter_root),
-            slots=Slots(parallel_unpacks or _cores(), spare=_SPARE_WORKERS),
+            slots=Slots(
+                parallel_unpacks or min(_MOST_WORKERS, _cores()), spare=_SPARE_WORKERS, cores=_cores()
+            ),
             rooms=self._rooms,
             applies=Limiter(settings.parallel_applies),
             polite_applies=Limiter(settings.parallel_applies),
@@ -303,4 +305,4 @@ def _watch_ended(watch: asyncio.Task[None]) -> None:
 
 
 def _cores() -> int:
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return len(os.sched_getaffinity(0))

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from imageprepull.pulling.plan import Work, next_to_unpack
+from imageprepull.pulling.plan import Work, next_to_unpack, wider, window_fits
 from imageprepull.unpacking.frontier import Frontier
 
 
@@ -29,15 +29,19 @@ class Slots:
 
     `limit` workers have their turn at once. `spare` more may be alive: they wait for bytes, each with its memory.
     Of the polite ones `polite` have their turn at once; lowering it takes no turn away, fewer are given.
+    Those alive share `WIDER_WINDOWS` bytes for what their zstd windows have beyond `ORDINARY_WINDOW`.
+    `cores`: that workers may use, as many as turns unless given.
     """
 
-    def __init__(self, limit: int, *, spare: int) -> None:
+    def __init__(self, limit: int, *, spare: int, cores: int = 0) -> None:
         self.limit = max(1, limit)
+        self._cores = cores or self.limit
         self._polite = self.limit
         self._spare = spare
         self._running = 0
         self._running_politely = 0
         self._alive = 0
+        self._wider = 0
         self._returning: list[_Waiting] = []
         self._waiting: list[_Waiting] = []
 
@@ -57,8 +61,10 @@ class Slots:
 
     @property
     def crowded(self) -> bool:
-        """Whether somebody waits for a turn: who has one has no core for more than one thread."""
-        return any(not waiting.admitted.done() for waiting in (*self._returning, *self._waiting))
+        """Whether who has a turn has no core for more than one thread: none is idle, and somebody waits for one."""
+        return self._running >= self._cores and any(
+            not waiting.admitted.done() for waiting in (*self._returning, *self._waiting)
+        )
 
     @property
     def polite(self) -> int:
@@ -82,7 +88,7 @@ class Slots:
             await admitted
         except asyncio.CancelledError:
             if _granted(admitted):
-                self._alive -= 1
+                self._ended(work)
                 self.give(polite=polite)
             else:
                 self._waiting.remove(waiting)
@@ -90,7 +96,7 @@ class Slots:
         try:
             yield turn
         finally:
-            self._alive -= 1
+            self._ended(work)
             if turn.taken:
                 self.give(polite=polite)
             else:
@@ -117,6 +123,10 @@ class Slots:
         self._running_politely -= polite
         self._admit()
 
+    def _ended(self, work: Work) -> None:
+        self._alive -= 1
+        self._wider -= wider(work)
+
     def _admit(self) -> None:
         while self._running < self.limit and (chosen := self._next()) is not None:
             self._running += 1
@@ -135,13 +145,17 @@ class Slots:
             if may(waiting):
                 self._returning.remove(waiting)
                 return waiting
-        offered = [waiting for waiting in self._waiting if may(waiting)]
-        works = [waiting.work for waiting in offered if waiting.work is not None]
-        if not works or self._alive >= self.limit + self._spare:
+        offered = [
+            (waiting, waiting.work)
+            for waiting in self._waiting
+            if may(waiting) and waiting.work is not None and window_fits(waiting.work, self._wider)
+        ]
+        if not offered or self._alive >= self.limit + self._spare:
             return None
-        chosen = offered[next_to_unpack(works, self.limit)]
+        chosen, work = offered[next_to_unpack([work for _, work in offered], self.limit)]
         self._waiting.remove(chosen)
         self._alive += 1
+        self._wider += wider(work)
         return chosen
 
 

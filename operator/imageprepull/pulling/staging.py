@@ -25,17 +25,31 @@ from imageprepull.pulling.errors import DISK_ERRNOS
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.growing import Growing, SpoolRestarted
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
-from imageprepull.pulling.plan import Work
+from imageprepull.pulling.plan import ORDINARY_WINDOW, Work
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
 from imageprepull.pulling.urgency import Manners
+from imageprepull.unpacking.frames import WIDER_WINDOW, first_window
 from imageprepull.unpacking.frontier import Frontier
-from imageprepull.unpacking.jobs import Extracted, ExtractJob, ImplicitDirectory, InheritJob, Refused
+from imageprepull.unpacking.jobs import (
+    MOST_WINDOW,
+    Extracted,
+    ExtractJob,
+    ImplicitDirectory,
+    InheritJob,
+    Refused,
+)
 from imageprepull.unpacking.workers import Workers
 
 log = structlog.get_logger(__name__)
+_HEAD = 64 * 1024
+"""Bytes of a blob in which its first frames are looked for."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _WiderWindow(Exception):
+    """A later frame asks for more than the first ones have."""
 
 
 class CannotStageError(Exception):
@@ -60,7 +74,12 @@ class _Apart:
 
 
 def extract_job(
-    descriptor: Descriptor, position: int, *, dirty_bytes: int = 0, threads: int = 2
+    descriptor: Descriptor,
+    position: int,
+    *,
+    dirty_bytes: int = 0,
+    threads: int = 2,
+    window: int = MOST_WINDOW,
 ) -> ExtractJob:
     """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
     return ExtractJob(
@@ -69,6 +88,7 @@ def extract_job(
         bottom=position == 0,
         dirty_bytes=dirty_bytes,
         threads=threads,
+        window=max(window, ORDINARY_WINDOW),
     )
 
 
@@ -118,9 +138,13 @@ class Staging:
             ChainLostError: lease or staging snapshot vanished.
             OSError: the disk.
         """
+        window = 0
         while True:
             try:
-                return await self._attempt(layer, position, growing, extracting, unpacked)
+                return await self._attempt(layer, position, growing, extracting, unpacked, window=window)
+            except _WiderWindow:
+                log.info("unpacking a layer again, with a wider window", layer=layer.chain_id)
+                window = MOST_WINDOW
             except SpoolRestarted:
                 log.info("unpacking a layer again, its bytes were not the blob's", layer=layer.chain_id)
                 await growing.again()
@@ -166,12 +190,15 @@ class Staging:
         growing: Growing,
         extracting: Callable[[], None],
         unpacked: Callable[[int], None],
+        *,
+        window: int,
     ) -> Staged:
+        """As `unpack`. `window`: bytes that its frames are known to ask for, beside what the first ones say."""
         # Both at once: a restart changes both.
         frontier, blob = growing.frontier, growing.fd
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
-        work = Work(position, layer.descriptor.size)
+        work = Work(position, layer.descriptor.size, max(window, await _first_window(blob, frontier.held)))
         async with self._slots.turn(work, polite=self._manners().polite) as turn:
             extracting()
             key, folder = await self._room(position)
@@ -181,12 +208,15 @@ class Staging:
                     position,
                     dirty_bytes=self._manners().dirty_bytes,
                     threads=1 if self._slots.crowded else 2,
+                    window=work.window,
                 )
                 result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
                 if growing.frontier is not frontier:
                     raise SpoolRestarted from None
                 raise
+        if job.window < MOST_WINDOW and isinstance(result, Refused) and result.refusal.reason == WIDER_WINDOW:
+            raise _WiderWindow
         # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
         extracted = await self._verified(layer, key, growing, frontier, result)
         unpacked(extracted.unpacked_bytes)
@@ -255,6 +285,12 @@ class Staging:
         job = InheritJob(implicit=staged.implicit, lowers=len(lowers))
         with _opened([staged.folder, *lowers]) as (root, *below):
             await self._workers.inherit(job, root=root, lowers=below)
+
+
+async def _first_window(blob: int, held: int) -> int:
+    """Bytes of zstd window that the first frames ask for, as far as they are held; no more than is ever granted."""
+    head = await in_thread(lambda: os.pread(blob, min(held, _HEAD), 0))
+    return min(first_window(head), MOST_WINDOW)
 
 
 @contextmanager

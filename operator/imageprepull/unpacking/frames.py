@@ -5,6 +5,8 @@ python-zstandard's readers take a stream cut in the middle for its end, so compl
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from imageprepull.unpacking.jobs import Refused
 
 _MAGIC = 0xFD2FB528
@@ -14,6 +16,9 @@ _RLE = 1
 _DICTIONARY_BYTES = (0, 1, 2, 4)
 _SIZE_BYTES = (0, 2, 4, 8)
 _LONGEST_HEADER = 18
+_ANY_WINDOW = 1 << 64
+WIDER_WINDOW = "WiderWindow"
+"""The reason of a refusal that is none of the layer's: with a wider window it may be unpacked."""
 
 
 def is_skippable(head: bytes) -> bool:
@@ -21,11 +26,25 @@ def is_skippable(head: bytes) -> bool:
     return len(head) >= 8 and int.from_bytes(head[:4], "little") & _SKIPPABLE_MASK == _SKIPPABLE
 
 
-class FrameWalker:
-    """`feed` all bytes in any pieces, then `finish`."""
+def first_window(head: bytes) -> int:
+    """The widest window, in bytes, of the frames that begin in a blob's first bytes; 0 where it is no zstd stream."""
+    walker = FrameWalker(_ANY_WINDOW)
+    if is_skippable(head) or int.from_bytes(head[:4], "little") == _MAGIC:
+        with suppress(Refused):  # whoever unpacks it will say so.
+            walker.feed(head)
+    return walker.widest
 
-    def __init__(self, most_window: int) -> None:
+
+class FrameWalker:
+    """`feed` all bytes in any pieces, then `finish`; `widest` is the widest window of the frames so far, in bytes.
+
+    More than `most_window` is left to others. More than `granted` too, unless whoever unpacks is granted more.
+    """
+
+    def __init__(self, most_window: int, granted: int = _ANY_WINDOW) -> None:
+        self.widest = 0
         self._most_window = most_window
+        self._granted = granted
         self._held = b""
         self._skip = 0
         self._in_frame = False
@@ -90,8 +109,10 @@ class FrameWalker:
         else:
             base = 1 << (10 + (head[5] >> 3))
             window = base + (base >> 3) * (head[5] & 7)
-        if window > self._most_window:
-            raise Refused("Unsupported", f"the zstd stream asks for a window of {window} bytes")
+        self.widest = max(self.widest, window)
+        if window > min(self._most_window, self._granted):
+            reason = "Unsupported" if window > self._most_window else WIDER_WINDOW
+            raise Refused(reason, f"the zstd stream asks for a window of {window} bytes")
         self._in_frame = True
         self._checksum = bool(flags >> 2 & 1)
         return length

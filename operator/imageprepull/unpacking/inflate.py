@@ -13,7 +13,7 @@ from isal import igzip_lib
 
 from imageprepull.unpacking.frames import FrameWalker, is_skippable
 from imageprepull.unpacking.gzip_header import check_header
-from imageprepull.unpacking.jobs import Limits, Refused
+from imageprepull.unpacking.jobs import MOST_WINDOW, Limits, Refused
 
 GZIP = b"\x1f\x8b\x08"
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -25,8 +25,8 @@ Source = Callable[[], bytes]
 """The next bytes, b"" at the end."""
 
 
-def open_inflater(source: Source, *, detect: bool, limits: Limits) -> Source:
-    """A source of the tar. Raises Refused, then and while it is read."""
+def open_inflater(source: Source, *, detect: bool, limits: Limits, window: int = MOST_WINDOW) -> Source:
+    """A source of the tar; `detect`, `limits` and `window` as in `ExtractJob`. Raises Refused, then and while it is read."""
     head = b""
     while detect and len(head) < 10 and (more := source()):
         head += more
@@ -41,7 +41,7 @@ def open_inflater(source: Source, *, detect: bool, limits: Limits) -> Source:
     if detect and head.startswith(GZIP):
         return _gzip(compressed)
     if detect and (head.startswith(ZSTD) or is_skippable(head)):
-        return _zstd(compressed, limits)
+        return _zstd(compressed, limits, window)
     return compressed
 
 
@@ -80,9 +80,9 @@ def _member(head: bytes, source: Source) -> bytes:
     return head
 
 
-def _zstd(source: Source, limits: Limits) -> Source:
+def _zstd(source: Source, limits: Limits, window: int) -> Source:
     """All frames; where they end is followed beside the decoder, which does not tell."""
-    walker = FrameWalker(limits.zstd_window)
+    walker = FrameWalker(limits.zstd_window, window)
 
     class Watched:
         """The file object that the decoder reads from."""

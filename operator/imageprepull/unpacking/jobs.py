@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+MOST_WINDOW = 32 << 20
+"""Bytes of a zstd frame's window."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds for hostile layers; one that is met ends the image for good (containerd has none of them)."""
@@ -20,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Longer names cannot be created anyway; the kernel's PATH_MAX."""
     remembered_bytes: int = 64 << 20
     """Of directories, whose paths and times have to be remembered to the end: half a million of the usual length."""
-    zstd_window: int = 32 << 20
+    zstd_window: int = MOST_WINDOW
     """Frames that ask for a larger window are left to the portable path: memory stays flat."""
 
 
@@ -32,6 +35,7 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
     `size`: of the compressed blob, bytes. `dirty_bytes`: how much may wait to be written to disk before the worker
     waits for it, 0 for as much as the kernel allows: the priority of a process does not reach its write-back.
     `threads`: 2 inflates beside writing, for a layer that has a second core to itself; 1 takes less time in all.
+    `window`: bytes; zstd frames that ask for more are refused as WIDER_WINDOW (frames.py), to be tried with more.
     """
 
     size: int
@@ -39,6 +43,7 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
     bottom: bool
     dirty_bytes: int = 0
     threads: int = 2
+    window: int = MOST_WINDOW
     limits: Limits = Limits()
 
 

@@ -87,7 +87,10 @@ class _Tar:
     def chunk(self) -> bytes:
         """The next bytes of the tar, b"" at its end."""
         if self._inflated is None:
-            self._inflated = open_inflater(self._compressed, detect=self._job.detect, limits=self._job.limits)
+            job = self._job
+            self._inflated = open_inflater(
+                self._compressed, detect=job.detect, limits=job.limits, window=job.window
+            )
         found = self._inflated()
         self.digest.update(found)
         self.unpacked += len(found)

@@ -28,6 +28,7 @@ import isal.igzip_lib  # noqa: F401 - what the real one has loaded counts for me
 import zstandard  # noqa: F401
 
 from imageprepull.unpacking.jobs import Extracted, ExtractJob, ImplicitDirectory, InheritJob, Refused
+from imageprepull.unpacking.layer import extract_layer
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -204,6 +205,39 @@ def grow(scene: Scene, size: int) -> str:
         return f"got {len(bytes(size))}"
     except MemoryError:
         return "refused"
+
+
+def unpack(scene: Scene, asked: tuple[str, int]) -> dict[str, Any]:
+    """A layer for real. Whether another thread inflates it, and the pages that the kernel had to give meanwhile."""
+    path, threads = asked
+    inflating = set[int]()
+    blob = os.open(path, os.O_RDONLY)
+    size = os.fstat(blob).st_size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    extract_layer(
+        ExtractJob(size=size, detect=True, bottom=True, threads=threads),
+        blob,
+        scene.root,
+        lambda _: size,
+        lambda _: inflating.add(threading.get_ident()),
+    )
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return {"beside": inflating != {threading.get_ident()}, "faults": faults}
+
+
+def take_and_free(scene: Scene, size: int) -> list[int]:
+    """Bytes of anonymous memory before, with `size` of it in pieces as large as chunks, and after."""
+    seen = [_anonymous()]
+    pieces = [b"x" * (1 << 20) for _ in range(size >> 20)]
+    seen.append(_anonymous())
+    pieces.clear()
+    seen.append(_anonymous())
+    return seen
+
+
+def _anonymous() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def call(scene: Scene, numbers: Sequence[int]) -> str:

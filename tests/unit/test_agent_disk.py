@@ -550,3 +550,29 @@ async def test_a_full_disk_without_a_cause_that_can_be_seen_waits_for_time_too(b
     bench.refuse("a", 1, "DiskFull")
     assert await bench.steps() == []
     assert bench.shown("a") == ("Waiting", "DiskFull", 1)
+
+
+async def test_a_removal_goes_on_at_once_under_pressure_though_a_pull_of_its_repository_waits(
+    bench: Bench,
+) -> None:
+    """It may be what makes the room; without pressure it would wait for the layers that the new version shares."""
+    old = image("r.io/a:1", digest=OTHER)
+    new = image("r.io/a:2")
+    gone = msgspec.structs.replace(old, state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+    bench.node.holds.add("r.io/a:1")
+    await bench.spec(old)
+    assert await bench.free(10) == []
+    assert "remove r.io/a:1" in await bench.spec(gone, new)
+    assert bench.shown("r.io/a:2") == ("Waiting", "NodeDiskPressure", 0)
+    view = bench.reconciler.views[new.reference, new.digest]
+    assert view.backoff is None, "it was never begun: nothing but the gate says that it waits for room"
+
+
+async def test_without_pressure_a_removal_waits_for_the_pull_of_its_repository(bench: Bench) -> None:
+    old = image("r.io/a:1", digest=OTHER)
+    gone = msgspec.structs.replace(old, state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+    bench.node.holds.add("r.io/a:1")
+    await bench.spec(old)
+    assert "remove r.io/a:1" not in await bench.spec(gone, image("r.io/a:2"))
+    bench.node.succeed("r.io/a:2")
+    assert "remove r.io/a:1" in await bench.steps()

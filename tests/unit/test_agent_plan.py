@@ -3,13 +3,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imageprepull.agent.accounts import Accounts, Delays
 from imageprepull.agent.backoff import LONGEST_RETRY_AFTER, Backoff, Failure, Pace, after_failure
+from imageprepull.agent.image import ImageView
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
-from tests.unit.agent_doubles import image
+from tests.unit.agent_doubles import StillClock, image
 
 NOW = 100.0
 KEYS = [(reference, f"sha256:{digest * 64}") for reference in "abcde" for digest in "12"]
@@ -212,3 +215,34 @@ def test_gained_bytes_start_the_count_anew() -> None:
     late = Backoff(7, False, "Stalled", "", 0)
     state = after_failure(late, Failure("Stalled", "", gained=True), limit=8, pace=Pace(), uniform=0.5)
     assert (state.attempts, state.final) == (1, False)
+
+
+@pytest.mark.parametrize("permanent", [True, False])
+def test_what_failed_everywhere_at_once_is_not_tried_everywhere_at_once(permanent: bool) -> None:
+    """Else each quarter of an hour a whole cluster would ask the registry in one second."""
+    nodes = 1000
+    late = Backoff(7, False, "NotFound", "", 0)
+    failure = Failure("NotFound", "", permanent)
+    tries = [
+        after_failure(late, failure, limit=8, pace=Pace(slow=900), uniform=node / nodes).delay
+        for node in range(nodes)
+    ]
+    assert (min(tries), max(tries)) == pytest.approx((720, 1080), abs=1)
+    for minute in range(720, 1080, 60):
+        assert sum(minute <= delay < minute + 60 for delay in tries) <= nodes / 5
+
+
+def test_each_node_takes_a_chance_of_its_own_for_what_it_tries_slowly() -> None:
+    class Chances(StillClock):
+        chances = iter((0.0, 0.5, 0.75))
+
+        def uniform(self) -> float:
+            return next(self.chances)
+
+    accounts = Accounts(Chances(), Delays(retry_slow=900))
+    dues = []
+    for _ in range(3):
+        view = ImageView(image("a"))
+        accounts.failed(view, view.desired, Failure("NotFound", "", permanent=True), 0)
+        dues.append(view.due - StillClock().now())
+    assert dues == pytest.approx([720, 900, 990])

@@ -70,7 +70,7 @@ async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fa
         following = tasks.create_task(
             follow_losses(
                 agent.node.subscribe,
-                agent.reconciler.suspect_all,
+                agent.reconciler.suspect_lost,
                 on_changed=ears.tell,
                 namespace="k8s.io",
                 settle=0.05,

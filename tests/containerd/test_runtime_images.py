@@ -125,7 +125,7 @@ async def test_events_name_the_image(leased: Containerd) -> None:
             await leased.images.delete(f"{NAME}:1")
             await asyncio.wait([deleted], timeout=0.1)
     event = deleted.result()
-    assert (event.namespace, event.image) == ("k8s.io", f"{NAME}:1")
+    assert (event.namespace, event.subject) == ("k8s.io", f"{NAME}:1")
     assert event.type_url == "containerd.services.images.v1.ImageDelete"
 
 

@@ -283,7 +283,7 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
                     tasks.create_task(
                         follow_losses(
                             node.subscribe,
-                            reconciler.suspect_all,
+                            reconciler.suspect_lost,
                             namespace=node.containerd.namespace,
                             settle=settings.event_settle,
                             reconnect=settings.reconnect,

@@ -33,7 +33,7 @@ class Stage:
         self.node = FakeNode()
         self.swept: list[set[str] | None] = []
         self.sweeping = asyncio.Condition()
-        self.lose: Callable[[], None] = lambda: None
+        self.lose: Callable[[Collection[str]], None] = lambda _: None
         self.health = Health(AgentMetrics().registry)
         self.task: asyncio.Task[None] | None = None
 
@@ -63,7 +63,7 @@ class Stage:
             await self.sweeping.wait_for(lambda: len(self.swept) >= len(sweeps))
         assert self.swept == list(sweeps)
 
-    async def follow(self, on_loss: Callable[[], None], *_: Callable[..., None]) -> None:
+    async def follow(self, on_loss: Callable[[Collection[str]], None], *_: Callable[..., None]) -> None:
         self.lose = on_loss
         await asyncio.Event().wait()
 
@@ -209,7 +209,7 @@ async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:
     async with running(stage):
         await stage.until_status(lambda s: states(s) == {"a": "Ready"})
         stage.node.holds.clear()
-        stage.lose()
+        stage.lose(())
         await stage.until_pulling("a")
 
 

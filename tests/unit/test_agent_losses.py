@@ -12,7 +12,7 @@ from imageprepull.runtime.errors import Unavailable
 class FakeEvent:
     namespace: str
     topic: str = "/images/delete"
-    image: str = ""
+    subject: str = ""
 
 
 async def test_a_swarm_is_told_once_and_a_lost_subscription_is_renewed_and_told() -> None:
@@ -34,7 +34,7 @@ async def test_a_swarm_is_told_once_and_a_lost_subscription_is_renewed_and_told(
 
     task = asyncio.create_task(
         follow_losses(
-            subscribe, lambda: told.put_nowait("loss"), namespace="k8s.io", settle=0.02, reconnect=0.01
+            subscribe, lambda _: told.put_nowait("loss"), namespace="k8s.io", settle=0.02, reconnect=0.01
         )
     )
     async with asyncio.timeout(5):
@@ -57,7 +57,7 @@ async def test_other_namespaces_are_nobodys_loss() -> None:
         await asyncio.Event().wait()
 
     task = asyncio.create_task(
-        follow_losses(subscribe, lambda: told.append("loss"), namespace="k8s.io", settle=0, reconnect=60)
+        follow_losses(subscribe, lambda _: told.append("loss"), namespace="k8s.io", settle=0, reconnect=60)
     )
     await heard.wait()
     await asyncio.sleep(0.01)
@@ -82,7 +82,7 @@ async def test_containers_that_go_free_images_and_lose_none() -> None:
 
     task = asyncio.create_task(
         follow_losses(
-            subscribe, lambda: told.append("loss"), on_freed, namespace="k8s.io", settle=0.01, reconnect=60
+            subscribe, lambda _: told.append("loss"), on_freed, namespace="k8s.io", settle=0.01, reconnect=60
         )
     )
     async with asyncio.timeout(5):
@@ -110,7 +110,7 @@ async def test_changed_records_are_told_by_name_and_a_swarm_once() -> None:
     task = asyncio.create_task(
         follow_losses(
             subscribe,
-            lambda: told.append("loss"),
+            lambda _: told.append("loss"),
             on_changed=on_changed,
             namespace="k8s.io",
             settle=0.01,
@@ -132,8 +132,43 @@ async def test_a_blob_that_somebody_deletes_is_a_loss() -> None:
         yield FakeEvent("k8s.io", "/content/delete")
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(follow_losses(subscribe, told.set, namespace="k8s.io", settle=0, reconnect=60))
+    task = asyncio.create_task(
+        follow_losses(subscribe, lambda _: told.set(), namespace="k8s.io", settle=0, reconnect=60)
+    )
     async with asyncio.timeout(5):
         await told.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_swarm_is_told_by_what_was_deleted_and_after_a_gap_nobody_knows() -> None:
+    told = asyncio.Queue[list[str]]()
+    go_on = asyncio.Event()
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        if go_on.is_set():
+            await asyncio.Event().wait()
+        yield FakeEvent("k8s.io", "/images/delete", "a/b:1")
+        yield FakeEvent("k8s.io", "/content/delete", "sha256:1")
+        yield FakeEvent("k8s.io", "/images/update", "a/c:1")
+        yield FakeEvent("k8s.io", "/containers/delete")
+        yield FakeEvent("k8s.io", "/snapshot/remove", "sha256:2")
+        yield FakeEvent("moby", "/content/delete", "sha256:3")
+        await go_on.wait()
+        raise Unavailable("subscribe", "connection lost")
+
+    task = asyncio.create_task(
+        follow_losses(
+            subscribe,
+            lambda lost: told.put_nowait(sorted(lost)),
+            namespace="k8s.io",
+            settle=0.01,
+            reconnect=0.01,
+        )
+    )
+    async with asyncio.timeout(5):
+        assert await told.get() == ["a/b:1", "sha256:1", "sha256:2"]
+        go_on.set()
+        assert await told.get() == [], "some may have been missed"
     task.cancel()
     await asyncio.wait([task])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure, patient
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.disk import waiting
+from imageprepull.agent.doubts import LookPace
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.losing import LossPace, lost
 from imageprepull.resources.nodeprepull import DesiredImage
@@ -32,6 +33,7 @@ class Delays:
     retry_order: float = 60
     stray_turn: float = 900
     losses: LossPace = field(default_factory=LossPace)
+    looks: LookPace = field(default_factory=LookPace)
 
 
 DELAYS = Delays()

@@ -89,6 +89,7 @@ class ContainerdNode:
             len(found.layers),
             found.our_pin,
             unpinned=found.complete and not found.present,
+            parts=found.parts,
         )
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:

@@ -36,7 +36,8 @@ logger = structlog.get_logger(__name__)
 Sweep = Callable[[Callable[[], Collection[str]] | None], Awaitable[None]]
 """Takes a callable that names the digests still wanted; None while nobody knows them."""
 Follow = Callable[
-    [Callable[[], None], Callable[[], None], Callable[[Collection[str]], None]], Coroutine[Any, Any, None]
+    [Callable[[Collection[str]], None], Callable[[], None], Callable[[Collection[str]], None]],
+    Coroutine[Any, Any, None],
 ]
 """Takes the listeners for losses, for containers that went, and for image records that changed."""
 
@@ -134,7 +135,7 @@ async def serve_node(
         tasks.create_task(reconcile())
         tasks.create_task(reporter.run())
         tasks.create_task(disk.run(lambda: take_again(spec, reconciler, disk), reconciler.wake))
-        tasks.create_task(follow(reconciler.suspect_all, reconciler.retry_used, reconciler.suspect_named))
+        tasks.create_task(follow(reconciler.suspect_lost, reconciler.retry_used, reconciler.suspect_named))
 
 
 def take_again(spec: SpecWatch, reconciler: Reconciler, disk: Unguarded) -> None:

@@ -27,7 +27,7 @@ LOSSES = (
 
 async def follow_losses(
     subscribe: Callable[[Sequence[str]], AsyncIterator[Any]],
-    on_loss: Callable[[], None],
+    on_loss: Callable[[Collection[str]], None],
     on_freed: Callable[[], None] = lambda: None,
     on_changed: Callable[[Collection[str]], None] = lambda _: None,
     *,
@@ -37,41 +37,49 @@ async def follow_losses(
 ) -> None:
     """Call `on_loss` after losses, `on_freed` after containers went, both whenever some may have been missed.
 
-    `on_changed` is told the names of image records that somebody changed, ourselves included. Never ends.
+    `on_loss` is told what was deleted: names of image records, digests of blobs, chain IDs of layers; nothing when some
+    may have been missed. `on_changed` is told the names of image records that somebody changed, ourselves included.
+    Never ends.
 
     Events come in swarms (a collection removes one snapshot after the other): all that follow one within `settle`
     seconds are told together. A lost subscription is renewed after `reconnect` seconds.
     """
-    loop = asyncio.get_running_loop()
-    pending: dict[Callable[[], None], asyncio.TimerHandle] = {}
-    changed: set[str] = set()
-
-    def tell(listener: Callable[[], None]) -> None:
-        del pending[listener]
-        listener()
-
-    def tell_changed() -> None:
-        names = frozenset(changed)
-        changed.clear()
-        on_changed(names)
-
-    listeners = {FREED: on_freed, CHANGED: tell_changed}
+    losses = _Swarm(on_loss, settle)
+    others = {FREED: _Swarm(lambda _: on_freed(), settle), CHANGED: _Swarm(on_changed, settle)}
     try:
         while True:
             try:
-                async for event in subscribe((*LOSSES, *(f'topic=="{topic}"' for topic in listeners))):
-                    if event.namespace != namespace:
-                        continue
-                    if event.topic == CHANGED:
-                        changed.add(event.image)
-                    listener = listeners.get(event.topic, on_loss)
-                    if listener not in pending:
-                        pending[listener] = loop.call_later(settle, tell, listener)
+                async for event in subscribe((*LOSSES, *(f'topic=="{topic}"' for topic in others))):
+                    if event.namespace == namespace:
+                        others.get(event.topic, losses).hear(event.subject)
             except RuntimeFault as fault:
                 logger.debug("runtime events ended", error=str(fault))
             await asyncio.sleep(reconnect)
-            on_loss()
+            on_loss(())
             on_freed()
     finally:
-        for timer in pending.values():
-            timer.cancel()
+        for swarm in (losses, *others.values()):
+            swarm.forget()
+
+
+class _Swarm:
+    """Events of one kind, until they are told together."""
+
+    def __init__(self, listener: Callable[[Collection[str]], None], settle: float) -> None:
+        self._listener = listener
+        self._settle = settle
+        self._names: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def hear(self, name: str) -> None:
+        self._names.add(name)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._settle, self._tell)
+
+    def forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell(self) -> None:
+        names, self._names, self._timer = frozenset(self._names), set(), None
+        self._listener(names)

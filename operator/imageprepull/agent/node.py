@@ -26,6 +26,8 @@ class Held:
     layers: int = 0
     our_pin: bool = False
     unpinned: bool = False
+    parts: frozenset[str] = frozenset()
+    """Of an image that is present: digests of its documents and layers, and the chain IDs of its snapshots."""
 
 
 @dataclass(frozen=True, slots=True)

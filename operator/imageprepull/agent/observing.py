@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
+from imageprepull.agent.doubts import Doubts
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.plan import Key, Observed, repository_of
 from imageprepull.resources.reasons import NO_ROOM
@@ -48,3 +49,16 @@ def concerned(views: Iterable[Key], records: Iterable[str]) -> set[Key]:
     """Of which images some of these records may be; the ID's, which bear no name, are left to the resync."""
     repositories = {repository_of(record) for record in records}
     return {key for key in views if repository_of(key[0]) in repositories}
+
+
+def note_losses(doubts: Doubts, views: Mapping[Key, ImageView], lost: Collection[str]) -> None:
+    """Doubt the images of which `lost` are parts or records. What is nobody's makes all doubtful, and so does nothing."""
+    left = set(lost)
+    for key, view in views.items():
+        if view.held is not None and (parts := view.held.parts.intersection(lost)):
+            doubts.named.add(key)
+            left -= parts
+    doubts.named |= concerned(views, left)
+    own = {reference for reference, _ in views}
+    own |= {f"{repository_of(reference)}@{digest}" for reference, digest in views}
+    doubts.everything = doubts.everything or not lost or not left <= own

@@ -183,8 +183,12 @@ def repository_of(reference: str) -> str:
     return repository if colon and "/" not in tag else name
 
 
-def next_due(desired: Sequence[DesiredImage], observed: Observed, now: float) -> float | None:
-    """Seconds until a failed image may be tried again; None when nothing waits for time."""
+def next_due(
+    desired: Sequence[DesiredImage], observed: Observed, now: float, look: float | None = None
+) -> float | None:
+    """Seconds until a failed image may be tried again, or until the time of `look`; None when nothing waits for time."""
     keys = {key_of(image) for image in desired if image.state is not Desired.PAUSED}
     waits = [due - now for key, due in observed.due.items() if key in keys and due > now]
+    if look is not None:
+        waits.append(max(0.0, look - now))
     return min(waits, default=None)

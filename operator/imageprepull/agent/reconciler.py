@@ -15,9 +15,10 @@ from imageprepull.agent.accounts import DELAYS, Accounts, Delays
 from imageprepull.agent.attempts import Attempts
 from imageprepull.agent.backoff import Failure
 from imageprepull.agent.clock import Clock
+from imageprepull.agent.doubts import Doubts
 from imageprepull.agent.image import Gate, ImageView, log_changes
 from imageprepull.agent.node import Held, Node, NodeError
-from imageprepull.agent.observing import concerned, observed
+from imageprepull.agent.observing import concerned, note_losses, observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
 from imageprepull.agent.pins import pinned_entries
@@ -72,6 +73,7 @@ class Reconciler:
         self._orphans: dict[Key, DesiredImage] = {}
         """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
+        self._doubts = Doubts(delays.looks)
         self._pins: list[Pin] | None = None
         self._pins_doubtful = True
         self._may_pin: set[Key] = set()
@@ -164,16 +166,21 @@ class Reconciler:
                 self._orphans[key] = view.desired
 
     def suspect_all(self) -> None:
-        """Whatever was said about presence may be wrong: the runtime removed something, or was restarted."""
+        """Whatever was said about presence may be wrong: it is asked anew, whatever that takes."""
         self._suspect.update(self.views)
         self._pins_doubtful = True
+        self.wake()
+
+    def suspect_lost(self, lost: Collection[str]) -> None:
+        """The runtime removed these records, blobs and layers; with none of them it was restarted."""
+        note_losses(self._doubts, self.views, lost)
         self.wake()
 
     def suspect_named(self, records: Collection[str]) -> None:
         """Somebody changed these image records: a pull of the kubelet takes the pin from its tag's."""
         if found := concerned(self.views, records):
-            self._suspect |= found
-            self._doubt_pins()
+            self._doubts.named |= found
+            self.wake()
 
     def retry_used(self) -> None:
         """Containers are gone: what could not be removed because one used it may be free now."""
@@ -191,11 +198,10 @@ class Reconciler:
         resync_at = self._clock.now() + self._delays.resync * (0.8 + 0.4 * self._clock.uniform())
         try:
             while True:
-                self._woken.clear()
                 if self._clock.now() >= resync_at:
-                    self._suspect.update(self.views)
-                    self._pins_doubtful = True
+                    self.suspect_all()
                     resync_at = self._clock.now() + self._delays.resync * (0.8 + 0.4 * self._clock.uniform())
+                self._woken.clear()
                 wait = await self.step()
                 until_resync = max(0.0, resync_at - self._clock.now())
                 try:
@@ -213,9 +219,13 @@ class Reconciler:
             # That an object is gone orders nothing. The disk does.
             self._give_way()
             return None
+        turn = self._doubts.take(self.last_step)
+        self._suspect.update(self.views if turn.everything else turn.keys)
+        self._pins_doubtful |= turn.everything or bool(turn.keys)
         answered = await self._ask()
         # No await between reading the state and acting on the plan.
         now = self._clock.now()
+        self._doubts.looked(self.last_step, now)
         observed = self._observed()
         actions = plan(self._desired, observed, now)
         if actions.parallel_downloads is not None and actions.stall_timeout is not None:
@@ -237,7 +247,7 @@ class Reconciler:
         await self._drop_orphans()
         self._give_way()
         self._note_strays()
-        wait = next_due(self._desired, self._observed(), self._clock.now())
+        wait = next_due(self._desired, self._observed(), self._clock.now(), self._doubts.due())
         log_changes(self.views.values())
         if answered:
             return wait

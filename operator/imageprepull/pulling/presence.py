@@ -28,7 +28,8 @@ class Presence:
     `present`: records, documents and every snapshot are there, the CRI shows it, and it is pinned if that was asked.
     `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
     False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set, present or not.
-    `digest`, `config_digest` and `layers` as far as known.
+    `digest`, `config_digest` and `layers` as far as known. `documents`: digests of indexes, manifest and config, of an
+    image that lacks nothing but perhaps its pin.
     """
 
     present: bool
@@ -39,6 +40,15 @@ class Presence:
     complete: bool = False
     pinned: bool = False
     our_pin: bool = False
+    documents: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """By which names the runtime would tell of the loss of anything of a complete image, but for its records."""
+        if not self.complete:
+            return frozenset()
+        layers = (name for layer in self.layers for name in (layer.descriptor.digest, layer.chain_id))
+        return frozenset((*self.documents, *layers))
 
 
 class _MissingError(Exception):
@@ -115,6 +125,9 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         pinned=pinned,
         # The ID's record may mean another image of this config, and carry the pin of that one.
         our_pin=any(PINNED in record.labels and record.target.digest == target for record in records),
+        documents=tuple(
+            one.descriptor.digest for one in (*image.indexes, image.manifest_document, image.config_document)
+        ),
     )
 
 

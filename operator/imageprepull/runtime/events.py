@@ -9,29 +9,36 @@ from datetime import UTC, datetime
 from imageprepull.runtime.protos import events_pb2, images_pb2, types_pb2
 from imageprepull.runtime.rpc import Rpc
 
+_NAMING = ("/images/", "/content/", "/snapshot/")
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`topic` such as /images/create; `image` is the record's name for topics of images, else ""."""
+    """`topic` such as /images/create.
+
+    `subject` is the record's name for topics of images, the digest for those of content, the key for those of snapshots,
+    else "".
+    """
 
     topic: str
     namespace: str
     timestamp: datetime
-    image: str
+    subject: str
     type_url: str
     payload: bytes
 
 
 def _event(message: types_pb2.Envelope) -> Event:
     # containerd writes type URLs without a host part, so protobuf's own Unpack would refuse them.
-    image = ""
-    if message.topic.startswith("/images/"):
-        image = images_pb2.ImageEvent.FromString(message.event.value).name
+    subject = ""
+    if message.topic.startswith(_NAMING):
+        # The events of content and snapshots begin with the same field (containerd api/events/*.proto).
+        subject = images_pb2.ImageEvent.FromString(message.event.value).name
     return Event(
         message.topic,
         message.namespace,
         message.timestamp.ToDatetime(tzinfo=UTC),
-        image,
+        subject,
         message.event.type_url,
         message.event.value,
     )

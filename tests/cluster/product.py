@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.testbed import binaries, product_image
 from tests.testbed.cluster import Cluster
 from tests.testbed.errors import ClusterError
 from tests.testbed.images import BuiltImage, LayerSpec, build_image, executable, push
+from tests.testbed.node import Node
 
 NAMESPACE = "imageprepull-system"
 RELEASE = "imageprepull"
@@ -167,3 +169,22 @@ def kubectl_plugin(cluster: Cluster, *arguments: str) -> subprocess.CompletedPro
         check=False,
         timeout=120,
     )
+
+
+@contextmanager
+def kubelet_with(product: Product, node: Node, changes: dict[str, Any]) -> Iterator[None]:
+    """Start the node's kubelet with other settings; afterwards it is as before."""
+    path = node.folder / "etc" / "node" / "kubelet.json"
+    before = path.read_text()
+
+    def restart(text: str) -> None:
+        node.stop_kubelet()
+        path.write_text(text)
+        node.start_kubelet()
+
+    restart(json.dumps(json.loads(before) | changes))
+    try:
+        yield
+    finally:
+        restart(before)
+        product.cluster.wait_ready([node.name])

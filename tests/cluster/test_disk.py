@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.product import Product, kubectl_plugin, layer, runnable
+from tests.cluster.product import Product, kubectl_plugin, kubelet_with, layer, runnable
 
 pytestmark = pytest.mark.timeout(420)
 NODES = ("a", "b", "c")
@@ -100,3 +100,44 @@ def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(produc
 def events_on(product: Product, name: str, reason: str) -> list[dict[str, Any]]:
     found = product.cluster.get("events.events.k8s.io")["items"]
     return [one for one in found if one["reason"] == reason and one.get("regarding", {}).get("name") == name]
+
+
+SHORT_OF_DISK = {
+    "evictionSoft": {"nodefs.available": "99%"},
+    "evictionSoftGracePeriod": {"nodefs.available": "1h"},
+    "evictionMaxPodGracePeriod": 30,
+}
+"""Every node has less than 99 % of its disk free. For an hour the kubelet says so and evicts nobody."""
+
+
+def says_disk_pressure(product: Product, node: str) -> bool:
+    conditions = product.cluster.get("node", node)["status"]["conditions"]
+    return any(one["type"] == "DiskPressure" and one["status"] == "True" for one in conditions)
+
+
+def entry_states(product: Product, node: str) -> dict[str, str]:
+    """What the operator wants of a node: reference and state."""
+    images = product.cluster.get("nodeprepull", node)["spec"].get("images", [])
+    return {entry["reference"]: entry.get("state", "Present") for entry in images}
+
+
+def test_a_node_whose_kubelet_says_disk_pressure_is_given_no_work(product: Product) -> None:
+    """The agents are told nothing of it, so that the operator alone keeps the image away from that node."""
+    built = runnable(layer(1))
+    kept, image = product.push(runnable(layer(1)), "tests/pressed-kept"), product.push(built, "tests/pressed")
+    product.apply("pressed-kept", kept)
+    product.until_ready("pressed-kept")
+    with kubelet_with(product, product.cluster.node("b"), SHORT_OF_DISK):
+        product.until("the kubelet of b says so", lambda: says_disk_pressure(product, "b"))
+        product.apply("pressed", image)
+        status = product.until_ready("pressed")["status"]
+        assert [(one["reason"], one["count"]) for one in status["skipped"]] == [("NodeDiskPressure", 1)]
+        assert (status["nodes"]["desired"], status["nodes"]["ready"]) == (2, 2)
+        product.until("what b has is paused", lambda: entry_states(product, "b").get(kept) == "Paused")
+        assert image not in entry_states(product, "b")
+        assert not product.images_named("b", image)
+        assert product.cluster.proxy.bytes_of("b", built.layers[1].blob.digest) == 0
+        assert product.images_named("b", kept), "it keeps what it has"
+        assert says_disk_pressure(product, "b"), "all the while"
+    product.until("b has it when it is over", lambda: bool(product.images_named("b", image)))
+    product.until("nothing is paused", lambda: set(entry_states(product, "b").values()) == {"Present"})

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 
-from tests.cluster.product import Product, layer, runnable
-from tests.testbed.node import Node
+from tests.cluster.product import Product, kubelet_with, layer, runnable
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -24,25 +18,6 @@ ALWAYS_OVER = {
     "imageMinimumGCAge": "1ms",
 }
 """Every node has more than 1 % of its disk in use, so that the kubelet wants all unused images gone."""
-
-
-@contextmanager
-def kubelet_with(product: Product, node: Node, changes: dict[str, Any]) -> Iterator[None]:
-    """Start the node's kubelet with other settings; afterwards it is as before."""
-    path = node.folder / "etc" / "node" / "kubelet.json"
-    before = path.read_text()
-
-    def restart(text: str) -> None:
-        node.stop_kubelet()
-        path.write_text(text)
-        node.start_kubelet()
-
-    restart(json.dumps(json.loads(before) | changes))
-    try:
-        yield
-    finally:
-        restart(before)
-        product.cluster.wait_ready([node.name])
 
 
 def test_a_pinned_image_stays_and_an_unpinned_one_comes_back(product: Product) -> None:

@@ -39,7 +39,21 @@ def pinned(product: Product, image: str) -> set[str]:
     return {node for node in NODES if any(one.get("pinned") for one in product.images_named(node, image))}
 
 
-def test_an_upgrade_rolls_all_pods_and_a_pull_in_the_middle_fetches_no_layer_again(product: Product) -> None:
+def plans(product: Product) -> dict[str, tuple[str, int, list[Any]]]:
+    """What each node is told: in which object, how often it was told something else, and its entries."""
+    return {
+        plan["metadata"]["name"]: (
+            plan["metadata"]["uid"],
+            plan["metadata"]["generation"],
+            plan["spec"].get("images", []),
+        )
+        for plan in product.cluster.get("nodeprepull")["items"]
+    }
+
+
+def test_an_upgrade_in_the_middle_of_a_roll_out_rolls_all_pods_admits_nobody_twice_and_fetches_no_byte_again(
+    product: Product,
+) -> None:
     built = runnable(layer(1), layer(2))
     held = built.layers[2].blob.digest
     image = product.push(built, "tests/upgrade")
@@ -51,15 +65,26 @@ def test_an_upgrade_rolls_all_pods_and_a_pull_in_the_middle_fetches_no_layer_aga
             product.layer_states("upgrade", node, image)[:2] == ["Applied", "Applied"] for node in NODES
         ),
     )
-    before = uids(product)
+    product.until("each has the first bytes of layer 3", lambda: product.cluster.proxy.waiting(held) == 3)
+    product.until(
+        "nothing of earlier objects is left to do",
+        lambda: all(len(entries) == 1 for _, _, entries in plans(product).values()),
+    )
+    before, planned, began = uids(product), plans(product), product.get("upgrade")["status"]["startTime"]
+    assert {node: entries[0]["reference"] for node, (_, _, entries) in planned.items()} == dict.fromkeys(
+        NODES, image
+    )
     try:
         product.install("agent.podAnnotations.round=two", "operator.podAnnotations.round=two")
         assert not before.keys() & uids(product).keys(), "every pod is a new one"
+        assert plans(product) == planned, "the new operator has told nobody anything"
         product.cluster.proxy.release(held)
-        product.until_ready("upgrade")
-        for one in built.layers[:2]:
+        document = product.until_ready("upgrade")
+        assert plans(product) == planned, "whoever is admitted was so once, and is still"
+        assert document["status"]["startTime"] == began
+        for one in built.layers:
             for node in NODES:
-                assert product.cluster.proxy.bytes_of(node, one.blob.digest) == one.blob.size
+                assert product.cluster.proxy.bytes_of(node, one.blob.digest) == one.blob.size, node
     finally:
         product.cluster.proxy.release(held)
         product.install()

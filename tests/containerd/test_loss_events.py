@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Collection
 
 import pytest
@@ -76,6 +77,54 @@ async def test_all_that_a_present_image_stands_on_is_named_when_it_goes(
         assert reference in records
         await ears.until(view.held.parts.union(records))
         following.cancel()
+
+
+async def test_a_loss_is_mended_while_others_delete_and_delete(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("beset-0"), layer("beset-1")])
+    reference = fake_serve(fake, image)
+    bench.daemon.trust(reference.partition("/")[0])
+    async with agent_of(bench) as agent, asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(
+            follow_losses(
+                agent.node.subscribe,
+                agent.reconciler.suspect_lost,
+                namespace="k8s.io",
+                settle=0.05,
+                reconnect=1,
+            )
+        )
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=image.digest)])
+        await agent.until(ImageState.READY)
+        enough = asyncio.Event()
+        tasks.create_task(delete_until(bench.containerd, enough))
+        await bench.containerd.content.delete(image.config.digest)
+        await agent.until(ImageState.PULLING)
+        await agent.until(ImageState.READY)
+        assert (await bench.presence(reference, image.digest)).present
+        enough.set()
+        following.cancel()
+
+
+async def delete_until(containerd: Containerd, enough: asyncio.Event) -> None:
+    """What is nobody's, up to fifty times in a second."""
+    await containerd.leases.create("nobodys", {}, 60)
+    leased = containerd.with_lease("nobodys")
+    try:
+        for number in itertools.count():
+            if enough.is_set():
+                break
+            body = f"nobody's {number}".encode()
+            digest = sha256(body)
+            await leased.content.put(
+                f"nobodys-{number}", Descriptor("text/plain", digest, len(body)), body, {}
+            )
+            await leased.content.delete(digest)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), 0.02)
+    finally:
+        await containerd.leases.delete("nobodys")
 
 
 async def subscribed(containerd: Containerd, ears: Ears) -> None:

@@ -11,11 +11,11 @@ from imageprepull.agent.status import image_status
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord, Images
-from tests.containerd.agent_bench import agent_of
-from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_bench
+from tests.containerd.agent_bench import Agent, agent_of
+from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_as_the_kubelet, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import FaultyRegistry
-from tests.testbed.images import build_image
+from tests.testbed.images import BuiltImage, build_image
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_a_tag_follows_the_priority_once(
         reference = fake_serve(fake, image)
     first, second = (DesiredImage(reference=reference, digest=image.digest, priority=1) for image in images)
     async with agent_of(bench, runs=False) as agent:
-        for high in (second, first):
+        for high in (second, first, second):
             agent.reconciler.take_spec(
                 [
                     entry if entry is high else msgspec.structs.replace(entry, priority=0)
@@ -138,4 +138,137 @@ async def test_the_tag_goes_to_the_entry_that_is_left_and_nothing_of_it_with_the
         (reference, f"{name}@{newer.digest}", newer.config.digest), newer.digest
     )
     assert (await bench.presence(reference, newer.digest, pin=True)).present
+    await bench.puller.finish()
+
+
+def moving(fake: FaultyRegistry, daemon: ContainerdDaemon) -> tuple[str, BuiltImage, BuiltImage]:
+    """A tag, what it means first, which is served, and what it means later."""
+    old, new = build_image([layer("moving"), layer("old")]), build_image([layer("moving"), layer("new")])
+    reference = fake_serve(fake, old)
+    daemon.trust(reference.partition("/")[0])
+    return reference, old, new
+
+
+async def settled(agent: Agent) -> None:
+    for _ in range(3):
+        await agent.passed()
+
+
+def said(agent: Agent) -> tuple[str, str, int]:
+    (view,) = agent.reconciler.views.values()
+    shown = image_status(view)
+    # Of containerd 1.6.20, which knows no pins: no matter here.
+    reason = "" if shown.reason == "PinIneffective" else shown.reason
+    return shown.state, reason, view.losses.count
+
+
+@pytest.mark.parametrize("pin", [True, False], ids=["pinned", "not pinned"])
+@pytest.mark.parametrize("there", ["nothing", "the image by the kubelet", "another by the kubelet"])
+async def test_a_tag_that_somebody_else_moves_is_left_and_the_image_held(
+    bench: PullBench,
+    fake: FaultyRegistry,
+    daemon: ContainerdDaemon,
+    *,
+    written: list[str],
+    pin: bool,
+    there: str,
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    entry = DesiredImage(reference=reference, digest=old.digest, pin=pin)
+    if there == "another by the kubelet":
+        fake_serve(fake, build_image([layer("older")]))
+        await pull_as_the_kubelet(daemon, reference)
+        fake_serve(fake, old)
+    elif there != "nothing":
+        await pull_as_the_kubelet(daemon, reference)
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        assert said(agent) == ("Ready", "", 0)
+        assert (await records(bench))[reference] == old.digest, "the order gets its tag, once"
+        fake_serve(fake, new)
+        for _ in range(3):
+            await pull_as_the_kubelet(daemon, reference)
+            written.clear()
+            await settled(agent)
+            assert said(agent) == ("Ready", "HeldByDigest", 0)
+            assert (await records(bench))[reference] == new.digest
+            assert written == []
+        (view,) = agent.reconciler.views.values()
+        assert new.digest in image_status(view).message
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        assert said(agent) == ("Ready", "HeldByDigest", 0), "an agent that starts anew knows it too"
+        await bench.containerd.images.delete(old.config.digest)
+        await settled(agent)
+        assert (await records(bench))[old.config.digest] == old.digest, "what is missing is brought back"
+        assert (await records(bench))[reference] == new.digest, "and the tag is left at that too"
+    by_digest = await bench.containerd.images.get(f"{reference.rpartition(':')[0]}@{old.digest}")
+    assert by_digest is not None
+    assert ("io.cri-containerd.pinned" in by_digest.labels) == pin
+    await bench.puller.finish()
+
+
+async def test_a_tag_that_was_moved_follows_the_next_order_and_the_one_after_it(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    first, second = (DesiredImage(reference=reference, digest=image.digest, pin=True) for image in (old, new))
+    gone = {"state": Desired.ABSENT, "pin": False}
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([first])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        agent.reconciler.take_spec([second, msgspec.structs.replace(first, **gone)])
+        await settled(agent)
+        shown = [image_status(view) for view in agent.reconciler.views.values()]
+        assert [one.state for one in shown] == ["Ready", "Absent"]
+        assert "HeldByDigest" not in [one.reason for one in shown]
+        tag = await bench.containerd.images.get(reference)
+        assert tag is not None
+        assert tag.target.digest == new.digest
+        assert "io.cri-containerd.pinned" in tag.labels
+        agent.reconciler.take_spec([first])
+        await settled(agent)
+        assert said(agent)[:2] == ("Ready", "")
+        assert (await records(bench))[reference] == old.digest, "an order back is an order, too"
+    await bench.puller.finish()
+
+
+async def test_an_order_that_is_given_again_gets_its_tag_again(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    entry = DesiredImage(reference=reference, digest=old.digest)
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        await settled(agent)
+        agent.reconciler.take_spec([msgspec.structs.replace(entry, state=Desired.ABSENT)])
+        await settled(agent)
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        assert said(agent)[:2] == ("Ready", "")
+        assert (await records(bench))[reference] == old.digest
+    await bench.puller.finish()
+
+
+async def test_a_pull_by_hand_gives_the_tag_to_what_it_brings(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        fake_serve(fake, old)
+        await bench.pull(reference)
+        assert (await records(bench))[reference] == old.digest
+        await settled(agent)
+        assert said(agent) == ("Ready", "", 0)
     await bench.puller.finish()

@@ -91,7 +91,7 @@ class FakeNode:
             pinned=image.pin,
             layers=2,
             our_pin=image.reference in self.our_pins,
-            unpinned=unpinned,
+            unmarked=unpinned,
         )
 
     async def pull(self, image: DesiredImage, progress: ImageProgress) -> Pulled:

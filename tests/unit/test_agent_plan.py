@@ -95,17 +95,16 @@ def test_only_entries_that_say_so_are_unpinned(spec: list[DesiredImage], observe
 
 
 @given(specs, observations, st.sets(st.sampled_from(KEYS)))
-def test_what_lacks_nothing_but_its_pin_is_pinned_and_not_pulled(
+def test_what_lacks_nothing_but_our_labels_gets_them_and_is_not_pulled(
     spec: list[DesiredImage], observed: Observed, lacking: set[Key]
 ) -> None:
     present = {**observed.present, **dict.fromkeys(lacking, True)}
-    actions = plan(spec, replace(observed, present=present, unpinned=lacking), NOW)
+    actions = plan(spec, replace(observed, present=present, unmarked=lacking), NOW)
     assert not set(actions.start) & lacking
     expected = {
         key_of(entry)
         for entry in spec
-        if entry.pin
-        and entry.state is not Desired.ABSENT
+        if entry.state is not Desired.ABSENT
         and key_of(entry) in lacking - observed.running
         and observed.pin_due.get(key_of(entry), NOW) <= NOW
         and entry.digest not in {digest for _, digest in observed.removing}

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from imageprepull.agent.accounts import Delays
+from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Compared, NodeError, Pulled
 from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
@@ -681,3 +682,11 @@ async def test_a_pin_that_yields_and_comes_back_makes_nothing_due(bench: Bench) 
     assert await bench.spec(image("a", pin=False)) == []
     assert await bench.spec(image("a", pin=True)) == []
     assert bench.states() == ["a Failed"]
+
+
+def test_an_entry_that_wants_its_pin_again_waits_for_no_earlier_one() -> None:
+    view = ImageView(image("a"), pin_due=2000)
+    view.taken_over(image("a", priority=1))
+    assert view.pin_due == 2000
+    view.taken_over(image("a", priority=1, pin=True))
+    assert view.pin_due == 0

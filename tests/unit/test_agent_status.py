@@ -246,6 +246,15 @@ def test_a_pin_that_the_runtime_does_not_tell_the_kubelet_is_said(
     assert (shown.state, shown.reason) == ("Ready", reason)
 
 
+def test_an_image_whose_tag_somebody_moved_says_where_and_is_ready() -> None:
+    view = view_of(state="Ready")
+    view.held = Held(True, layers=2, tag_means=f"sha256:{'e' * 64}")
+    (shown,) = build_status(report_of(view), WHEN).images
+    assert (shown.state, shown.reason) == ("Ready", "HeldByDigest")
+    assert view.held.tag_means in shown.message
+    assert len(shown.message) < bounds.MESSAGE
+
+
 def test_an_image_whose_tag_means_another_says_which_and_is_ready() -> None:
     view = view_of(state="Ready")
     view.desired = msgspec.structs.replace(view.desired, pin=True)

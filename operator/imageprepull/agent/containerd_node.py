@@ -18,6 +18,7 @@ from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
 from imageprepull.oci.reference import InvalidReference, Reference
 from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.given_tags import by_digest, forget, note
 from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.leases import LeaseTerms, lease_terms
 from imageprepull.pulling.pins import Pin, our_pins
@@ -30,7 +31,14 @@ from imageprepull.pulling.request import KeepBlobs, PullRequest
 from imageprepull.pulling.space import NoRoom
 from imageprepull.registry.client import RegistryClient
 from imageprepull.resources.free_space import parse_amount
-from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, RegistryHold, RegistryStatus
+from imageprepull.resources.nodeprepull import (
+    Agent,
+    Desired,
+    DesiredImage,
+    Disk,
+    RegistryHold,
+    RegistryStatus,
+)
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.discovery import RuntimeInfo
 from imageprepull.runtime.errors import RuntimeFault, SocketMissing, TimedOut
@@ -88,7 +96,8 @@ class ContainerdNode:
             found.pinned,
             len(found.layers),
             found.our_pin,
-            unpinned=found.complete and not found.present,
+            unmarked=found.complete and not (found.present and found.tag_noted),
+            tag_means=found.tag_means,
             parts=found.parts,
         )
 
@@ -126,14 +135,23 @@ class ContainerdNode:
         async def work(reference: Reference) -> None:
             found = await self._presence(image, reference)
             if found.complete and not found.present:
-                await pin(self.containerd, reference, found.digest, found.config_digest)
+                held = by_digest(reference, found.digest) if found.tag_means else reference
+                await pin(self.containerd, held, found.digest, found.config_digest)
+            if found.complete and not found.tag_noted:
+                await note(self.containerd, reference, found.digest)
 
         await self._do(image, work)
 
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """As `Node.unpin`."""
         others = [Reference.parse(other) for other in staying]
-        await self._do(image, lambda reference: unpin(self.containerd, reference, image.digest, others))
+
+        async def work(reference: Reference) -> None:
+            await unpin(self.containerd, reference, image.digest, others)
+            if image.state is Desired.ABSENT:
+                await forget(self.containerd, reference, image.digest)
+
+        await self._do(image, work)
 
     async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
         """As `Node.remove`."""
@@ -150,6 +168,8 @@ class ContainerdNode:
                 lease_labels=self._lease_labels,
             ),
         )
+        if verdict.kept:
+            await self._do(image, lambda reference: forget(self.containerd, reference, image.digest))
         return verdict.kept
 
     async def pins(self) -> list[Pin]:
@@ -236,6 +256,7 @@ class ContainerdNode:
             platform=self.platform,
             snapshotter=self.runtime.snapshotter,
             pin=image.pin,
+            tag_once=True,
             keep_blobs=self._keep_blobs,
             sync=settings.sync,
             keep_lease_on_failure=True,

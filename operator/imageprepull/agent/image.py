@@ -95,6 +95,8 @@ class ImageView:
             self.forget_failures()
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
             self.released = False
+        if desired.pin != self.desired.pin:
+            self.pin_due = 0
         self.desired = desired
 
     def give_tag(self, means: str) -> bool:

@@ -16,8 +16,9 @@ from imageprepull.resources.nodeprepull import Agent, DesiredImage, Disk, Regist
 class Held:
     """What the runtime says about one image, asked just now. `missing` tells what is not there.
 
-    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records. `unpinned`: the
-    image is there, and a record lacks the pin that is wanted.
+    `pinned` is what the CRI says, whoever did it; `our_pin` whether a pin that we set is on the records. `unmarked`: the
+    image is there, and a record lacks a label of ours: the pin that is wanted, or the note that it was given its tag.
+    `tag_means`: the digest to which somebody has moved the tag since.
     """
 
     present: bool
@@ -25,7 +26,8 @@ class Held:
     pinned: bool = False
     layers: int = 0
     our_pin: bool = False
-    unpinned: bool = False
+    unmarked: bool = False
+    tag_means: str = ""
     parts: frozenset[str] = frozenset()
     """Of an image that is present: digests of its documents and layers, and the chain IDs of its snapshots."""
 
@@ -88,7 +90,7 @@ class Node(Protocol):
         """Compare a present image with its blobs. What is broken is gone afterwards."""
 
     async def pin(self, image: DesiredImage) -> None:
-        """Set our pin on the records of an image that lacks nothing else. Nothing is fetched."""
+        """Set what labels of ours the records lack of an image that is whole, if wanted the pin. Nothing is fetched."""
 
     async def unpin(self, image: DesiredImage, staying: Sequence[str] = ()) -> None:
         """Take our pin from the image's records; `staying` are references to the same digest that keep theirs."""

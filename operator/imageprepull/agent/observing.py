@@ -34,7 +34,7 @@ def observed(
         released={key for key, view in views.items() if view.released},
         # Of an image that is not whole, or cannot be judged, only the list may say so.
         pinned={key for key, found in held.items() if found.our_pin} | pinned,
-        unpinned={key for key, found in held.items() if found.unpinned and key not in suspect},
+        unmarked={key for key, found in held.items() if found.unmarked and key not in suspect},
         repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
         verifying=any(view.verifying for view in working.values()),
         removing=removing,

@@ -28,8 +28,8 @@ class Observed:
     """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
-    `pinned`: those that carry a pin of ours. `unpinned`: those that are there without the pin that
-    they ask for, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `verifying`: whether one
+    `pinned`: those that carry a pin of ours. `unmarked`: those that are there without a label of ours
+    that they are to have, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `verifying`: whether one
     is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
     for room on the disk. `held_back`: those of them that must not start now.
     """
@@ -40,7 +40,7 @@ class Observed:
     final: AbstractSet[Key] = frozenset()
     released: AbstractSet[Key] = frozenset()
     pinned: AbstractSet[Key] = frozenset()
-    unpinned: AbstractSet[Key] = frozenset()
+    unmarked: AbstractSet[Key] = frozenset()
     repaired: AbstractSet[Key] = frozenset()
     verifying: bool = False
     removing: AbstractSet[Key] = frozenset()
@@ -96,9 +96,8 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
     pin = tuple(
         key
         for key, image in wanted.items()
-        if image.pin
-        and image.state is not Desired.ABSENT
-        and key in observed.unpinned
+        if image.state is not Desired.ABSENT
+        and key in observed.unmarked
         and key not in observed.running
         and observed.pin_due.get(key, now) <= now
         and not any(other[1] == key[1] for other in observed.removing)

@@ -311,7 +311,7 @@ class Reconciler:
                 # between the records and the end of its lease.
                 self._orphans[key] = view.desired
             view.forget_failures()
-            if not held.unpinned:
+            if not held.unmarked:
                 view.pin_due = 0
         else:
             # What was brought once says nothing about the next pull.
@@ -434,7 +434,7 @@ class Reconciler:
 
     async def _pin(self, key: Key) -> None:
         view = self.views.get(key)
-        if view is None or view.running or view.desired.state is Desired.ABSENT or not view.desired.pin:
+        if view is None or view.running or view.desired.state is Desired.ABSENT:
             return  # the spec changed while another one was pinned, or it is being compared.
         view.pin_due = self._clock.now() + self._delays.repin
         self._may_pin.add(key)

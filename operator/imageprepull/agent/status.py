@@ -43,6 +43,10 @@ _HELD_BY_DIGEST = (
     "two digests are wanted under this tag here, and the tag goes to {}, which has the higher priority or, among equals, "
     "sorts first; this one is held by its digest alone, and a pod that names the tag does not get it"
 )
+_TAG_MOVED = (
+    "somebody else, such as a pod that always pulls, has moved the tag to {} on this node, where it is left; the digest "
+    "that was resolved is held as such, and a pod that names the tag does not get it until the tag is resolved anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,10 @@ def notice(view: ImageView) -> tuple[str, str]:
     if view.state is ImageState.READY and view.tag_means:
         return "HeldByDigest", _HELD_BY_DIGEST.format(view.tag_means)
     held = view.held
+    if view.state is ImageState.READY and held and held.tag_means:
+        return "HeldByDigest", _TAG_MOVED.format(held.tag_means)
     # One that was just taken away is being set again: it is the runtime that ignores it where it is on the records.
-    if view.state is ImageState.READY and view.desired.pin and held and not held.pinned and not held.unpinned:
+    if view.state is ImageState.READY and view.desired.pin and held and not held.pinned and not held.unmarked:
         return "PinIneffective", _PIN_INEFFECTIVE
     here = view.state is ImageState.PULLING or (view.state is ImageState.READY and view.pulled is not None)
     if here and view.progress is not None and view.progress.note:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from imageprepull.pulling.chain import ChainLostError
 from imageprepull.pulling.cleanup import finish_anyway, patiently
 from imageprepull.pulling.documents import ImageDocuments
+from imageprepull.pulling.given_tags import note, without_moved_tag
 from imageprepull.pulling.provenance import forget, remembered
 from imageprepull.pulling.records import missing_below, record_names, take_back, write_records
 from imageprepull.pulling.request import PullRequest
@@ -23,6 +24,8 @@ async def name_image(
 ) -> bool:
     """Write the records and wait until the CRI shows the image by all of them; whether it shows it as pinned.
 
+    With `tag_once`, a tag that somebody has moved since it was given to the image is left where it is.
+
     `containerd` is bound to the lease of the pull, `unleased` to none.
 
     Raises:
@@ -30,12 +33,16 @@ async def name_image(
         PullError: NotVisible.
         RuntimeFault: the runtime did not answer for `settings.visible_timeout` seconds.
     """
-    digest = image.target.digest
+    digest, reference = image.target.digest, request.reference
+    if request.tag_once:
+        reference = await patiently(
+            lambda: without_moved_tag(containerd, request.reference, digest), settings.visible_timeout
+        )
     theirs = await patiently(lambda: remembered(containerd, digest), settings.visible_timeout)
     # Once a record is there the image may look finished: who gave up now would never come to sync its layers.
     await patiently(
         lambda: write_records(
-            containerd, request.reference, image, theirs=theirs, pin=request.pin, by_hand=request.by_hand
+            containerd, reference, image, theirs=theirs, pin=request.pin, by_hand=request.by_hand
         ),
         settings.visible_timeout,
     )
@@ -44,13 +51,15 @@ async def name_image(
         settings.visible_timeout,
     )
     if missing:
-        await finish_anyway(take_back(containerd, request.reference, image), settings.cleanup_timeout)
+        await finish_anyway(take_back(containerd, reference, image), settings.cleanup_timeout)
         raise ChainLostError(f"{missing} was gone when the records were written")
     if theirs:
         # The records say it themselves from now on.
         await patiently(lambda: forget(containerd, digest), settings.visible_timeout)
     config = image.manifest.config.digest
-    names = record_names(request.reference, digest, config)
+    names = record_names(reference, digest, config)
+    if request.tag_once and reference == request.reference:
+        await patiently(lambda: note(containerd, reference, digest), settings.visible_timeout)
     shown = await patiently(lambda: wait_visible(unleased, names, config, settings), settings.visible_timeout)
     reached(Step.VISIBLE, digest)
     return bool(shown and shown.pinned)

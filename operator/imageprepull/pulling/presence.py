@@ -15,6 +15,7 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
 from imageprepull.pulling.durability import believed
+from imageprepull.pulling.given_tags import by_digest, is_noted, moved_to
 from imageprepull.pulling.labels import CRI_PINNED, GC_CONTENT, GC_SNAPSHOT, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
@@ -28,6 +29,8 @@ class Presence:
     `present`: records, documents and every snapshot are there, the CRI shows it, and it is pinned if that was asked.
     `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
     False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set, present or not.
+    `tag_means`: the digest to which somebody has moved the tag since the image was given it; it is held by its own
+    digest then. `tag_noted`: it is noted whether it was.
     `digest`, `config_digest` and `layers` as far as known. `documents`: digests of indexes, manifest and config, of an
     image that lacks nothing but perhaps its pin.
     """
@@ -40,6 +43,8 @@ class Presence:
     complete: bool = False
     pinned: bool = False
     our_pin: bool = False
+    tag_means: str = ""
+    tag_noted: bool = False
     documents: tuple[str, ...] = ()
 
     @property
@@ -86,6 +91,9 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         RuntimeFault: the runtime does not answer.
     """
     wanted = digest or reference.digest
+    tag_means = await moved_to(containerd, reference, wanted) if wanted else ""
+    if tag_means and wanted:
+        reference = by_digest(reference, wanted)
     names = [
         name for name in (reference.tag_record, reference.digest_record(wanted) if wanted else None) if name
     ]
@@ -102,6 +110,7 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         if folders is not None:
             await _folders(containerd, snapshotter, image.layers, folders, lease_labels)
         pinned = await _visible(containerd, names, image.manifest.config.digest)
+        noted = any("@" in record.name and is_noted(reference, record.labels) for record in records)
         # Of an index, its manifest and other packings of one config only one can be the target of the ID's record.
         records += await _records(containerd, [image.manifest.config.digest], None)
     except _MissingError as missing:
@@ -125,6 +134,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         pinned=pinned,
         # The ID's record may mean another image of this config, and carry the pin of that one.
         our_pin=any(PINNED in record.labels and record.target.digest == target for record in records),
+        tag_means=tag_means,
+        tag_noted=noted,
         documents=tuple(
             one.descriptor.digest for one in (*image.indexes, image.manifest_document, image.config_document)
         ),

@@ -25,6 +25,8 @@ class PullRequest:
     `min_free`: what must stay free on the disks that are written to; None is what the kubelet's thresholds demand.
     `urgent` takes what the machine has, for a command or a gated node; else workers have a low priority and wait for
     the disk before they fill the page cache, since pods run beside them.
+    `tag_once`: a tag that was given to this digest before, and that somebody has moved since, is left to them; agents ask
+    so (given_tags.py).
     `by_hand`: the pin is a person's, which no agent takes away.
     `always` is read by callers only: it forbids them to skip the pull because the image is present.
     """
@@ -35,6 +37,7 @@ class PullRequest:
     digest: str | None = None
     pin: bool = False
     by_hand: bool = False
+    tag_once: bool = False
     keep_blobs: KeepBlobs = "after"
     sync: Sync = "background"
     keep_lease_on_failure: bool = False

@@ -7,12 +7,14 @@ tells no progress; what it brought is given the same records and pins as what we
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import structlog
 
 from imageprepull.pulling.documents import read_stored
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
+from imageprepull.pulling.given_tags import note, without_moved_tag
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
 from imageprepull.pulling.provenance import forget, remembered
@@ -50,9 +52,16 @@ async def pull_by_runtime(
     progress.note = f"left to the runtime's own pull, which shows no progress: {failure.message}"
     progress.enter("PullingByRuntime")
     log.warning("an image is left to the runtime", image=name, reason=failure.reason, error=failure.message)
+    containerd, asked = machinery.containerd, request.reference
     try:
-        await machinery.containerd.cri.pull_image(name, machinery.settings.runtime_pull_timeout)
-        return await _finish(machinery, request, progress, name, began)
+        left = asked
+        if digest and request.tag_once:
+            left = await without_moved_tag(containerd, asked, digest)
+        await containerd.cri.pull_image(name, machinery.settings.runtime_pull_timeout)
+        outcome = await _finish(machinery, replace(request, reference=left), progress, name, began)
+        if digest and request.tag_once:
+            # Also where it was before: the runtime's pull took it off the record by digest.
+            await note(containerd, asked, digest)
     except Exception as error:
         found = as_pull_error(error)
         raise PullError(
@@ -60,6 +69,7 @@ async def pull_by_runtime(
             f"{failure.message}; the runtime's own pull failed, too: {found.message}",
             permanent=True,
         ) from error
+    return outcome
 
 
 async def _finish(

@@ -122,6 +122,15 @@ async def test_from_spec_to_pull_to_ready_status(stage: Stage) -> None:
         ] * 5
 
 
+async def test_a_kubelet_that_ignores_pins_shows_in_the_status(stage: Stage) -> None:
+    entry = {"reference": "a", "digest": DIGEST, "pin": True}
+    await stage.server.put("n1", spec={"images": [entry], "kubeletWithoutPins": "v1.28.1"})
+    stage.node.holds.add("a")
+    async with running(stage):
+        ready = await stage.until_status(lambda s: states(s) == {"a": "Ready"})
+        assert ready["images"][0]["reason"] == "PinIneffective"
+
+
 async def test_a_node_that_nobody_chose_is_swept_of_everything_and_nothing_is_written(stage: Stage) -> None:
     async with running(stage):
         await stage.until_swept(None, set())

@@ -246,6 +246,17 @@ def test_a_pin_that_the_runtime_does_not_tell_the_kubelet_is_said(
     assert (shown.state, shown.reason) == ("Ready", reason)
 
 
+@pytest.mark.parametrize(("pin", "reason"), [(True, "PinIneffective"), (False, "")])
+def test_a_pin_that_the_kubelet_ignores_is_said(pin: bool, reason: str) -> None:
+    view = view_of(state="Ready")
+    view.desired = msgspec.structs.replace(view.desired, pin=pin)
+    view.held = Held(True, pinned=pin, layers=2, our_pin=pin)
+    report = replace(report_of(view), kubelet_without_pins="v1.28.1")
+    (shown,) = build_status(report, WHEN).images
+    assert (shown.state, shown.reason) == ("Ready", reason)
+    assert ("v1.28.1" in shown.message) is pin
+
+
 def test_an_image_whose_tag_somebody_moved_says_where_and_is_ready() -> None:
     view = view_of(state="Ready")
     view.held = Held(True, layers=2, tag_means=f"sha256:{'e' * 64}")

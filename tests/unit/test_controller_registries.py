@@ -188,3 +188,19 @@ async def test_the_order_is_written_once_into_the_spec_of_a_node_that_pulls() ->
     assert body["metadata"]["name"] == "busy"
     assert body["spec"]["registries"] == [{"host": "hub", "notBefore": until}]
     assert [image["reference"] for image in body["spec"]["images"]] == [entry["reference"]]
+
+
+async def test_a_node_whose_kubelet_ignores_pins_is_told_so_once_and_again_when_it_is_upgraded() -> None:
+    api = Api()
+    standby = Standby(cast("Any", api), OperatorSettings(access=cast("Any", None), identity="one"))
+    writer = NodeWriter(cast("Any", api), standby, Rate(1000))
+    entry = {"reference": "docker.io/library/a:1", "digest": "sha256:" + "a" * 64, "owners": ["shop/web/1"]}
+    change = added("old", {}, images=[entry])
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "old", "uid": "uid-old"}
+    change.object["metadata"]["ownerReferences"] = [owner]
+    standby.intake.node_prepull(change)
+    for version in ("v1.28.1", ""):
+        standby.world.nodes.update(nodes("old", kubelet_without_pins=version))
+        for _ in range(2):
+            await writer.write("old")
+    assert [body["spec"].get("kubeletWithoutPins", "") for body in api.applied] == ["v1.28.1", ""]

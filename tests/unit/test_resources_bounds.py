@@ -47,6 +47,7 @@ PLACES = {
         "spec.images[].retry.nonce": bounds.NONCE,
         "spec.images[].owners[]": bounds.OWNER,
         "spec.resolve": bounds.RESOLVES,
+        "spec.kubeletWithoutPins": bounds.VERSION,
         "spec.registries": bounds.REGISTRIES,
         "spec.registries[].host": bounds.HOST,
         "status.agent.capabilities": bounds.CAPABILITIES,

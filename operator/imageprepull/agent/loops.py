@@ -76,6 +76,7 @@ async def serve_node(
             views,
             node.registries(),
             reconciler.stray_pins,
+            current.spec.kubelet_without_pins,
         )
 
     async def write(patch: dict[str, object]) -> object:

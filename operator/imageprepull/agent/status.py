@@ -39,6 +39,10 @@ _PIN_INEFFECTIVE = (
     "the image's records carry the pin, but the runtime does not tell the kubelet, whose garbage collection may take "
     "the image; containerd tells it from 1.6.24 and 1.7.5 on"
 )
+_PIN_IGNORED = (
+    "the image is pinned, but the image garbage collection of this node's kubelet, {}, ignores pins and may take it; "
+    "kubelets heed them from 1.25.14, 1.26.9, 1.27.6, 1.28.2 and 1.29 on"
+)
 _HELD_BY_DIGEST = (
     "two digests are wanted under this tag here, and the tag goes to {}, which has the higher priority or, among equals, "
     "sorts first; this one is held by its digest alone, and a pod that names the tag does not get it"
@@ -59,13 +63,15 @@ class Report:
     images: Sequence[ImageView]
     registries: Sequence[RegistryStatus] = ()
     stray_pins: Sequence[StrayPin] = ()
+    kubelet_without_pins: str = ""
+    """As in the spec."""
 
 
 def build_status(
     report: Report, heartbeat: str, *, soft: int = SOFT_BYTES, hard: int = HARD_BYTES
 ) -> NodePrepullStatus:
     """At most `hard` bytes of JSON; at most `soft` as far as leaving details out can do it."""
-    images = [image_status(view) for view in report.images]
+    images = [image_status(view, report.kubelet_without_pins) for view in report.images]
     status = NodePrepullStatus(
         observed_generation=report.generation,
         heartbeat=heartbeat,
@@ -81,15 +87,15 @@ def build_status(
     return shrink(status, soft, hard)
 
 
-def image_status(view: ImageView) -> NodeImageStatus:
-    """One line of the status, within the schema's bounds."""
+def image_status(view: ImageView, kubelet_without_pins: str = "") -> NodeImageStatus:
+    """One line of the status, within the schema's bounds. `kubelet_without_pins` as in the spec."""
     state = view.state
     shown = view.backoff if state in (ImageState.WAITING, ImageState.FAILED, ImageState.PULLING) else None
     ready = state is ImageState.READY
     progress = view.progress
-    reason, message = (shown.reason, shown.message) if shown else notice(view)
+    reason, message = (shown.reason, shown.message) if shown else notice(view, kubelet_without_pins)
     if view.running and view.progress is not None and view.progress.note:
-        reason, message = notice(view)
+        reason, message = notice(view, kubelet_without_pins)
     if view.gate is not None and state in (ImageState.WAITING, ImageState.PAUSED):
         reason, message = view.gate.reason, view.gate.message
     return NodeImageStatus(
@@ -110,7 +116,7 @@ def image_status(view: ImageView) -> NodeImageStatus:
     )
 
 
-def notice(view: ImageView) -> tuple[str, str]:
+def notice(view: ImageView, kubelet_without_pins: str = "") -> tuple[str, str]:
     """Reason and message of an image that has not failed, for what its users should know all the same."""
     if view.state is ImageState.READY and view.tag_means:
         return "HeldByDigest", _HELD_BY_DIGEST.format(view.tag_means)
@@ -120,6 +126,8 @@ def notice(view: ImageView) -> tuple[str, str]:
     # One that was just taken away is being set again: it is the runtime that ignores it where it is on the records.
     if view.state is ImageState.READY and view.desired.pin and held and not held.pinned and not held.unmarked:
         return "PinIneffective", _PIN_INEFFECTIVE
+    if view.state is ImageState.READY and view.desired.pin and kubelet_without_pins:
+        return "PinIneffective", _PIN_IGNORED.format(kubelet_without_pins)
     here = view.state is ImageState.PULLING or (view.state is ImageState.READY and view.pulled is not None)
     if here and view.progress is not None and view.progress.note:
         return "LeftToRuntime", view.progress.note

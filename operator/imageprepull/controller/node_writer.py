@@ -76,13 +76,17 @@ class NodeWriter:
         images = self._retried(name, ordered(rendered.images, order))
         spec = known.object.spec if known else NodePrepullSpec()
         holds = self._holds() if images else []
-        if images == spec.images and not behind(spec.registries, holds):
+        heedless = node.kubelet_without_pins if images else ""
+        if (images, heedless) == (spec.images, spec.kubelet_without_pins) and not behind(
+            spec.registries, holds
+        ):
             if known is not None and ANNOTATION in known.object.metadata.annotations:
                 await self._end_repair(name, known, order)
             return
         registries = standing(spec.registries, holds, clock.now())
         await self._rate.slot()
-        body = _body(node, known, NodePrepullSpec(images=images, registries=registries))
+        spec = NodePrepullSpec(images=images, registries=registries, kubelet_without_pins=heedless)
+        body = _body(node, known, spec)
         document = await self._api.apply(NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True)
         self._writes.inc()
         self._intake.node_prepull_written(document)

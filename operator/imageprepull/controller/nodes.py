@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from imageprepull.controller.kubelets import ignores_pins
 from imageprepull.oci.platform import Platform
+from imageprepull.resources import bounds
 from imageprepull.resources.imageprepull import (
     ImagePrepullSpec,
     LabelSelectorRequirement,
@@ -55,7 +57,10 @@ class Taint:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What planning reads of a Node. Two equal facts lead to the same plan, so heartbeats change nothing."""
+    """What planning reads of a Node. Two equal facts lead to the same plan, so heartbeats change nothing.
+
+    `kubelet_without_pins`: the kubelet's version, where its garbage collection ignores pins.
+    """
 
     name: str
     uid: str = ""
@@ -65,6 +70,7 @@ class NodeFacts:
     architecture: str = "amd64"
     created: str = ""
     disk_pressure: bool = False
+    kubelet_without_pins: str = ""
 
     @property
     def platform(self) -> Platform:
@@ -78,6 +84,7 @@ def read_node(node: Mapping[str, Any]) -> NodeFacts:
     labels = metadata.get("labels") or {}
     reported = (node.get("status") or {}).get("nodeInfo") or {}
     taints = (node.get("spec") or {}).get("taints") or ()
+    kubelet = str(reported.get("kubeletVersion") or "")
     return NodeFacts(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -87,6 +94,7 @@ def read_node(node: Mapping[str, Any]) -> NodeFacts:
         architecture=reported.get("architecture") or labels.get("kubernetes.io/arch") or "amd64",
         created=metadata.get("creationTimestamp") or "",
         disk_pressure=_has_disk_pressure(node),
+        kubelet_without_pins=bounds.cut(kubelet, bounds.VERSION) if ignores_pins(kubelet) else "",
     )
 
 

@@ -14,6 +14,7 @@ MESSAGE = 1024
 """Characters of a message of an image or failure."""
 CONDITION_MESSAGE = 4096
 NONCE = 64
+VERSION = 64
 HOST = 261
 """Characters of a registry's host with its port."""
 OWNER = 360

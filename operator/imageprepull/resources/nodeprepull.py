@@ -107,9 +107,12 @@ class RegistryHold(Model, frozen=True, kw_only=True):
 
 
 class NodePrepullSpec(Model, frozen=True, kw_only=True):
+    """`kubelet_without_pins`: the version of the node's kubelet, where its garbage collection ignores pins."""
+
     images: list[DesiredImage] = []
     resolve: list[ResolveRequest] = []
     registries: list[RegistryHold] = []
+    kubelet_without_pins: str = ""
 
 
 class Agent(Model, frozen=True, kw_only=True):

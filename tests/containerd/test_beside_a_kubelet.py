@@ -13,6 +13,8 @@ from imageprepull.pulling import image as image_module
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.urgency import Manners, Urgency, wanted_elsewhere
 from imageprepull.runtime.connection import Containerd
+from imageprepull.unpacking.conversation import Conversation
+from imageprepull.unpacking.messages import Held, Hurry
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.pull_bench import (
     FAST,
@@ -78,8 +80,8 @@ async def test_a_kubelet_that_pulls_the_same_image_gets_it_and_hurries_us(
     image = build_image([layer("both-0", 50_000), layer("both-1", 400_000)])
     release = asyncio.Event()
     fake.faults[image.layers[1].blob.digest] = [
-        Fault(hold_after=1000, release=release),
-        Fault(hold_after=1000, release=release),
+        Fault(hold_after=100_000, release=release),
+        Fault(hold_after=100_000, release=release),
     ]
     reference = fake_serve(fake, image)
     daemon.trust(reference.partition("/")[0])
@@ -91,14 +93,28 @@ async def test_a_kubelet_that_pulls_the_same_image_gets_it_and_hurries_us(
             seen.append(self)
 
     monkeypatch.setattr(image_module, "Urgency", Seen)
+    told: list[object] = []
+    tell = Conversation._tell
+
+    async def noted(self: Conversation, message: Held | Hurry) -> None:
+        told.append(message)
+        await tell(self, message)
+
+    monkeypatch.setattr(Conversation, "_tell", noted)
     progress = Watched(reference)
     ours = asyncio.create_task(bench.pull(reference, progress, urgent=False))
-    await progress.until(lambda found: found.states()[:1] == ["Applied"])
+    await progress.until(lambda found: found.states() == ["Applied", "Extracting"])
     assert not seen[0].urgent
     theirs = asyncio.create_task(pull_as_the_kubelet(daemon, reference))
 
     await until_urgent(seen[0])
-    release.set()
+    try:
+        async with asyncio.timeout(20):
+            while Hurry() not in told:  # noqa: ASYNC110 - as above.
+                await asyncio.sleep(0.02)
+        assert not ours.done(), "the worker that was at it already"
+    finally:
+        release.set()
     await asyncio.gather(ours, theirs)
     assert (await bench.presence(reference)).present
     await bench.assert_clean()

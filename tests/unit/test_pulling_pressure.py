@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from imageprepull.pulling.plan import Work
 from imageprepull.pulling.pressure import PressureTerms, follow, next_limit, read_stalled
 from imageprepull.pulling.slots import Slots
+from imageprepull.unpacking.frontier import Frontier
 
 TERMS = PressureTerms(low=15, high=40)
 FIGURES = """\
@@ -76,7 +78,7 @@ async def test_without_the_file_nothing_is_limited(tmp_path: Path) -> None:
 
 async def entered(stack: AsyncExitStack, slots: Slots, number: int, *, polite: bool) -> asyncio.Task[object]:
     task: asyncio.Task[object] = asyncio.create_task(
-        stack.enter_async_context(slots.turn(Work(number, 10), polite=polite))
+        stack.enter_async_context(slots.turn(Work(number, 10), polite=lambda: polite))
     )
     for _ in range(3):
         await asyncio.sleep(0)
@@ -110,6 +112,44 @@ async def test_a_raised_limit_gives_turns_at_once_and_a_lowered_one_takes_none_a
         assert "2 of 3 taken (2 of 1 politely)" in repr(slots)
         tasks[2].cancel()
         await asyncio.wait([tasks[2]])
+
+
+async def test_who_waits_politely_has_a_turn_when_somebody_waits_for_it() -> None:
+    slots, polite = Slots(3, spare=0), [True, True]
+    slots.polite = 1
+    async with AsyncExitStack() as stack:
+        tasks: list[asyncio.Task[object]] = []
+        for number in range(2):
+            turn = slots.turn(Work(number, 10), polite=partial(polite.__getitem__, number))
+            tasks.append(asyncio.create_task(stack.enter_async_context(turn)))
+        await asyncio.wait(tasks[:1])
+        assert [task.done() for task in tasks] == [True, False]
+        polite[1] = False
+        slots.look_again()
+        await asyncio.wait(tasks, timeout=5)
+        assert [task.done() for task in tasks] == [True, True]
+        assert "2 of 3 taken (1 of 1 politely)" in repr(slots)
+        polite[0] = False
+    assert "0 of 3 taken (0 of 1 politely)" in repr(slots), "counted as it was admitted"
+
+
+async def test_a_worker_that_comes_back_from_its_download_is_polite_no_more_when_somebody_waits() -> None:
+    slots, polite = Slots(3, spare=3), [True, True]
+    slots.polite = 1
+    frontier = Frontier(10)
+    async with AsyncExitStack() as stack:
+        turn = await stack.enter_async_context(slots.turn(Work(0, 10), polite=lambda: polite[0]))
+        back = asyncio.create_task(turn.follow(frontier).beyond(0))
+        await stack.enter_async_context(slots.turn(Work(1, 10), polite=lambda: polite[1]))
+        frontier.advance(10)
+        await asyncio.wait([back], timeout=0.05)
+        assert not back.done()
+        polite[0] = False
+        slots.look_again()
+        async with asyncio.timeout(5):
+            assert await back == 10
+        assert "2 of 3 taken (1 of 1 politely)" in repr(slots)
+    assert "0 of 3 taken (0 of 1 politely)" in repr(slots)
 
 
 async def test_a_turn_for_one_who_was_cancelled_meanwhile_goes_to_the_next() -> None:

@@ -19,9 +19,10 @@ from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.growing import Growing
 from imageprepull.pulling.layer_folders import Roots
 from imageprepull.pulling.plan import ORDINARY_WINDOW, WIDER_WINDOWS, Work, window_fits
+from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.staging import Staging
-from imageprepull.pulling.urgency import Manners
+from imageprepull.pulling.urgency import Urgency
 from imageprepull.runtime.mounts import Mount
 from imageprepull.unpacking.frames import WIDER_WINDOW, first_window
 from imageprepull.unpacking.frontier import Frontier
@@ -42,7 +43,7 @@ async def entered(
 ) -> asyncio.Task[object]:
     """Asks for a turn; cancelled at the end of the stack if it never came."""
     task: asyncio.Task[object] = asyncio.create_task(
-        stack.enter_async_context(slots.turn(work, polite=polite))
+        stack.enter_async_context(slots.turn(work, polite=lambda: polite))
     )
     stack.callback(task.cancel)
     await settled()
@@ -201,7 +202,7 @@ class Unpacking:
             cast(Workers, SimpleNamespace(extract=self._extract)),
             slots,
             Roots(PurePosixPath("/runtime"), folder),
-            manners=Manners,
+            urgency=Urgency(PullSettings(), urgent=True),
             cleanup_timeout=1,
         )
 

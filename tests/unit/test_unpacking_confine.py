@@ -172,6 +172,15 @@ async def test_a_worker_cannot(stage: Stage, what: str, errno: str) -> None:
 
 
 @root_only
+async def test_a_confined_worker_hears_that_it_is_to_hurry(stage: Stage) -> None:
+    hurry = asyncio.Event()
+    job = asyncio.create_task(stage.run("until_hurried", hurry=hurry))
+    await until(lambda: stage.progress)
+    hurry.set()
+    assert json.loads((await job).diff_id)[0] is False
+
+
+@root_only
 async def test_no_way_leads_out_of_the_directory(stage: Stage) -> None:
     (stage.root / "only").mkdir()
     assert await stage.ask("outside") == {"cwd": True, "slash": True, "above": True, "names": ["only"]}

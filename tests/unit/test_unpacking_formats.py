@@ -255,7 +255,12 @@ def test_a_blob_of_the_plain_type_is_never_decompressed() -> None:
 
 def test_a_polite_worker_waits_for_the_disk_now_and_then() -> None:
     synced: list[int] = []
-    pace = Pace(7, 100, synced.append)
+    hurried = False
+    pace = Pace(7, 100, lambda: hurried, synced.append)
     for _ in range(25):
         pace.wrote(10)
     assert synced == [7, 7]
+    hurried = True
+    for _ in range(25):
+        pace.wrote(10)
+    assert synced == [7, 7], "somebody waits"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from imageprepull.unpacking.conversation import Conversation
 from imageprepull.unpacking.frontier import Frontier
 from imageprepull.unpacking.jobs import ImplicitDirectory, InheritJob, Refused
-from imageprepull.unpacking.messages import Settings
+from imageprepull.unpacking.messages import Held, Hurry, Settings
 from imageprepull.unpacking.workers import WorkerDied, Workers
 from tests.unit.unpacking_zygotes import ROOT, SCENARIOS, Stage, awaited, children, gone, until, zygote
 
@@ -122,6 +123,37 @@ async def test_a_worker_follows_the_frontier(stage: Stage) -> None:
         await until(lambda: awaited(frontier))
         frontier.advance(held)
     assert await job == [10, 300, 700, 1000]
+
+
+async def test_a_worker_at_work_is_told_to_hurry(stage: Stage) -> None:
+    hurry, frontier = asyncio.Event(), Frontier(1000, 10)
+    job = asyncio.create_task(stage.run("until_hurried", frontier=frontier, hurry=hurry))
+    await until(lambda: stage.progress)
+    hurry.set()
+    for held in (300, 1000):
+        await until(lambda: awaited(frontier))
+        frontier.advance(held)
+    assert json.loads((await job).diff_id) == [False, 10, 300, 1000]
+
+
+async def test_a_worker_that_waits_for_its_download_is_told_to_hurry_and_waits_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    tell = Conversation._tell
+
+    async def noted(self: Conversation, message: Held | Hurry) -> None:
+        await tell(self, message)
+        told.append(message)
+
+    monkeypatch.setattr(Conversation, "_tell", noted)
+    hurry, frontier = asyncio.Event(), Frontier(1000, 10)
+    job = asyncio.create_task(stage.run("hurried_while_waiting", frontier=frontier, hurry=hurry))
+    await until(lambda: awaited(frontier))
+    hurry.set()
+    await until(lambda: told == [Hurry()])
+    frontier.advance(1000)
+    assert json.loads((await job).diff_id) == [False, 10, 1000, True]
 
 
 async def test_a_failed_download_ends_the_worker_and_is_raised(stage: Stage) -> None:

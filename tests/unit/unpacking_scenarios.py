@@ -40,17 +40,21 @@ class Scene:
     root: int
     frontier: Callable[[int], int]
     progress: Callable[[int], None]
+    hurried: Callable[[], bool]
 
 
-def extract(
+def extract(  # noqa: PLR0917 - the real one's.
     job: ExtractJob,
     blob: int,
     root: int,
     frontier: Callable[[int], int],
     progress: Callable[[int], None],
+    hurried: Callable[[], bool],
 ) -> Extracted:
     name, _, argument = os.pread(blob, 4096, 0).rstrip(b"\0").decode().partition(" ")
-    answer = globals()[name](Scene(job, blob, root, frontier, progress), json.loads(argument or "null"))
+    answer = globals()[name](
+        Scene(job, blob, root, frontier, progress, hurried), json.loads(argument or "null")
+    )
     if isinstance(answer, Extracted):
         return answer
     return Extracted(diff_id=json.dumps(answer), unpacked_bytes=0, entries=0)
@@ -102,6 +106,20 @@ def end_by(scene: Scene, number: int) -> None:
 def hang(scene: Scene, _: None) -> None:
     scene.progress(1)
     time.sleep(600)
+
+
+def until_hurried(scene: Scene, _: None) -> list[object]:
+    """Whether it was so at first, and that the frontier is answered after it as before."""
+    first = scene.hurried()
+    scene.progress(1)
+    while not scene.hurried():
+        time.sleep(0.001)
+    return [first, *follow(scene, None)]
+
+
+def hurried_while_waiting(scene: Scene, _: None) -> list[object]:
+    first = scene.hurried()
+    return [first, *follow(scene, None), scene.hurried()]
 
 
 def follow(scene: Scene, _: None) -> list[int]:
@@ -220,6 +238,7 @@ def unpack(scene: Scene, asked: tuple[str, int]) -> dict[str, Any]:
         scene.root,
         lambda _: size,
         lambda _: inflating.add(threading.get_ident()),
+        lambda: False,
     )
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return {"beside": inflating != {threading.get_ident()}, "faults": faults}

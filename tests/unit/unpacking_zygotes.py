@@ -79,7 +79,13 @@ class Stage:
         self.progress: list[int] = []
 
     async def run(
-        self, scenario: str, argument: object = None, *, frontier: Frontier | None = None, nice: int = 0
+        self,
+        scenario: str,
+        argument: object = None,
+        *,
+        frontier: Frontier | None = None,
+        nice: int = 0,
+        hurry: asyncio.Event | None = None,
     ) -> Extracted:
         self._blob.write_text(f"{scenario} {json.dumps(argument)}", encoding="ascii")
         size = frontier.size if frontier else self._blob.stat().st_size
@@ -93,6 +99,7 @@ class Stage:
                 frontier=frontier or Frontier(size, size),
                 progress=self.progress.append,
                 nice=nice,
+                hurry=hurry,
             )
         finally:
             os.close(root)

@@ -263,7 +263,7 @@ class ImagePull:
             min_free=request.min_free,
         )
         documents = {image.manifest_document.descriptor.digest, image.manifest.config.digest}
-        async with urgency.watched(machinery.containerd, documents):
+        async with urgency.watched(machinery.containerd, documents, machinery.slots.look_again):
             await self._work.run()
         if request.keep_blobs == "before":
             await keep_now(containerd, blobs)

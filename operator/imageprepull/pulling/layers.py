@@ -132,7 +132,7 @@ class LayerWork:
             workers,
             self._machinery.slots,
             path.roots,
-            manners=self._urgency.manners,
+            urgency=self._urgency,
             cleanup_timeout=self._machinery.settings.cleanup_timeout,
         )
 

@@ -7,7 +7,7 @@ of images that are not urgent fewer may have a turn at once while the disks are 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,20 +15,22 @@ from imageprepull.pulling.plan import Work, next_to_unpack, wider, window_fits
 from imageprepull.unpacking.frontier import Frontier
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Waiting:
-    """A worker to be, or one that has given its turn away (without `work`)."""
+    """A worker to be, or one that has given its turn away (without `work`). `counted`: it was admitted as a polite one."""
 
     work: Work | None
-    polite: bool
+    polite: Callable[[], bool]
     admitted: asyncio.Future[None]
+    counted: bool = False
 
 
 class Slots:
     """`async with slots.turn(work) as turn:` around a worker's life.
 
     `limit` workers have their turn at once. `spare` more may be alive: they wait for bytes, each with its memory.
-    Of the polite ones `polite` have their turn at once; lowering it takes no turn away, fewer are given.
+    Of the polite ones `polite` have their turn at once; lowering it takes no turn away, fewer are given. Who waits is
+    asked each time whether it still is one.
     Those alive share `WIDER_WINDOWS` bytes for what their zstd windows have beyond `ORDINARY_WINDOW`.
     `cores`: that workers may use, as many as turns unless given.
     """
@@ -77,33 +79,37 @@ class Slots:
         self._admit()
 
     @asynccontextmanager
-    async def turn(self, work: Work, *, polite: bool = False) -> AsyncIterator[Turn]:
+    async def turn(self, work: Work, *, polite: Callable[[], bool] = lambda: False) -> AsyncIterator[Turn]:
         """Wait for a turn; it ends with the block."""
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(work, polite, admitted)
         self._waiting.append(waiting)
         self._admit()
-        turn = Turn(self, polite=polite)
         try:
             await admitted
         except asyncio.CancelledError:
             if _granted(admitted):
                 self._ended(work)
-                self.give(polite=polite)
+                self.give(polite=waiting.counted)
             else:
                 self._waiting.remove(waiting)
             raise
+        turn = Turn(self, polite, counted=waiting.counted)
         try:
             yield turn
         finally:
             self._ended(work)
             if turn.taken:
-                self.give(polite=polite)
+                self.give(polite=turn.counted)
             else:
                 self._admit()
 
-    async def take_again(self, *, polite: bool) -> None:
-        """For a turn: wait for it after it was given away. Those who began earlier come first."""
+    def look_again(self) -> None:
+        """Somebody who waits is polite no more."""
+        self._admit()
+
+    async def take_again(self, polite: Callable[[], bool]) -> bool:
+        """For a turn: wait for it after it was given away; whether as a polite one. Those who began earlier come first."""
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(None, polite, admitted)
         self._returning.append(waiting)
@@ -112,10 +118,11 @@ class Slots:
             await admitted
         except asyncio.CancelledError:
             if _granted(admitted):
-                self.give(polite=polite)
+                self.give(polite=waiting.counted)
             else:
                 self._returning.remove(waiting)
             raise
+        return waiting.counted
 
     def give(self, *, polite: bool) -> None:
         """For a turn: let another have it."""
@@ -130,7 +137,8 @@ class Slots:
     def _admit(self) -> None:
         while self._running < self.limit and (chosen := self._next()) is not None:
             self._running += 1
-            self._running_politely += chosen.polite
+            chosen.counted = chosen.polite()
+            self._running_politely += chosen.counted
             chosen.admitted.set_result(None)
 
     def _next(self) -> _Waiting | None:
@@ -139,7 +147,7 @@ class Slots:
 
         def may(waiting: _Waiting) -> bool:
             # One that was cancelled takes itself out at its next turn of the loop.
-            return not waiting.admitted.done() and (politely or not waiting.polite)
+            return not waiting.admitted.done() and (politely or not waiting.polite())
 
         for waiting in self._returning:
             if may(waiting):
@@ -160,10 +168,11 @@ class Slots:
 
 
 class Turn:
-    """The turn of one worker; `taken` while it has it."""
+    """The turn of one worker; `taken` while it has it, `counted` among the polite ones then."""
 
-    def __init__(self, slots: Slots, *, polite: bool) -> None:
+    def __init__(self, slots: Slots, polite: Callable[[], bool], *, counted: bool) -> None:
         self.taken = True
+        self.counted = counted
         self._slots = slots
         self._polite = polite
 
@@ -174,9 +183,9 @@ class Turn:
     async def without(self, waiting: asyncio.Future[int]) -> int:
         """Give the turn away until `waiting` is done, then take it again."""
         self.taken = False
-        self._slots.give(polite=self._polite)
+        self._slots.give(polite=self.counted)
         result = await waiting
-        await self._slots.take_again(polite=self._polite)
+        self.counted = await self._slots.take_again(self._polite)
         self.taken = True
         return result
 

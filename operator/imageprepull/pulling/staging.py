@@ -29,7 +29,7 @@ from imageprepull.pulling.plan import ORDINARY_WINDOW, Work
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
-from imageprepull.pulling.urgency import Manners
+from imageprepull.pulling.urgency import Urgency
 from imageprepull.unpacking.frames import WIDER_WINDOW, first_window
 from imageprepull.unpacking.frontier import Frontier
 from imageprepull.unpacking.jobs import (
@@ -95,7 +95,7 @@ def extract_job(
 class Staging:
     """The fast path for the layers of one image, under its lease. `close` when all is over.
 
-    `manners` are asked for each worker anew.
+    `urgency` is asked for each worker anew.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class Staging:
         slots: Slots,
         roots: Roots,
         *,
-        manners: Callable[[], Manners],
+        urgency: Urgency,
         cleanup_timeout: float,
     ) -> None:
         self._chain = chain
         self._workers = workers
         self._slots = slots
         self._roots = roots
-        self._manners = manners
+        self._urgency = urgency
         self._cleanup_timeout = cleanup_timeout
         self._apart: _Apart | None = None
         self._opening = asyncio.Lock()
@@ -199,14 +199,14 @@ class Staging:
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
         work = Work(position, layer.descriptor.size, max(window, await _first_window(blob, frontier.held)))
-        async with self._slots.turn(work, polite=self._manners().polite) as turn:
+        async with self._slots.turn(work, polite=lambda: self._urgency.manners().polite) as turn:
             extracting()
             key, folder = await self._room(position)
             try:
                 job = extract_job(
                     layer.descriptor,
                     position,
-                    dirty_bytes=self._manners().dirty_bytes,
+                    dirty_bytes=self._urgency.manners().dirty_bytes,
                     threads=1 if self._slots.crowded else 2,
                     window=work.window,
                 )
@@ -276,7 +276,13 @@ class Staging:
         with _opened([folder]) as (root,):
             try:
                 return await self._workers.extract(
-                    job, root=root, blob=blob, frontier=frontier, progress=unpacked, nice=self._manners().nice
+                    job,
+                    root=root,
+                    blob=blob,
+                    frontier=frontier,
+                    progress=unpacked,
+                    nice=self._urgency.manners().nice,
+                    hurry=self._urgency.raised,
                 )
             except Refused as refused:
                 return refused

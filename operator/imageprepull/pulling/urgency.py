@@ -7,9 +7,9 @@ that is not ours and holds the image's manifest or config, which every client of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """Of the next worker. `nice` is added to its priority; `dirty_bytes` as in `ExtractJob`.
+    """Of the next worker, and but for `nice` of those at work. `nice` is added to its priority; `dirty_bytes` as in `ExtractJob`.
 
     `polite` ones have fewer turns while the disks are busy.
     """
@@ -36,10 +36,15 @@ class Manners:
 
 @dataclass(slots=True)
 class Urgency:
-    """Of one image's pull. Once `urgent`, it stays so."""
+    """Of one image's pull. Once `urgent`, it stays so; `raised` is set when it becomes so.
+
+    Workers that are at it already are told by that. Their priority stays: to raise one takes CAP_SYS_NICE, which agents
+    do without.
+    """
 
     settings: PullSettings
     urgent: bool
+    raised: asyncio.Event = field(default_factory=asyncio.Event)
 
     def manners(self) -> Manners:
         """Those of a worker that starts now."""
@@ -48,9 +53,11 @@ class Urgency:
         return Manners(self.settings.polite_nice, self.settings.polite_dirty_bytes, polite=True)
 
     @asynccontextmanager
-    async def watched(self, containerd: Containerd, documents: Collection[str]) -> AsyncIterator[None]:
-        """Become urgent when somebody else holds one of the documents while the block runs."""
-        watching = asyncio.create_task(self._watch(containerd, documents), name="urgency")
+    async def watched(
+        self, containerd: Containerd, documents: Collection[str], raised: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[None]:
+        """Become urgent when somebody else holds one of the documents while the block runs; `raised` is told so."""
+        watching = asyncio.create_task(self._watch(containerd, documents, raised), name="urgency")
         try:
             yield
         finally:
@@ -59,7 +66,9 @@ class Urgency:
         if not watching.cancelled():
             watching.result()
 
-    async def _watch(self, containerd: Containerd, documents: Collection[str]) -> None:
+    async def _watch(
+        self, containerd: Containerd, documents: Collection[str], raised: Callable[[], None]
+    ) -> None:
         while not self.urgent:
             try:
                 self.urgent = await wanted_elsewhere(containerd, documents)
@@ -67,6 +76,8 @@ class Urgency:
                 log.debug("cannot ask who else wants an image", error=str(fault))
             if self.urgent:
                 log.info("somebody waits for an image that is being pulled", documents=sorted(documents))
+                self.raised.set()
+                raised()
             else:
                 await asyncio.sleep(self.settings.wanted_poll)
 

@@ -217,7 +217,7 @@ class _Verification:
             machinery.extraction.workers,
             machinery.slots,
             path.roots,
-            manners=Urgency(machinery.settings, urgent=False).manners,
+            urgency=Urgency(machinery.settings, urgent=False),
             cleanup_timeout=machinery.settings.cleanup_timeout,
         )
 

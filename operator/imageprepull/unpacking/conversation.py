@@ -22,8 +22,10 @@ from imageprepull.unpacking.messages import (
     Failed,
     FromWorker,
     Held,
+    Hurry,
     NotDone,
     Task,
+    ToWorker,
     Unpacked,
     frame,
 )
@@ -42,15 +44,24 @@ class WorkerDied(Exception):
 
 
 class Conversation:
-    """With one worker. `stall`: seconds without a word after which it is given up; waiting for the frontier is free."""
+    """With one worker. `stall`: seconds without a word after which it is given up; waiting for the frontier is free.
+
+    When `hurry` is set, the worker is told so.
+    """
 
     def __init__(
-        self, sock: socket.socket, stall: float, frontier: Frontier | None, progress: Callable[[int], None]
+        self,
+        sock: socket.socket,
+        stall: float,
+        frontier: Frontier | None,
+        progress: Callable[[int], None],
+        hurry: asyncio.Event | None = None,
     ) -> None:
         self._sock = sock
         self._stall = stall
         self._frontier = frontier
         self._progress = progress
+        self._hurry = hurry
         self._received = bytearray()
         self._decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
@@ -100,10 +111,11 @@ class Conversation:
     async def _answer(self) -> FromWorker | None:
         reading = asyncio.ensure_future(self._next())
         asking: asyncio.Future[int] | None = None
+        hurrying = asyncio.ensure_future(self._hurry.wait()) if self._hurry is not None else None
         waiting: set[asyncio.Future[Any]]
         try:
             while True:
-                waiting = {reading} if asking is None else {reading, asking}
+                waiting = {future for future in (reading, asking, hurrying) if future is not None}
                 done, _ = await asyncio.wait(
                     waiting,
                     timeout=self._stall if asking is None else None,
@@ -112,8 +124,11 @@ class Conversation:
                 if not done:
                     raise WorkerDied(f"stalled: no progress for {self._stall:.0f} s")
                 if asking is not None and asking in done:
-                    await self._reply(asking.result())
+                    await self._tell(Held(asking.result()))
                     asking = None
+                if hurrying is not None and hurrying in done:
+                    await self._tell(Hurry())
+                    hurrying = None
                 if reading in done:
                     message = reading.result()
                     if isinstance(message, Beyond) and self._frontier is not None and asking is None:
@@ -126,11 +141,11 @@ class Conversation:
                         return message
                     reading = asyncio.ensure_future(self._next())
         finally:
-            await _cancelled(reading, asking)
+            await _cancelled(reading, asking, hurrying)
 
-    async def _reply(self, held: int) -> None:
+    async def _tell(self, message: ToWorker) -> None:
         try:
-            await asyncio.get_running_loop().sock_sendall(self._sock, frame(Held(held)))
+            await asyncio.get_running_loop().sock_sendall(self._sock, frame(message))
         except (BrokenPipeError, ConnectionResetError):
             return  # the end of what can be read says so too
 

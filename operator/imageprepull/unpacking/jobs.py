@@ -33,7 +33,8 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
     `detect`: whether the compression is found by the blob's first bytes (docker and OCI `+gzip`/`+zstd` types), or
     the blob is taken as a plain tar (OCI `…tar`). `bottom`: layer 0, which has other rules than the rest.
     `size`: of the compressed blob, bytes. `dirty_bytes`: how much may wait to be written to disk before the worker
-    waits for it, 0 for as much as the kernel allows: the priority of a process does not reach its write-back.
+    waits for it, until it is told to hurry, 0 for as much as the kernel allows: the priority of a process does not
+    reach its write-back.
     `threads`: 2 inflates beside writing, for a layer that has a second core to itself; 1 takes less time in all.
     `window`: bytes; zstd frames that ask for more are refused as WIDER_WINDOW (frames.py), to be tried with more.
     """

@@ -31,12 +31,13 @@ _RATIO_FROM = 64 << 20
 _SWITCH_INTERVAL = 0.0002
 
 
-def extract_layer(
+def extract_layer(  # noqa: PLR0917 - what a worker has, and all that it has.
     job: ExtractJob,
     blob: int,
     root: int,
     frontier: Callable[[int], int],
     progress: Callable[[int], None],
+    hurried: Callable[[], bool],
 ) -> Extracted:
     """Unpack a blob into the empty directory `root`; call it in a process of its own.
 
@@ -48,6 +49,7 @@ def extract_layer(
         root: the directory.
         frontier: blocks until more than that many bytes are there, or all; returns how many.
         progress: told the bytes of the tar so far, perhaps by another thread.
+        hurried: whether somebody waits for the layer by now, so that it holds back no more.
 
     Raises:
         Refused: the layer is not one that may or can be unpacked here.
@@ -57,7 +59,7 @@ def extract_layer(
     os.umask(0)
     gc.disable()  # nothing here makes circles, and this process ends with the layer.
     tar = _Tar(job, blob, frontier, progress)
-    pace = Pace(root, job.dirty_bytes) if job.dirty_bytes else None
+    pace = Pace(root, job.dirty_bytes, hurried) if job.dirty_bytes else None
     with _chunks(tar, job.threads) as chunk:
         tree = _unpack(Archive(Stream(chunk, None if pace is None else pace.wrote)), job)
     return Extracted(

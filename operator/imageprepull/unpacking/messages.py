@@ -80,6 +80,10 @@ class Held(msgspec.Struct, frozen=True, tag=True, array_like=True):
     held: int
 
 
+class Hurry(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Somebody waits for the layer now: hold back no more. The only message that nobody asked for."""
+
+
 class Beyond(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The worker waits for the frontier to pass `offset`."""
 
@@ -118,6 +122,7 @@ class Broken(msgspec.Struct, frozen=True, tag=True, array_like=True):
     reason: str
 
 
+ToWorker = Held | Hurry
 FromWorker = Beyond | Unpacked | Done | NotDone | Failed | Broken
 
 

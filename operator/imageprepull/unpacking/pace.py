@@ -1,6 +1,6 @@
 """Bounded write-back: a polite worker waits for the disk before it has filled the page cache for everybody.
 
-Without it the kernel takes gigabytes from us before it makes all who write wait, and a neighbour's fsync waits for
+Until somebody waits for it. Without it the kernel takes gigabytes from us before it makes all who write wait, and a neighbour's fsync waits for
 them; the priority of a process does not reach its write-back.
 """
 
@@ -12,11 +12,18 @@ from imageprepull.unpacking import kernel
 
 
 class Pace:
-    """`wrote` after every piece that went into a file; `most`: bytes that may wait for the disk."""
+    """`wrote` after every piece that went into a file; `most`: bytes that may wait for the disk, unless `hurried`."""
 
-    def __init__(self, root: int, most: int, sync: Callable[[int], None] = kernel.syncfs) -> None:
+    def __init__(
+        self,
+        root: int,
+        most: int,
+        hurried: Callable[[], bool],
+        sync: Callable[[int], None] = kernel.syncfs,
+    ) -> None:
         self._root = root
         self._most = most
+        self._hurried = hurried
         self._sync = sync
         self._dirty = 0
 
@@ -24,5 +31,6 @@ class Pace:
         """Wait for the disk when much was written since the last time. Raises OSError."""
         self._dirty += count
         if self._dirty >= self._most:
-            self._sync(self._root)
+            if not self._hurried():
+                self._sync(self._root)
             self._dirty = 0

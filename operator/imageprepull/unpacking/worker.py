@@ -28,9 +28,10 @@ from imageprepull.unpacking.messages import (
     Done,
     Failed,
     FromWorker,
-    Held,
+    Hurry,
     NotDone,
     Task,
+    ToWorker,
     Unpacked,
     frame,
     receive_descriptors,
@@ -39,8 +40,12 @@ from imageprepull.unpacking.messages import (
 
 PROGRESS_BYTES = 16 << 20
 PROGRESS_SECONDS = 0.1
+# Made in the zygote: what a decoder needs to be made cannot be imported later.
+_FROM_AGENT: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 
-Extract = Callable[[ExtractJob, int, int, Callable[[int], int], Callable[[int], None]], Extracted]
+Extract = Callable[
+    [ExtractJob, int, int, Callable[[int], int], Callable[[int], None], Callable[[], bool]], Extracted
+]
 Inherit = Callable[[InheritJob, int, Sequence[int]], None]
 
 
@@ -115,7 +120,7 @@ def _perform(task: Task, descriptors: Sequence[int], channel: Channel, trade: Tr
             root, blob = descriptors
             channel.size = job.size
             result = msgspec.msgpack.encode(
-                trade.extract(job, blob, root, channel.frontier, channel.progress)
+                trade.extract(job, blob, root, channel.frontier, channel.progress, channel.hurried)
             )
         elif task.kind == "inherit" and trade.inherit is not None:
             trade.inherit(msgspec.msgpack.decode(task.job, type=InheritJob), descriptors[0], descriptors[1:])
@@ -157,12 +162,13 @@ def _describe(error: BaseException) -> str:
 
 
 class Channel:
-    """A worker's end of its socket. `frontier` and `progress` may be called from different threads."""
+    """A worker's end of its socket. Its methods may be called from different threads."""
 
     def __init__(self, sock: socket.socket, held: int, size: int = 0) -> None:
         self.size = size
         self._sock = sock
         self._held = held
+        self._hurried = False
         self._asking = threading.Lock()
         self._sending = threading.Lock()
         self._reported = 0
@@ -174,10 +180,25 @@ class Channel:
             if self._held <= offset and self._held < self.size:
                 self.send(Beyond(offset))
                 try:
-                    self._held = msgspec.msgpack.decode(receive_frame(self._sock), type=Held).held
+                    while isinstance(message := self._receive(), Hurry):
+                        self._hurried = True
+                    self._held = message.held
                 except (EOFError, ConnectionResetError):
                     os._exit(0)  # the agent is gone, and in this thread nobody would hear of it
             return self._held
+
+    def hurried(self) -> bool:
+        """Whether the agent has said that somebody waits; never blocks."""
+        # Who asks for the frontier reads whatever comes meanwhile; else nothing but this can have come.
+        if not self._hurried and self._asking.acquire(blocking=False):
+            try:
+                # No word yet, or none any more: who sends or asks next will see that the agent is gone.
+                with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                    if self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                        self._hurried = isinstance(self._receive(), Hurry)
+            finally:
+                self._asking.release()
+        return self._hurried
 
     def progress(self, unpacked: int) -> None:
         """Say how many bytes were unpacked; cheap, and never waits for an agent that is busy."""
@@ -193,6 +214,9 @@ class Channel:
                 self._reported, self._reported_at = unpacked, now
         finally:
             self._sending.release()
+
+    def _receive(self) -> ToWorker:
+        return _FROM_AGENT.decode(receive_frame(self._sock))
 
     def send(self, message: FromWorker) -> None:
         """Send a message whole."""

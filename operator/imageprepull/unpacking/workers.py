@@ -117,10 +117,11 @@ class Workers:
         frontier: Frontier,
         progress: Callable[[int], None],
         nice: int = 0,
+        hurry: asyncio.Event | None = None,
     ) -> Extracted:
         """Unpack the growing `blob` into the empty directory `root`; returns when its worker was reaped.
 
-        `nice` is added to the one of `start`. A cancellation ends and reaps the worker before it is raised.
+        `nice` is added to the one of `start`; `hurry` lifts the job's `dirty_bytes` when it is set. A cancellation ends and reaps the worker before it is raised.
 
         Raises:
             Refused: the layer's own fault, or beyond what is done here.
@@ -131,7 +132,7 @@ class Workers:
         task = Task("extract", msgspec.msgpack.encode(job), 2, frontier.held)
         with contextlib.ExitStack() as stack:
             views = [self._view(stack, root), self._view_of_file(stack, blob)]
-            result = await self._run(task, views, frontier, progress, nice)
+            result = await self._run(task, views, frontier, progress, nice=nice, hurry=hurry)
         try:
             return msgspec.msgpack.decode(result, type=Extracted)
         except msgspec.MsgspecError as error:
@@ -143,7 +144,7 @@ class Workers:
             views = [self._view(stack, root)]
             views += [self._view(stack, lower, read_only=True) for lower in lowers]
             task = Task("inherit", msgspec.msgpack.encode(job), len(views))
-            await self._run(task, views, None, lambda _: None, nice)
+            await self._run(task, views, None, lambda _: None, nice=nice)
 
     async def probe(self) -> str | None:
         """Try whether a worker can be had and confined; returns why not, and keeps it in `why_not`."""
@@ -153,7 +154,7 @@ class Workers:
                 stack.callback(os.close, root)
                 view = self._view(stack, root)
                 async with asyncio.timeout(_PROBE):
-                    await self._run(Task("probe", b"", 1), [view], None, lambda _: None, 0)
+                    await self._run(Task("probe", b"", 1), [view], None, lambda _: None)
         except TimeoutError:
             self.why_not = f"no worker answered within {_PROBE:.0f} s"
         except (WorkerDied, OSError) as error:
@@ -201,7 +202,9 @@ class Workers:
         descriptors: Sequence[int],
         frontier: Frontier | None,
         progress: Callable[[int], None],
-        nice: int,
+        *,
+        nice: int = 0,
+        hurry: asyncio.Event | None = None,
     ) -> bytes:
         """One worker from fork to reaping; returns the encoded result."""
         number = next(self._numbers)
@@ -209,7 +212,7 @@ class Workers:
         with ours:
             ours.setblocking(False)
             ended = self._expect(number)
-            conversation = Conversation(ours, self._stall, frontier, progress)
+            conversation = Conversation(ours, self._stall, frontier, progress, hurry)
             try:
                 with theirs:
                     await self._send(Start(number, nice), theirs.fileno())

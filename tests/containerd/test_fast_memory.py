@@ -24,11 +24,12 @@ from tests.containerd.conftest import leftovers, wipe
 from tests.containerd.pull_bench import serve
 from tests.containerd.test_pull_cli import COMMAND
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
-from tests.testbed.images import Blob, BuiltLayer, LayerSpec, build_image
+from tests.testbed.images import Blob, BuiltLayer, Entry, LayerSpec, build_image, build_layer
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT = 256 << 20
 LAYERS, FILES, FILE = 3, 6, 24 << 20
+DIRECTORIES = 20_000
 MANY_CORES = (
     COMMAND[0],
     "-c",
@@ -123,4 +124,19 @@ async def test_memory_is_bounded_where_cores_and_windows_are_many(
     """As many workers as a large node has, each of whose layers asks for the widest window."""
     image = build_image([wide_layer(number) for number in range(8)])
     peak = await peak_of_pull(group, MANY_CORES, daemon, serve(registry, image, "memory/wide"))
+    assert 0 < peak < LIMIT, f"{peak >> 20} MiB of anonymous memory"
+
+
+def layer_of_directories() -> BuiltLayer:
+    """Directories with nearly the longest names that are taken, each of which is remembered to the end."""
+    deep = "/".join(["d" * 250] * 7)
+    listed = Entry(kind=tarfile.DIRTYPE, mode=0o755)
+    return build_layer(LayerSpec({f"{deep}/{number}": listed for number in range(DIRECTORIES)}, level=1))
+
+
+async def test_memory_is_bounded_where_cores_and_directories_are_many(
+    containerd: Containerd, daemon: ContainerdDaemon, registry: DockerRegistry, group: Path
+) -> None:
+    image = build_image([layer_of_directories()] * 6)
+    peak = await peak_of_pull(group, MANY_CORES, daemon, serve(registry, image, "memory/directories"))
     assert 0 < peak < LIMIT, f"{peak >> 20} MiB of anonymous memory"

@@ -32,7 +32,7 @@ NO_REASONS = {
         Credentials Permanent Temporary""",
     "names in containerd's configuration": """
         DiscardUnpackedLayers RegistryConfigPath""",
-    "what is tried again at once with more memory, and reaches nobody": "WiderWindow",
+    "what is tried again at once with more memory, and reaches nobody": "WiderWindow MoreDirectories",
     "units of bytes": "Gi Ki Mi Ti",
     "types, in annotations and in __all__": """
         Answer Any Change Informer Mount RpcFailure SnapshotInfo SnapshotKind Snapshots Timings Usage WorkerDied Workers""",

@@ -18,7 +18,7 @@ from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.growing import Growing
 from imageprepull.pulling.layer_folders import Roots
-from imageprepull.pulling.plan import ORDINARY_WINDOW, WIDER_WINDOWS, Work, window_fits
+from imageprepull.pulling.plan import ORDINARY_REMEMBERED, ORDINARY_WINDOW, SHARED_MEMORY, Work, memory_fits
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.staging import Staging
@@ -26,7 +26,14 @@ from imageprepull.pulling.urgency import Urgency
 from imageprepull.runtime.mounts import Mount
 from imageprepull.unpacking.frames import WIDER_WINDOW, first_window
 from imageprepull.unpacking.frontier import Frontier
-from imageprepull.unpacking.jobs import MOST_WINDOW, Extracted, ExtractJob, Refused
+from imageprepull.unpacking.jobs import (
+    MORE_DIRECTORIES,
+    MOST_REMEMBERED,
+    MOST_WINDOW,
+    Extracted,
+    ExtractJob,
+    Refused,
+)
 from imageprepull.unpacking.workers import Workers
 
 MIB = 1 << 20
@@ -113,10 +120,22 @@ def test_windows_fit_beside_each_other_up_to_a_sum(windows: list[int], fit: list
     taken, found = 0, []
     for window in windows:
         work = Work(0, 10, window * MIB)
-        found.append(window_fits(work, taken))
+        found.append(memory_fits(work, taken))
         taken += max(0, work.window - ORDINARY_WINDOW) * found[-1]
     assert found == fit
-    assert taken <= WIDER_WINDOWS
+    assert taken <= SHARED_MEMORY
+
+
+def test_directories_and_windows_share_what_there_is_and_the_largest_has_it_alone() -> None:
+    many, wide = Work(0, 10, 0, MOST_REMEMBERED), Work(0, 10, MOST_WINDOW)
+    assert memory_fits(many, 0)
+    assert not memory_fits(many, ORDINARY_WINDOW)
+    assert not memory_fits(wide, MOST_REMEMBERED - ORDINARY_REMEMBERED)
+    both = Work(0, 10, MOST_WINDOW, MOST_REMEMBERED)
+    assert memory_fits(both, 0), "nobody waits for ever"
+    assert memory_fits(Work(0, 10, ORDINARY_WINDOW, ORDINARY_REMEMBERED), SHARED_MEMORY * 2), (
+        "nor who asks for nothing"
+    )
 
 
 async def test_a_wide_window_has_its_place_as_long_as_its_worker_lives_and_keeps_nobody_else_out() -> None:
@@ -150,7 +169,7 @@ async def test_who_is_cancelled_when_its_turn_comes_gives_its_window_back() -> N
         # No turn of the loop between the end of the block and the cancellation.
         waiting.cancel()
         await asyncio.wait([waiting])
-    assert slots._wider == 0
+    assert slots._beyond == 0
 
 
 def frame(window_log: int, content: bytes = b"") -> bytes:
@@ -233,7 +252,7 @@ def slots() -> Iterator[Slots]:
     made = Slots(1, spare=0)
     yield made
     assert repr(made) == "<Slots 0 of 1 taken, 0 alive, 0 waiting>"
-    assert made._wider == 0
+    assert made._beyond == 0
 
 
 async def test_a_worker_has_one_thread_where_another_waits_for_the_core(tmp_path: Path, slots: Slots) -> None:
@@ -268,8 +287,24 @@ async def test_a_later_frame_with_a_wider_window_gets_a_turn_that_stands_for_it(
     assert [job.window for job in unpacking.jobs] == [8 * MIB, 32 * MIB]
 
 
-async def test_a_worker_that_is_never_content_is_not_asked_for_ever(tmp_path: Path, slots: Slots) -> None:
-    unpacking = Unpacking(tmp_path, slots, [Refused(WIDER_WINDOW, "64 MiB")] * 5)
+async def test_more_directories_than_usual_get_a_turn_that_stands_for_them(
+    tmp_path: Path, slots: Slots
+) -> None:
+    refusals = [Refused(MORE_DIRECTORIES, "4 MiB"), Refused(WIDER_WINDOW, "32 MiB"), None]
+    unpacking = Unpacking(tmp_path, slots, refusals)
+    await unpacking.unpack(frame(20))
+    assert [(job.window, job.remembered) for job in unpacking.jobs] == [
+        (8 * MIB, ORDINARY_REMEMBERED),
+        (8 * MIB, MOST_REMEMBERED),
+        (32 * MIB, MOST_REMEMBERED),
+    ]
+
+
+@pytest.mark.parametrize("reason", [WIDER_WINDOW, MORE_DIRECTORIES])
+async def test_a_worker_that_is_never_content_is_not_asked_for_ever(
+    tmp_path: Path, slots: Slots, reason: str
+) -> None:
+    unpacking = Unpacking(tmp_path, slots, [Refused(reason, "more")] * 5)
     with pytest.raises(Refused):
         await unpacking.unpack(frame(20))
     assert len(unpacking.jobs) == 2

@@ -137,7 +137,11 @@ def test_pax_records_come_back(records: dict[bytes, bytes]) -> None:
     records = {
         key: value
         for key, value in records.items()
-        if b"=" not in key and b"\0" not in key and not key.startswith(b"GNU.sparse")
+        if b"=" not in key
+        and b"\0" not in key
+        and not key.startswith(b"GNU.sparse")
+        # As Go's archive/tar has it; hypothesis knows these names from our own source.
+        and not (key in (b"path", b"linkpath", b"uname", b"gname") and b"\0" in value)
     }
     data = b""
     for key, value in records.items():
@@ -150,7 +154,17 @@ def test_pax_records_come_back(records: dict[bytes, bytes]) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"5 a=b\n", b"8 a=bc\n", b"6 a=b", b"6 abc\n", b"x a=b\n", b"6  a=b\n", b"99 path=x\n", b"10 path=\0\n"],
+    [
+        b"5 a=b\n",
+        b"8 a=bc\n",
+        b"6 a=b",
+        b"6 abc\n",
+        b"x a=b\n",
+        b"6  a=b\n",
+        b"99 path=x\n",
+        b"10 path=\0\n",
+        b"14 linkpath=\0\n",
+    ],
 )
 def test_broken_pax_records_are_refused(data: bytes) -> None:
     with pytest.raises(Refused):

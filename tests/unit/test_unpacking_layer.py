@@ -17,7 +17,14 @@ import zstandard
 
 from imageprepull.unpacking.frames import WIDER_WINDOW
 from imageprepull.unpacking.frontier import Frontier
-from imageprepull.unpacking.jobs import MOST_WINDOW, Extracted, ExtractJob, Refused
+from imageprepull.unpacking.jobs import (
+    MORE_DIRECTORIES,
+    MOST_REMEMBERED,
+    MOST_WINDOW,
+    Extracted,
+    ExtractJob,
+    Refused,
+)
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
 from tests.unit.unpacking_zygotes import SCENARIOS, Stage, zygote
@@ -50,12 +57,25 @@ def stage(folder: Path, blob: bytes) -> tuple[int, int]:
 
 
 async def unpacked(
-    workers: Workers, folder: Path, blob: bytes, threads: int, window: int = MOST_WINDOW
+    workers: Workers,
+    folder: Path,
+    blob: bytes,
+    threads: int,
+    *,
+    window: int = MOST_WINDOW,
+    remembered: int = MOST_REMEMBERED,
 ) -> Extracted:
     root, opened = stage(folder, blob)
     try:
         return await workers.extract(
-            ExtractJob(size=len(blob), detect=True, bottom=True, threads=threads, window=window),
+            ExtractJob(
+                size=len(blob),
+                detect=True,
+                bottom=True,
+                threads=threads,
+                window=window,
+                remembered=remembered,
+            ),
             root=root,
             blob=opened,
             frontier=Frontier(len(blob), len(blob)),
@@ -136,3 +156,21 @@ async def test_no_more_than_some_chunks_of_freed_memory_are_kept(scenes: Workers
     before, used, after = cast(list[int], await Stage(scenes, tmp_path).ask("take_and_free", 64 << 20))
     assert used - before > 60 << 20
     assert after - before < 24 << 20, f"{(after - before) >> 20} MiB are kept"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_more_directories_than_granted_are_refused_to_be_tried_with_more(
+    workers: Workers, tmp_path: Path, listed: bool
+) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for number in range(100):
+            entry = tarfile.TarInfo(f"{'d' * 100}/{number}" + ("" if listed else "/file"))
+            entry.type = tarfile.DIRTYPE if listed else tarfile.REGTYPE
+            tar.addfile(entry)
+    with pytest.raises(Refused) as refused:
+        await unpacked(workers, tmp_path / "few", packed.getvalue(), 2, remembered=10_000)
+    assert (refused.value.refusal.reason, refused.value.refusal.final) == (MORE_DIRECTORIES, False)
+    assert (
+        await unpacked(workers, tmp_path / "many", packed.getvalue(), 2, remembered=50_000)
+    ).entries == 100

@@ -9,17 +9,23 @@ from imageprepull.pulling.documents import ChainLayer
 
 ORDINARY_WINDOW = 8 << 20
 """Bytes; what zstd's levels up to 19 ask for at most, and every worker has room for."""
-WIDER_WINDOWS = 48 << 20
-"""Bytes that all windows together may have beyond the ordinary: two of the widest, six of 16 MiB."""
+ORDINARY_REMEMBERED = 4 << 20
+"""Bytes that every worker may remember of its layer's directories: 40,000 of the usual length."""
+SHARED_MEMORY = 48 << 20
+"""Bytes that all workers together may take beyond the ordinary: two of the widest windows, six of 16 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A layer to be unpacked: its place in the chain, its compressed bytes, and those of its zstd window, if any."""
+    """A layer to be unpacked: its place in the chain, its compressed bytes, and what memory it asks for, as far as known.
+
+    `window`: bytes of its zstd window, if any. `remembered`: bytes of its directories.
+    """
 
     position: int
     size: int
     window: int = 0
+    remembered: int = 0
 
 
 def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list[int]]:
@@ -34,14 +40,18 @@ def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list
     return blobs
 
 
-def wider(work: Work) -> int:
-    """Bytes of its window beyond the ordinary."""
-    return max(0, work.window - ORDINARY_WINDOW)
+def beyond_ordinary(work: Work) -> int:
+    """Bytes that its worker takes beyond those of every worker."""
+    return max(0, work.window - ORDINARY_WINDOW) + max(0, work.remembered - ORDINARY_REMEMBERED)
 
 
-def window_fits(work: Work, taken: int) -> bool:
-    """Whether a layer's window fits beside those at work, which have `taken` bytes beyond the ordinary in all."""
-    return taken + wider(work) <= WIDER_WINDOWS
+def memory_fits(work: Work, taken: int) -> bool:
+    """Whether a layer fits beside those at work, which take `taken` bytes beyond the ordinary in all.
+
+    What asks for more than all may share has it alone; the ordinary never wait.
+    """
+    beyond = beyond_ordinary(work)
+    return not beyond or not taken or taken + beyond <= SHARED_MEMORY
 
 
 def next_to_unpack(waiting: Sequence[Work], slots: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from imageprepull.pulling.plan import Work, next_to_unpack, wider, window_fits
+from imageprepull.pulling.plan import Work, beyond_ordinary, memory_fits, next_to_unpack
 from imageprepull.unpacking.frontier import Frontier
 
 
@@ -31,7 +31,7 @@ class Slots:
     `limit` workers have their turn at once. `spare` more may be alive: they wait for bytes, each with its memory.
     Of the polite ones `polite` have their turn at once; lowering it takes no turn away, fewer are given. Who waits is
     asked each time whether it still is one.
-    Those alive share `WIDER_WINDOWS` bytes for what their zstd windows have beyond `ORDINARY_WINDOW`.
+    Those alive share `SHARED_MEMORY` bytes for what they take beyond every worker's.
     `cores`: that workers may use, as many as turns unless given.
     """
 
@@ -43,7 +43,7 @@ class Slots:
         self._running = 0
         self._running_politely = 0
         self._alive = 0
-        self._wider = 0
+        self._beyond = 0
         self._returning: list[_Waiting] = []
         self._waiting: list[_Waiting] = []
 
@@ -132,7 +132,7 @@ class Slots:
 
     def _ended(self, work: Work) -> None:
         self._alive -= 1
-        self._wider -= wider(work)
+        self._beyond -= beyond_ordinary(work)
 
     def _admit(self) -> None:
         while self._running < self.limit and (chosen := self._next()) is not None:
@@ -156,14 +156,14 @@ class Slots:
         offered = [
             (waiting, waiting.work)
             for waiting in self._waiting
-            if may(waiting) and waiting.work is not None and window_fits(waiting.work, self._wider)
+            if may(waiting) and waiting.work is not None and memory_fits(waiting.work, self._beyond)
         ]
         if not offered or self._alive >= self.limit + self._spare:
             return None
         chosen, work = offered[next_to_unpack([work for _, work in offered], self.limit)]
         self._waiting.remove(chosen)
         self._alive += 1
-        self._wider += wider(work)
+        self._beyond += beyond_ordinary(work)
         return chosen
 
 

@@ -25,7 +25,7 @@ from imageprepull.pulling.errors import DISK_ERRNOS
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.growing import Growing, SpoolRestarted
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
-from imageprepull.pulling.plan import ORDINARY_WINDOW, Work
+from imageprepull.pulling.plan import ORDINARY_REMEMBERED, ORDINARY_WINDOW, Work
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
@@ -33,6 +33,8 @@ from imageprepull.pulling.urgency import Urgency
 from imageprepull.unpacking.frames import WIDER_WINDOW, first_window
 from imageprepull.unpacking.frontier import Frontier
 from imageprepull.unpacking.jobs import (
+    MORE_DIRECTORIES,
+    MOST_REMEMBERED,
     MOST_WINDOW,
     Extracted,
     ExtractJob,
@@ -48,8 +50,13 @@ _HEAD = 64 * 1024
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class _WiderWindow(Exception):
-    """A later frame asks for more than the first ones have."""
+class _NeedsMore(Exception):
+    """The layer takes more memory than its worker was given: a later zstd frame, or its directories."""
+
+    def __init__(self, *, window: int, remembered: int) -> None:
+        super().__init__(window, remembered)
+        self.window = window
+        self.remembered = remembered
 
 
 class CannotStageError(Exception):
@@ -80,6 +87,7 @@ def extract_job(
     dirty_bytes: int = 0,
     threads: int = 2,
     window: int = MOST_WINDOW,
+    remembered: int = MOST_REMEMBERED,
 ) -> ExtractJob:
     """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
     return ExtractJob(
@@ -89,6 +97,7 @@ def extract_job(
         dirty_bytes=dirty_bytes,
         threads=threads,
         window=max(window, ORDINARY_WINDOW),
+        remembered=remembered,
     )
 
 
@@ -138,13 +147,15 @@ class Staging:
             ChainLostError: lease or staging snapshot vanished.
             OSError: the disk.
         """
-        window = 0
+        window, remembered = 0, ORDINARY_REMEMBERED
         while True:
             try:
-                return await self._attempt(layer, position, growing, extracting, unpacked, window=window)
-            except _WiderWindow:
-                log.info("unpacking a layer again, with a wider window", layer=layer.chain_id)
-                window = MOST_WINDOW
+                return await self._attempt(
+                    layer, position, growing, extracting, unpacked, window=window, remembered=remembered
+                )
+            except _NeedsMore as needed:
+                log.info("unpacking a layer again, with more memory", layer=layer.chain_id)
+                window, remembered = needed.window, needed.remembered
             except SpoolRestarted:
                 log.info("unpacking a layer again, its bytes were not the blob's", layer=layer.chain_id)
                 await growing.again()
@@ -192,13 +203,18 @@ class Staging:
         unpacked: Callable[[int], None],
         *,
         window: int,
+        remembered: int,
     ) -> Staged:
-        """As `unpack`. `window`: bytes that its frames are known to ask for, beside what the first ones say."""
+        """As `unpack`. `window`: bytes that its frames are known to ask for, beside what the first ones say.
+
+        `remembered`: bytes that its directories may take.
+        """
         # Both at once: a restart changes both.
         frontier, blob = growing.frontier, growing.fd
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
-        work = Work(position, layer.descriptor.size, max(window, await _first_window(blob, frontier.held)))
+        window = max(window, await _first_window(blob, frontier.held))
+        work = Work(position, layer.descriptor.size, window, remembered)
         async with self._slots.turn(work, polite=lambda: self._urgency.manners().polite) as turn:
             extracting()
             key, folder = await self._room(position)
@@ -208,15 +224,19 @@ class Staging:
                     position,
                     dirty_bytes=self._urgency.manners().dirty_bytes,
                     threads=1 if self._slots.crowded else 2,
-                    window=work.window,
+                    window=window,
+                    remembered=remembered,
                 )
                 result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
                 if growing.frontier is not frontier:
                     raise SpoolRestarted from None
                 raise
-        if job.window < MOST_WINDOW and isinstance(result, Refused) and result.refusal.reason == WIDER_WINDOW:
-            raise _WiderWindow
+        reason = result.refusal.reason if isinstance(result, Refused) else ""
+        if reason == WIDER_WINDOW and job.window < MOST_WINDOW:
+            raise _NeedsMore(window=MOST_WINDOW, remembered=remembered)
+        if reason == MORE_DIRECTORIES and job.remembered < MOST_REMEMBERED:
+            raise _NeedsMore(window=window, remembered=MOST_REMEMBERED)
         # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
         extracted = await self._verified(layer, key, growing, frontier, result)
         unpacked(extracted.unpacked_bytes)

@@ -10,6 +10,10 @@ import msgspec
 
 MOST_WINDOW = 32 << 20
 """Bytes of a zstd frame's window."""
+MOST_REMEMBERED = 48 << 20
+"""Bytes of directories, whose paths and times have to be remembered to the end: half a million of the usual length."""
+MORE_DIRECTORIES = "MoreDirectories"
+"""The reason of a refusal that is none of the layer's: with more memory it may be unpacked."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,8 +25,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     entries: int = 10_000_000
     path_bytes: int = 4096
     """Longer names cannot be created anyway; the kernel's PATH_MAX."""
-    remembered_bytes: int = 64 << 20
-    """Of directories, whose paths and times have to be remembered to the end: half a million of the usual length."""
+    remembered_bytes: int = MOST_REMEMBERED
     zstd_window: int = MOST_WINDOW
     """Frames that ask for a larger window are left to the portable path: memory stays flat."""
 
@@ -37,6 +40,7 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
     reach its write-back.
     `threads`: 2 inflates beside writing, for a layer that has a second core to itself; 1 takes less time in all.
     `window`: bytes; zstd frames that ask for more are refused as WIDER_WINDOW (frames.py), to be tried with more.
+    `remembered`: bytes; directories that take more are refused as MORE_DIRECTORIES, to be tried with more.
     """
 
     size: int
@@ -45,6 +49,7 @@ class ExtractJob(msgspec.Struct, frozen=True, kw_only=True):
     dirty_bytes: int = 0
     threads: int = 2
     window: int = MOST_WINDOW
+    remembered: int = MOST_REMEMBERED
     limits: Limits = Limits()
 
 

@@ -141,7 +141,7 @@ def _feed(tar: _Tar, handoff: Handoff) -> None:
 
 
 def _unpack(archive: Archive, job: ExtractJob) -> Tree:
-    tree = Tree(archive, bottom=job.bottom, limits=job.limits)
+    tree = Tree(archive, bottom=job.bottom, limits=job.limits, remembered=job.remembered)
     name = b""
     try:
         while (header := archive.next()) is not None:

@@ -26,7 +26,7 @@ from imageprepull.unpacking.headers import (
     Header,
 )
 from imageprepull.unpacking.implicit import ImplicitDirectories
-from imageprepull.unpacking.jobs import Limits, Refused
+from imageprepull.unpacking.jobs import MORE_DIRECTORIES, MOST_REMEMBERED, Limits, Refused
 from imageprepull.unpacking.paths import clean, join, parent_of, root_path
 from imageprepull.unpacking.removal import Removed, remove_tree, walk
 
@@ -35,7 +35,7 @@ OPAQUE = b".wh..wh..opq"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {BLOCK_DEVICE: stat.S_IFBLK, CHAR: stat.S_IFCHR, FIFO: stat.S_IFIFO}
 _UINT32 = (1 << 32) - 1
-_MOST_RESOLVED_BYTES = 16 << 20
+_MOST_RESOLVED_BYTES = 4 << 20
 _RECORD_BYTES = 300
 """Memory of what is known of a directory beside its path, about."""
 _SURELY_SHORT = 3584
@@ -45,10 +45,13 @@ _SURELY_SHORT = 3584
 class Tree:
     """One layer under the working directory, which must be empty. `add` per entry, then `finish`."""
 
-    def __init__(self, archive: Archive, *, bottom: bool, limits: Limits) -> None:
+    def __init__(
+        self, archive: Archive, *, bottom: bool, limits: Limits, remembered: int = MOST_REMEMBERED
+    ) -> None:
         self._archive = archive
         self._bottom = bottom
         self._limits = limits
+        self._remembered = remembered
         self._directories = DirectoryTimes()
         # Whether something that paths lead through was removed.
         self._rerouted = False
@@ -139,6 +142,10 @@ class Tree:
                 "TooManyDirectories",
                 f"directories whose paths take more than {self._limits.remembered_bytes} bytes",
                 final=True,
+            )
+        if held > self._remembered:
+            raise Refused(
+                MORE_DIRECTORIES, f"directories whose paths take more than {self._remembered} bytes"
             )
 
     def _make_parents(self, path: bytes) -> None:

@@ -104,7 +104,9 @@ async def test_what_does_not_fit_is_not_begun_and_the_figures_say_why() -> None:
 async def test_two_that_fit_one_by_one_do_not_get_the_same_room() -> None:
     disks = Disks()
     async with followed(disks) as rooms:
-        first, second = (Pull(rooms, Need(snapshots=50 * GB)) for _ in range(2))
+        first = Pull(rooms, Need(snapshots=50 * GB))
+        await first.begun.wait()
+        second = Pull(rooms, Need(snapshots=50 * GB))
         assert "of which other pulls will take 50 GB" in str(await second.refusal())
         await first.end()
         third = Pull(rooms, Need(snapshots=50 * GB))

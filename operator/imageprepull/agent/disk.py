@@ -16,9 +16,10 @@ from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure
 from imageprepull.agent.disk_pressure import Margins, Short, judge_pressure
 from imageprepull.agent.image import Gate
 from imageprepull.pulling.rooms import FileSystem, Rooms
-from imageprepull.pulling.space import DISK_FULL, NODE_DISK_PRESSURE, NoRoom
+from imageprepull.pulling.space import NoRoom
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import DesiredImage, Disk
+from imageprepull.resources.reasons import DISK_FULL, NODE_DISK_PRESSURE
 
 logger = structlog.get_logger(__name__)
 _NEVER = 1 << 30

@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterable
 from imageprepull.pulling.labels import CRI_PINNED, MANAGED, PINNED, RESTORED
 from imageprepull.runtime.images import ImageRecord
 
-ID = "sha256:"
-"""Records named like this are those of image IDs."""
 MADE = "made"
 BY_HAND = "pinned"
 
@@ -46,9 +44,14 @@ def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str])
     return "" if what == of_somebody_else(judged) else what
 
 
+def is_of_id(name: str) -> bool:
+    """Whether a record's name is an image ID, and no reference."""
+    return name.startswith("sha256:")
+
+
 def deletion_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
     """Names first: as long as one is left a retry finds the others by what they point at.
 
     The ID comes last, so that until then the CRI shows the image as what it is.
     """
-    return sorted(records, key=lambda one: (one.name.startswith(ID), "@" in one.name, one.name))
+    return sorted(records, key=lambda one: (is_of_id(one.name), "@" in one.name, one.name))

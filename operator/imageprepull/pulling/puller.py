@@ -33,11 +33,12 @@ from imageprepull.pulling.rooms import Places, Rooms
 from imageprepull.pulling.runtime_pull import pull_by_runtime, runtime_may
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
-from imageprepull.pulling.space import DISK_FULL, NO_THRESHOLDS, Thresholds
+from imageprepull.pulling.space import NO_THRESHOLDS, Thresholds
 from imageprepull.pulling.syncing import Syncing
 from imageprepull.pulling.verification import Verified, read_present, verify
 from imageprepull.pulling.yielding import give_back
 from imageprepull.registry.client import RegistryClient
+from imageprepull.resources.reasons import DISK_FULL
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import RuntimeFault
 from imageprepull.unpacking.workers import Workers

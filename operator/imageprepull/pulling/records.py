@@ -24,7 +24,7 @@ from imageprepull.pulling.labels import (
     ref_key,
     source_label,
 )
-from imageprepull.pulling.ownership import BY_HAND, MADE
+from imageprepull.pulling.ownership import BY_HAND, MADE, is_of_id
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.runtime.connection import Containerd
@@ -228,7 +228,7 @@ async def unpin(
             continue
         if not is_record_of(record.name, record.target.digest, reference, digest):
             continue
-        if record.name in theirs or (staying and _is_id(record.name)):
+        if record.name in theirs or (staying and is_of_id(record.name)):
             continue
         try:
             await containerd.images.update_labels(record.name, {CRI_PINNED: "", PINNED: ""})
@@ -244,11 +244,7 @@ def is_record_of(name: str, target: str, reference: Reference, digest: str) -> b
     Records of other repositories with the same target were pinned by name for somebody else, except the ID's, which
     belongs to all of them.
     """
-    return target == digest and (_is_id(name) or name in _names_of(reference, digest))
-
-
-def _is_id(name: str) -> bool:
-    return name.startswith("sha256:")
+    return target == digest and (is_of_id(name) or name in _names_of(reference, digest))
 
 
 def _names_of(reference: Reference, digest: str) -> set[str]:

@@ -17,7 +17,7 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
 from imageprepull.pulling.leading import records_of
 from imageprepull.pulling.leases import short_lease
-from imageprepull.pulling.ownership import ID, deletion_order, of_somebody_else, taken_since
+from imageprepull.pulling.ownership import deletion_order, is_of_id, of_somebody_else, taken_since
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.cri import CriContainer
 from imageprepull.runtime.errors import NotFound
@@ -149,7 +149,7 @@ async def find_image(containerd: Containerd, digest: str, snapshotter: str) -> F
     """Every record of the image, of other targets with the same config too."""
     records = await containerd.images.list()
     of_target = {record.name for record in records if record.target.digest == digest}
-    ids = {name for name in of_target if name.startswith(ID)}
+    ids = {name for name in of_target if is_of_id(name)}
     for name in sorted(of_target - ids):
         # The ID's record may point at another target by now.
         shown = await containerd.cri.image_status(name)

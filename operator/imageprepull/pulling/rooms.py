@@ -16,7 +16,6 @@ import structlog
 
 from imageprepull.pulling.need import Need
 from imageprepull.pulling.space import (
-    INSUFFICIENT_DISK,
     NoRoom,
     Open,
     Room,
@@ -28,6 +27,7 @@ from imageprepull.pulling.space import (
 )
 from imageprepull.pulling.threads import in_thread
 from imageprepull.resources.free_space import Amount
+from imageprepull.resources.reasons import INSUFFICIENT_DISK
 
 log = structlog.get_logger(__name__)
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 from imageprepull.pulling.errors import DISK_ERROR, PullError
 from imageprepull.pulling.need import Need
-from imageprepull.resources import reasons
 from imageprepull.resources.free_space import Amount
+from imageprepull.resources.reasons import DISK_FULL, INSUFFICIENT_DISK
 
-INSUFFICIENT_DISK = reasons.INSUFFICIENT_DISK
-DISK_FULL = reasons.DISK_FULL
-NODE_DISK_PRESSURE = reasons.NODE_DISK_PRESSURE
 OUT_OF_SPACE = (INSUFFICIENT_DISK, DISK_FULL)
 OF_THE_DISK = (*OUT_OF_SPACE, DISK_ERROR)
 IMAGEFS_AVAILABLE = Amount(percent=15)

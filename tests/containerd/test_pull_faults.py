@@ -296,6 +296,27 @@ async def test_the_bytes_of_a_pull_whose_lease_has_expired_are_not_fetched_again
     await bench.assert_clean()
 
 
+async def test_a_blob_that_is_taken_away_with_the_lease_is_not_fetched_again(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    """The runtime has made the layer of it: where it was placed its name in the spool takes no room, and stays."""
+    image = build_image([layer("taken-0", 50_000), layer("taken-1", 600_000)])
+    release = asyncio.Event()
+    taken, held = (one.blob.digest for one in image.layers)
+    fake.faults[held] = [Fault(hold_after=100_000, release=release)]
+    progress = Watched("x")
+    # What the runtime's store has never had it makes the folders for; nothing is placed before that.
+    await bench.pull(fake_serve(fake, build_image([layer("first")]), "first"))
+    pulling = asyncio.create_task(bench.pull(fake_serve(fake, image), progress))
+    await progress.until(lambda seen: seen.states() == ["Applied", "Downloading"])
+    for lease in await bench.containerd.leases.list():
+        await bench.containerd.leases.delete(lease.id, sync=True)
+    assert await bench.containerd.content.info(taken) is None
+    release.set()
+    await pulling
+    assert [len(fake.gets(digest)) for digest in (taken, held)] == [1, 1]
+
+
 async def test_layers_of_another_boot_are_removed_with_all_that_stands_on_them(
     bench: PullBench, registry: DockerRegistry
 ) -> None:

@@ -145,6 +145,11 @@ class Growing:
         """Where the bytes are now; after `verified`, where they stay until the consumer leaves."""
         return self._part().file.path
 
+    @property
+    def placed(self) -> bool:
+        """Whether the file has a second name in the content store (placing.py), and so takes no room of its own."""
+        return os.fstat(self.fd).st_nlink > 1
+
     async def enter(self) -> None:
         """Take part, and wait until there is a file.
 

@@ -170,6 +170,11 @@ class LayerBlobs:
         held = [digest for digest in self._held if digest not in self._in_content]
         return sorted(held, key=lambda digest: self._positions[digest][0])
 
+    def placed(self, digest: str) -> bool:
+        """Whether a blob held here is the same file in spool and content store, and so takes no room of its own."""
+        held = self._held.get(digest)
+        return held is not None and held.growing.placed
+
     def size(self, digest: str) -> int:
         """Bytes of a blob."""
         return self._descriptor(digest).size

@@ -41,7 +41,7 @@ class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
     `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are
-    committed, for whoever ingests them then. `min_free`: as in `PullRequest`.
+    committed, for whoever ingests them then; those that take no room there stay anyway. `min_free`: as in `PullRequest`.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -149,7 +149,9 @@ class LayerWork:
             for number in positions:
                 group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
         await self._blobs.settle_doubt(digest)
-        if not self._keep_spooled or self._blobs.in_content(digest):
+        needed = self._keep_spooled and not self._blobs.in_content(digest)
+        # Where the lease is taken from us yet, and the content store's copy with it, the bytes are still here.
+        if not needed and not self._blobs.placed(digest):
             await self._blobs.release(digest)
 
     async def _layer(self, number: int) -> None:

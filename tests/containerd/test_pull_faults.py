@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd, connect
@@ -296,22 +297,36 @@ async def test_the_bytes_of_a_pull_whose_lease_has_expired_are_not_fetched_again
     await bench.assert_clean()
 
 
+@pytest.mark.parametrize("when", ["at once", "later"])
 async def test_a_blob_that_is_taken_away_with_the_lease_is_not_fetched_again(
-    bench: PullBench, fake: FaultyRegistry
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The runtime has made the layer of it: where it was placed its name in the spool takes no room, and stays."""
     image = build_image([layer("taken-0", 50_000), layer("taken-1", 600_000)])
-    release = asyncio.Event()
+    release, leases = asyncio.Event(), bench.containerd.leases
     taken, held = (one.blob.digest for one in image.layers)
     fake.faults[held] = [Fault(hold_after=100_000, release=release)]
     progress = Watched("x")
+
+    async def take() -> None:
+        for lease in await leases.list():
+            await leases.delete(lease.id, sync=True)
+        assert await bench.containerd.content.info(taken) is None
+
+    async def apply_and_take(*arguments: Any, **options: Any) -> None:
+        await apply(*arguments, **options)
+        monkeypatch.undo()
+        await take()
+
     # What the runtime's store has never had it makes the folders for; nothing is placed before that.
     await bench.pull(fake_serve(fake, build_image([layer("first")]), "first"))
+    apply = Chain.apply
+    if when == "at once":
+        monkeypatch.setattr(Chain, "apply", apply_and_take)
     pulling = asyncio.create_task(bench.pull(fake_serve(fake, image), progress))
     await progress.until(lambda seen: seen.states() == ["Applied", "Downloading"])
-    for lease in await bench.containerd.leases.list():
-        await bench.containerd.leases.delete(lease.id, sync=True)
-    assert await bench.containerd.content.info(taken) is None
+    if when == "later":
+        await take()
     release.set()
     await pulling
     assert [len(fake.gets(digest)) for digest in (taken, held)] == [1, 1]

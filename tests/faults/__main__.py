@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.faults.faults import Fault, random_faults
+from tests.faults.faults import FAST, PORTABLE, Fault, Way, again, random_faults, random_way
 from tests.faults.node import machine
 from tests.faults.round import Outcome
 from tests.faults.stage import DURATION, Stage, stage
@@ -78,8 +78,11 @@ class Campaign:
                     await self._round(found, len(self.done) + 1)
 
     async def _round(self, found: Stage, seed: int) -> None:
-        faults = random_faults(seed, duration=DURATION, rare=rarest(self.hits), wanting=least_hit(self.hits))
-        outcome = await found.round(faults)
+        way = random_way(seed)
+        faults = random_faults(
+            seed, duration=DURATION, way=way, rare=rarest(self.hits, way), wanting=least_hit(self.hits)
+        )
+        outcome = await found.round(faults, options=way.options)
         verdict = "; ".join(outcome.complaints[:3]) or PASSED
         hits = " ".join(map(str, outcome.hits))
         chunk = Chunk(
@@ -91,27 +94,27 @@ class Campaign:
             f"{self._version} seed {seed}: {verdict} in {outcome.seconds:.1f} s, {len(self.hits)} kills; {hits}"
         )
         if outcome.complaints:
-            show(faults, outcome)
+            show(faults, way, outcome)
 
 
-def show(faults: list[Fault], outcome: Outcome) -> None:
-    say(f"again: --faults {' '.join(map(str, faults))}")
+def show(faults: list[Fault], way: Way, outcome: Outcome) -> None:
+    say(f"again: {again(faults, way)}")
     log = Journal("faults").path.with_name(f"faults-{time.time():.0f}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("\n".join(outcome.complaints) + "\n\n" + outcome.log)
     say(f"log: {log}")
 
 
-async def once(version: str, faults: list[Fault]) -> int:
+async def once(version: str, faults: list[Fault], way: Way) -> int:
     with machine(version) as running:
         async with stage(running) as found:
-            outcome = await found.round(faults)
+            outcome = await found.round(faults, options=way.options)
     say(f"{' '.join(map(str, outcome.hits))} in {outcome.seconds:.1f} s, attempts failed: {outcome.reasons}")
     if outcome.spared:
         say(f"found nothing to hit: {' '.join(map(str, outcome.spared))}")
     say("\n".join(outcome.complaints) or PASSED)
     if outcome.complaints:
-        show(faults, outcome)
+        show(faults, way, outcome)
     return 1 if outcome.complaints else 0
 
 
@@ -121,9 +124,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=250, help="in all, earlier runs included")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no round after these")
     parser.add_argument("--faults", nargs="*", type=Fault.parse)
+    parser.add_argument("--portable", action="store_true", help="with --faults: on the portable path")
     arguments = parser.parse_args()
     if arguments.faults is not None:
-        return asyncio.run(once(arguments.version, arguments.faults))
+        return asyncio.run(
+            once(arguments.version, arguments.faults, PORTABLE if arguments.portable else FAST)
+        )
     campaign = Campaign(arguments.version, arguments.kills, arguments.seconds)
     asyncio.run(campaign.run())
     say(table(campaign.hits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -61,7 +61,23 @@ AFTER_RECORDS = (
 )
 """When these are reached the image is there: a next life has nothing to pull."""
 FAST_STEPS = (*BEFORE_RECORDS, Step.RECORDED, *AFTER_RECORDS)
-PORTABLE_STEPS = (Step.INGESTED, Step.PREPARED, Step.APPLIED, Step.COMMITTED)
+PORTABLE_STEPS = (
+    Step.LEASED,
+    Step.DOCUMENTED,
+    Step.ASKED,
+    Step.FETCHED,
+    Step.SPOOLED,
+    Step.PLACED,
+    Step.INGESTED,
+    Step.PREPARED,
+    Step.APPLIED,
+    Step.COMMITTED,
+    Step.RECORDED,
+    Step.VISIBLE,
+    Step.RELEASED,
+    Step.SYNCED,
+    Step.BELIEVED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +103,54 @@ class Fault:
         return cls(Victim(victim), step, int(occurrence), float(delay))
 
 
-RANDOM_VICTIMS = (
-    *[Victim.AGENT] * 5,
-    *[Victim.DAEMON] * 5,
-    *[Victim.WORKER] * 2,
-    *[Victim.CONNECTION] * 2,
-    Victim.ZYGOTE,
-    Victim.LEASE,
-    Victim.GAP,
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A path that layers take, as far as it can be hit.
+
+    `victims`: each as often as it is named. `moments`: of what is not there all the time, the steps after which it is,
+    before the pull has gone on for long. `options` are the agent's.
+    """
+
+    steps: tuple[Step, ...]
+    victims: tuple[Victim, ...]
+    moments: Mapping[Victim, Sequence[Step]]
+    options: tuple[str, ...] = ()
+
+
+FAST = Way(
+    steps=FAST_STEPS,
+    victims=(
+        *[Victim.AGENT] * 5,
+        *[Victim.DAEMON] * 5,
+        *[Victim.WORKER] * 2,
+        *[Victim.CONNECTION] * 2,
+        Victim.ZYGOTE,
+        Victim.LEASE,
+        Victim.GAP,
+    ),
+    moments={
+        Victim.WORKER: (Step.STAGED, Step.FETCHED, Step.UNPACKED, Step.COMMITTED),
+        Victim.CONNECTION: (Step.FETCHED,),
+        Victim.LEASE: (*BEFORE_RECORDS, Step.RECORDED, Step.KEEPING, Step.INGESTED),
+        Victim.GAP: (
+            Step.STAGED,
+            Step.FETCHED,
+            Step.SPOOLED,
+            Step.UNPACKED,
+            Step.INHERITED,
+            Step.PREPARED,
+        ),
+    },
 )
-_WHILE: dict[Victim, Sequence[Step]] = {
-    Victim.WORKER: (Step.STAGED, Step.FETCHED, Step.UNPACKED, Step.COMMITTED),
-    Victim.CONNECTION: (Step.FETCHED,),
-    Victim.LEASE: (*BEFORE_RECORDS, Step.RECORDED, Step.KEEPING, Step.INGESTED),
-    Victim.GAP: (Step.STAGED, Step.FETCHED, Step.SPOOLED, Step.UNPACKED, Step.INHERITED, Step.PREPARED),
-}
-"""When there is something to hit of these: after these steps, and before the pull has gone on for long."""
+PORTABLE = Way(
+    steps=PORTABLE_STEPS,
+    victims=(*[Victim.AGENT] * 5, *[Victim.DAEMON] * 5, *[Victim.CONNECTION] * 2, *[Victim.LEASE] * 2),
+    moments={
+        Victim.CONNECTION: (Step.FETCHED,),
+        Victim.LEASE: PORTABLE_STEPS[: PORTABLE_STEPS.index(Step.VISIBLE)],
+    },
+    options=("--extraction=portable",),
+)
 _OFTEN = (
     Step.FETCHED,
     Step.SPOOLED,
@@ -110,6 +158,7 @@ _OFTEN = (
     Step.PREPARED,
     Step.EXCHANGED,
     Step.VOUCHED,
+    Step.APPLIED,
     Step.COMMITTED,
     Step.PLACED,
     Step.INGESTED,
@@ -118,29 +167,49 @@ _OFTEN = (
 _LAYERS = 12
 
 
+def random_way(seed: int) -> Way:
+    """Every fourth pull goes the portable path."""
+    return FAST if seed % 4 else PORTABLE
+
+
+def again(faults: Sequence[Fault], way: Way) -> str:
+    """The options of `python -m tests.faults` for these."""
+    portable = "--portable " if way is PORTABLE else ""
+    return f"{portable}--faults {' '.join(map(str, faults))}"
+
+
 def random_faults(
-    seed: int, *, duration: float, rare: Step | None = None, wanting: Victim | None = None, most: int = 3
+    seed: int,
+    *,
+    duration: float,
+    way: Way = FAST,
+    rare: Step | None = None,
+    wanting: Victim | None = None,
+    most: int = 3,
 ) -> list[Fault]:
     """Up to `most` kills of one pull that lasts `duration` seconds undisturbed.
 
     Half of them at a random time, which falls into the long steps; half a few milliseconds after a step, or the short
     ones would never be hit: every other time after `rare`, if given, or a random one. What is there for a part of the
-    pull only is hit a few milliseconds after a step of that part. Every fourth hits `wanting`, if given.
+    pull only is hit a few milliseconds after a step of that part. Every fourth hits `wanting`, if given and the `way`
+    has it.
     """
     chance = random.Random(seed)
-    return [_random_fault(chance, duration, rare, wanting) for _ in range(chance.randint(1, most))]
+    return [_random_fault(chance, duration, way, rare, wanting) for _ in range(chance.randint(1, most))]
 
 
-def _random_fault(chance: random.Random, duration: float, rare: Step | None, wanting: Victim | None) -> Fault:
-    victim = chance.choice(RANDOM_VICTIMS)
-    if wanting is not None and chance.random() < 0.25:
+def _random_fault(
+    chance: random.Random, duration: float, way: Way, rare: Step | None, wanting: Victim | None
+) -> Fault:
+    victim = chance.choice(way.victims)
+    if wanting is not None and wanting in way.victims and chance.random() < 0.25:
         victim = wanting
-    if victim in _WHILE:
-        step = chance.choice(_WHILE[victim])
+    if victim in way.moments:
+        step = chance.choice(way.moments[victim])
         occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
         return Fault(victim, step.value, occurrence, chance.uniform(0, 0.005))
     if chance.random() < 0.5:
         return Fault(victim, delay=chance.uniform(0, duration))
-    step = rare if rare is not None and chance.random() < 0.5 else chance.choice(FAST_STEPS)
+    step = rare if rare is not None and chance.random() < 0.5 else chance.choice(way.steps)
     occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
     return Fault(victim, step.value, occurrence, chance.choice((0.0, 0.0, chance.uniform(0, 0.005))))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from imageprepull.pulling.steps import Step
-from tests.faults.faults import FAST_STEPS, STARTED, SWEPT, Victim
+from tests.faults.faults import STARTED, SWEPT, Victim, Way
 
 ALWAYS = (Victim.AGENT, Victim.WORKER, Victim.DAEMON, Victim.CONNECTION)
 """None of these may have been left out."""
@@ -34,17 +34,17 @@ def counted(hits: Iterable[Hit]) -> Counter[str]:
     return Counter(hit.step for hit in hits)
 
 
-def missed(hits: Sequence[Hit], steps: Sequence[Step] = FAST_STEPS) -> list[str]:
+def missed(hits: Sequence[Hit]) -> list[str]:
     """The steps that no fault fell into, and the victims that none has hit."""
     found = counted(hits)
-    never = [step.value for step in steps if not found[step.value]]
+    never = [step.value for step in Step if not found[step.value]]
     return never + [victim.value for victim in ALWAYS if not any(hit.victim is victim for hit in hits)]
 
 
-def rarest(hits: Iterable[Hit]) -> Step:
-    """The step that is to be hit next."""
+def rarest(hits: Iterable[Hit], way: Way) -> Step:
+    """The step of a way that is to be hit next."""
     found = counted(hits)
-    return min(FAST_STEPS, key=lambda step: found[step.value])
+    return min(way.steps, key=lambda step: found[step.value])
 
 
 def least_hit(hits: Sequence[Hit]) -> Victim:

@@ -8,7 +8,7 @@ import pytest
 
 from imageprepull.pulling.steps import Step
 from tests.faults.check import first
-from tests.faults.faults import AFTER_RECORDS, BEFORE_RECORDS, PORTABLE_STEPS, Fault, Victim
+from tests.faults.faults import AFTER_RECORDS, BEFORE_RECORDS, PORTABLE, Fault, Victim
 from tests.faults.stage import Stage
 
 pytestmark = pytest.mark.timeout(300)
@@ -52,8 +52,8 @@ async def test_death_after_the_last_record(stage: Stage, victim: Victim) -> None
 
 @BOTH
 async def test_death_on_the_portable_path(stage: Stage, victim: Victim) -> None:
-    faults = [Fault(victim, step.value) for step in PORTABLE_STEPS]
-    await survive(stage, faults, "--extraction=portable")
+    steps = (Step.INGESTED, Step.PREPARED, Step.APPLIED, Step.COMMITTED)
+    await survive(stage, [Fault(victim, step.value) for step in steps], *PORTABLE.options)
 
 
 @pytest.mark.parametrize("victim", [Victim.WORKER, Victim.ZYGOTE, Victim.CONNECTION])

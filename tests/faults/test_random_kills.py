@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.pulling.steps import Step
-from tests.faults.faults import random_faults
+from tests.faults.faults import again, random_faults, random_way
 from tests.faults.stage import DURATION, Stage
 from tests.faults.tally import Hit, least_hit, missed, rarest
 
@@ -18,18 +18,17 @@ async def test_pulls_survive_random_kills(stage: Stage, all_hits: list[Hit]) -> 
     seed = 0
     while len(stage.hits) < KILLS:
         seed += 1
+        way = random_way(seed)
         faults = random_faults(
-            seed, duration=DURATION, rare=rarest(stage.hits), wanting=least_hit(stage.hits)
+            seed, duration=DURATION, way=way, rare=rarest(stage.hits, way), wanting=least_hit(stage.hits)
         )
-        outcome = await stage.round(faults)
-        again = f"--version {stage.machine.daemon.version} --faults {' '.join(map(str, faults))}"
-        assert not outcome.complaints, "\n".join(
-            [f"again: python -m tests.faults {again}", *outcome.complaints]
-        )
+        outcome = await stage.round(faults, options=way.options)
+        command = f"python -m tests.faults --version {stage.machine.daemon.version} {again(faults, way)}"
+        assert not outcome.complaints, "\n".join([f"again: {command}", *outcome.complaints])
 
 
 def test_no_step_and_no_victim_was_left_out(all_hits: list[Hit]) -> None:
     """By this and the tests before it."""
     if len(all_hits) < 2 * len(Step):
         pytest.skip("only together with the other tests of this folder")
-    assert missed(all_hits, tuple(Step)) == []
+    assert missed(all_hits) == []

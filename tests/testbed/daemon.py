@@ -257,11 +257,13 @@ def mounts_below(folder: Path) -> list[Path]:
 
 
 def sweep() -> None:
-    """Remove what runs left behind whose process is gone."""
+    """Remove what runs left behind whose process is gone. Where a child of theirs still lives, a later run does."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdecimal() and not Path("/proc", owner).exists():
-            remove(folder)
+            # Another run may be sweeping too.
+            with contextlib.suppress(DaemonFailedError, FileNotFoundError):
+                remove(folder)
 
 
 def run(*command: str) -> None:

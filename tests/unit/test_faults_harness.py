@@ -11,16 +11,32 @@ import pytest
 
 from imageprepull.pulling.steps import Step
 from tests.faults.__main__ import CHECKOUT, ENGINE, engine_digest
-from tests.faults.faults import FAST_STEPS, Victim, random_faults
+from tests.faults.faults import FAST, PORTABLE, Victim, random_faults, random_way
 from tests.faults.tally import ALWAYS, Hit, least_hit, missed, table
 
 
 def test_a_step_or_a_victim_that_was_never_hit_is_named() -> None:
-    hits = [Hit(Victim.AGENT, step.value) for step in FAST_STEPS]
+    hits = [Hit(Victim.AGENT, step.value) for step in Step]
     assert missed(hits) == ["worker", "daemon", "connection"]
     hits += [Hit(victim, Step.FETCHED.value) for victim in ALWAYS]
     assert missed(hits) == []
-    assert missed(hits[1:]) == [FAST_STEPS[0].value]
+    assert missed(hits[1:]) == [Step.LEASED.value]
+
+
+def test_each_step_is_on_one_of_the_ways_and_each_way_gets_its_turn() -> None:
+    assert {*FAST.steps, *PORTABLE.steps} == set(Step)
+    ways = [random_way(seed) for seed in range(1, 5)]
+    assert (ways.count(FAST), ways.count(PORTABLE)) == (3, 1)
+
+
+def test_on_the_portable_path_nobody_is_to_be_hit_who_is_not_there() -> None:
+    faults = [
+        fault
+        for seed in range(400)
+        for fault in random_faults(seed, duration=1.5, way=PORTABLE, wanting=Victim.WORKER)
+    ]
+    assert {fault.victim for fault in faults} == set(PORTABLE.victims)
+    assert {fault.step for fault in faults} <= {"", *PORTABLE.steps}
 
 
 def test_victims_that_must_be_hit_are_shown_though_none_was() -> None:

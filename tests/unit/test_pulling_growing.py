@@ -250,6 +250,24 @@ async def test_the_file_stays_for_a_user_who_came_before_the_others_left(bench: 
     await ingest.__aexit__(None, None, None)
 
 
+async def test_a_pull_that_fails_after_one_of_its_users_got_the_blob_still_comes_for_it(bench: Bench) -> None:
+    """As one whose blob was ingested, and whose layer was not made of it."""
+    wanted = bench.wanted(keep=True)
+
+    async def fail() -> None:
+        async with bench.spool.growing(wanted):
+            async with bench.spool.blob(wanted):
+                pass
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await fail()
+    assert len(bench.left()) == 2
+    async with bench.spool.blob(wanted) as path:
+        assert path.read_bytes() == BODY
+    assert bench.received == len(BODY)
+
+
 async def test_a_blob_of_the_runtime_needs_no_registry(bench: Bench) -> None:
     async def content(offset: int) -> AsyncIterator[bytes]:
         for start in range(offset, len(BODY), 100_000):

@@ -183,8 +183,11 @@ class Spool:
         digest = wanted.descriptor.digest
         async with self._opening.hold(digest):
             shared.users.remove(user)
+            # Who uses it twice, as a pull that holds it and has it ingested, has what it wants by the last to end.
             if user.content:
                 shared.served.add(wanted.owner)
+            else:
+                shared.served.discard(wanted.owner)
             if shared.users:
                 return
             if self._shared.get(digest) is shared:

@@ -170,10 +170,17 @@ class LayerBlobs:
         held = [digest for digest in self._held if digest not in self._in_content]
         return sorted(held, key=lambda digest: self._positions[digest][0])
 
-    def placed(self, digest: str) -> bool:
-        """Whether a blob held here is the same file in spool and content store, and so takes no room of its own."""
+    async def copied(self, containerd: Containerd, digest: str) -> bool:
+        """Whether the content store has a copy of its own of a blob held here, which so takes room twice.
+
+        Raises:
+            RuntimeFault: the runtime does not answer.
+        """
         held = self._held.get(digest)
-        return held is not None and held.growing.placed
+        if held is None or held.growing.placed:
+            return False
+        # Not a second name: a copy, or nothing any more. The order matters: what was placed may go at any time.
+        return await containerd.content.info(digest) is not None
 
     def size(self, digest: str) -> int:
         """Bytes of a blob."""

@@ -149,9 +149,12 @@ class LayerWork:
             for number in positions:
                 group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
         await self._blobs.settle_doubt(digest)
-        needed = self._keep_spooled and not self._blobs.in_content(digest)
-        # Where the lease is taken from us yet, and the content store's copy with it, the bytes are still here.
-        if not needed and not self._blobs.placed(digest):
+        if not self._blobs.in_content(digest):
+            needed = self._keep_spooled
+        else:
+            # What takes no room stays: should the lease be taken from us yet, the content store's goes with it.
+            needed = not await self._blobs.copied(self._containerd, digest)
+        if not needed:
             await self._blobs.release(digest)
 
     async def _layer(self, number: int) -> None:

@@ -21,13 +21,11 @@ from imageprepull.agent.node import Held, Node, NodeError
 from imageprepull.agent.observing import concerned, note_losses, observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
-from imageprepull.agent.pins import pinned_entries
+from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Removals
-from imageprepull.agent.strays import stray_pins
 from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.agent.yielding import Yielding, giving_way
-from imageprepull.pulling.pins import Pin
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
@@ -59,9 +57,6 @@ class Reconciler:
         """The images of the newest spec, in its order; what a status shows."""
         self.problem = ""
         """Why the runtime could not be asked; empty when it answers."""
-        self.stray_pins: list[StrayPin] = []
-        """Pins of ours beside the spec, as of the last step that could tell."""
-        self._strays_turn = clock.now() + delays.stray_turn
         self.last_step = clock.now()
         self._node = node
         self._clock = clock
@@ -74,10 +69,7 @@ class Reconciler:
         """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
         self._doubts = Doubts(delays.looks)
-        self._pins: list[Pin] | None = None
-        self._pins_doubtful = True
-        self._may_pin: set[Key] = set()
-        """What may have been pinned since the pins were listed."""
+        self._pins = PinList(node, clock, stray_turn=delays.stray_turn, changed=on_change)
         self._woken = asyncio.Event()
         self._accounts = Accounts(clock, delays)
         self._attempts = Attempts(
@@ -108,11 +100,12 @@ class Reconciler:
     @property
     def pins_left(self) -> int:
         """Images of the spec that may carry a pin of ours, as the runtime lists them and not as each is judged."""
-        if self._pins is None:
-            return len(self.views)
-        # A pull that began with the wish for a pin may set it still.
-        pulling = {key for key, view in self.views.items() if view.running and not view.verifying}
-        return len(pinned_entries(self._pins, self.views) | pulling | (self._may_pin & self.views.keys()))
+        return self._pins.left(self.views)
+
+    @property
+    def stray_pins(self) -> list[StrayPin]:
+        """Pins of ours beside the spec, as of the last step that could tell."""
+        return self._pins.strays
 
     @property
     def unfinished_left(self) -> int | None:
@@ -132,7 +125,7 @@ class Reconciler:
                 self._suspect.add(key)
             elif view.desired != image:
                 # Pressure began or ended, say: what is said of pins then should be of now.
-                self._pins_doubtful |= view.desired.pin != image.pin
+                self._pins.doubtful |= view.desired.pin != image.pin
                 view.taken_over(image)
                 self._suspect.add(key)
             if view.give_tag(elsewhere.get(key, "")):
@@ -153,7 +146,7 @@ class Reconciler:
         self._note_orphans({})
         self.views = {}
         self._desired = []
-        self.stray_pins = []
+        self._pins.strays = []
         self._removals.look_again()
         self.wake()
 
@@ -168,7 +161,7 @@ class Reconciler:
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: it is asked anew, whatever that takes."""
         self._suspect.update(self.views)
-        self._pins_doubtful = True
+        self._pins.doubtful = True
         self.wake()
 
     def suspect_lost(self, lost: Collection[str]) -> None:
@@ -221,7 +214,7 @@ class Reconciler:
             return None
         turn = self._doubts.take(self.last_step)
         self._suspect.update(self.views if turn.everything else turn.keys)
-        self._pins_doubtful |= turn.everything or bool(turn.keys)
+        self._pins.doubtful |= turn.everything or bool(turn.keys)
         answered = await self._ask()
         # No await between reading the state and acting on the plan.
         now = self._clock.now()
@@ -246,7 +239,8 @@ class Reconciler:
             await self._unpin(key)
         await self._drop_orphans()
         self._give_way()
-        self._note_strays()
+        # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
+        self._pins.note_strays(self.views.keys() | self.running)
         wait = next_due(self._desired, self._observed(), self._clock.now(), self._doubts.due())
         log_changes(self.views.values())
         if answered:
@@ -260,9 +254,21 @@ class Reconciler:
         await self._attempts.stop()
 
     async def _ask(self) -> bool:
-        """Ask the runtime about every suspect; False when it did not answer, and they stay suspect.
+        """Ask the runtime about all that is doubtful; False when it did not answer, and it stays doubtful."""
+        try:
+            await self._ask_about_suspects()
+            await self._pins.ask()
+        except NodeError as error:
+            self._note_problem(f"{error.reason}: {error}")
+            return False
+        self._note_problem("")
+        return True
 
-        An image that cannot be judged (odd content, a bad reference) is a failure of that image alone.
+    async def _ask_about_suspects(self) -> None:
+        """Whether they are there. One that cannot be judged (odd content, a bad reference) fails alone.
+
+        Raises:
+            NodeError: the runtime as a whole does not answer; they stay suspect.
         """
         now = self._clock.now()
         self._suspect.update(key for key, view in self.views.items() if view.held is None and view.due <= now)
@@ -278,8 +284,7 @@ class Reconciler:
             except NodeError as error:
                 if error.unavailable:
                     self._suspect.add(key)
-                    self._note_problem(f"{error.reason}: {error}")
-                    return False
+                    raise
                 view.held = None
                 self._accounts.failed(
                     view,
@@ -291,10 +296,6 @@ class Reconciler:
                 continue
             self._believe(key, view, held)
         self._suspect &= self.views.keys()
-        if not await self._list_pins():
-            return False
-        self._note_problem("")
-        return True
 
     def _believe(self, key: Key, view: ImageView, held: Held) -> None:
         """What follows from the runtime's answer."""
@@ -317,44 +318,9 @@ class Reconciler:
             # What was brought once says nothing about the next pull.
             view.pulled = None
 
-    async def _list_pins(self) -> bool:
-        """Ask for the pins when they may be others than before; False when the runtime did not answer."""
-        if not self._pins_doubtful:
-            return True
-        # Before the answer, as above.
-        self._pins_doubtful = False
-        may_pin, self._may_pin = self._may_pin, set()
-        try:
-            listed = await self._node.pins()
-        except NodeError as error:
-            self._pins_doubtful = True
-            self._may_pin |= may_pin
-            if error.unavailable:
-                self._note_problem(f"{error.reason}: {error}")
-                return False
-            logger.warning("pins not listed", reason=error.reason, error=str(error))
-            return True
-        if listed != self._pins:
-            self._pins = listed
-            self._on_change()
-        return True
-
     def _doubt_pins(self) -> None:
-        self._pins_doubtful = True
+        self._pins.doubtful = True
         self.wake()
-
-    def _note_strays(self) -> None:
-        if self._pins_doubtful or self._pins is None:
-            return
-        turn = self._clock.now() >= self._strays_turn
-        if turn or not self.stray_pins:
-            self._strays_turn = self._clock.now() + self._delays.stray_turn
-        # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
-        named = self.views.keys() | self.running
-        found = stray_pins(self._pins, named, self.stray_pins, turn=turn)
-        if found != self.stray_pins:
-            self.stray_pins = found
-            self._on_change()
 
     def _observed(self) -> Observed:
         for view in self.views.values():
@@ -363,9 +329,13 @@ class Reconciler:
             if gate != view.gate:
                 view.gate = gate
                 self._on_change()
-        # What is doubtful was taken away just now, mostly: it would be taken again and again.
-        pinned = set() if self._pins_doubtful else pinned_entries(self._pins or (), self.views)
-        return observed(self.views, self._suspect, self._attempts.views, self._removals.running, pinned)
+        return observed(
+            self.views,
+            self._suspect,
+            self._attempts.views,
+            self._removals.running,
+            self._pins.of(self.views),
+        )
 
     def _pulled(self) -> None:
         """Layers that others share with the image that was brought are there now: they may need less than they did."""
@@ -389,8 +359,7 @@ class Reconciler:
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""
         self._suspect.add(key)
-        self._may_pin.add(key)
-        self._pins_doubtful = True
+        self._pins.may_be_set(key)
         self._on_change()
         self.wake()
 
@@ -418,7 +387,7 @@ class Reconciler:
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.
         self._suspect.update(key for key in self.views if key[1] == view.desired.digest)
-        self._pins_doubtful = True
+        self._pins.doubtful = True
         self._on_change()
         self.wake()
 
@@ -437,8 +406,7 @@ class Reconciler:
         if view is None or view.running or view.desired.state is Desired.ABSENT:
             return  # the spec changed while another one was pinned, or it is being compared.
         view.pin_due = self._clock.now() + self._delays.repin
-        self._may_pin.add(key)
-        self._pins_doubtful = True
+        self._pins.may_be_set(key)
         try:
             await self._node.pin(view.asked)
         except NodeError as error:
@@ -466,7 +434,7 @@ class Reconciler:
             else:
                 self._suspect.add(key)
             view.forget_failures()
-            self._pins_doubtful = True
+            self._pins.doubtful = True
             # Their ID record is the same one: who still wants it pinned pins it again.
             self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
             self.wake()

@@ -7,7 +7,7 @@ Above it stand the NodePrepull's informer and the runtime's events, which only w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -21,6 +21,7 @@ from imageprepull.agent.node import Held, Node, NodeError
 from imageprepull.agent.observing import concerned, note_losses, observed
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
 from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
+from imageprepull.agent.orphans import Orphans
 from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Removals
@@ -65,8 +66,6 @@ class Reconciler:
         self._gate = gate
         self._desired: list[DesiredImage] = []
         self._frozen = True
-        self._orphans: dict[Key, DesiredImage] = {}
-        """Images whose entries are gone and that may have left a lease."""
         self._suspect: set[Key] = set()
         self._doubts = Doubts(delays.looks)
         self._pins = PinList(node, clock, stray_turn=delays.stray_turn, changed=on_change)
@@ -81,6 +80,7 @@ class Reconciler:
             pulled=self._pulled,
             ended=self._attempt_ended,
         )
+        self._orphans = Orphans(self._attempts, lambda: self.views)
         self._removals = Removals(
             node,
             tasks,
@@ -131,8 +131,8 @@ class Reconciler:
             if view.give_tag(elsewhere.get(key, "")):
                 self._suspect.add(key)
             views[key] = view
-            self._orphans.pop(key, None)
-        self._note_orphans(views)
+            self._orphans.claim(key)
+        self._orphans.note_vanished(views)
         self.views = views
         self._desired = list(desired)
         self._frozen = False
@@ -143,20 +143,12 @@ class Reconciler:
     def freeze(self) -> None:
         """The object is gone: start nothing, remove nothing, until one is there again and says what it wants."""
         self._frozen = True
-        self._note_orphans({})
+        self._orphans.note_vanished({})
         self.views = {}
         self._desired = []
         self._pins.strays = []
         self._removals.look_again()
         self.wake()
-
-    def _note_orphans(self, views: Mapping[Key, ImageView]) -> None:
-        """Remember what of the present views may hold a lease and is not in the next ones."""
-        for key, view in self.views.items():
-            # Also one that was not tried by this life of the agent, or whose failures are forgotten.
-            done = view.released or (view.held is not None and view.held.present)
-            if key not in views and (view.running or not done):
-                self._orphans[key] = view.desired
 
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: it is asked anew, whatever that takes."""
@@ -226,8 +218,7 @@ class Reconciler:
         for key in actions.stop:
             self._attempts.cancel(key)
         for key in actions.start:
-            # The pull takes over whatever lease there is, and ends it.
-            self._orphans.pop(key, None)
+            self._orphans.claim(key)
             self._attempts.pull(self.views[key])
         for key in actions.verify:
             self._attempts.compare(self.views[key])
@@ -237,7 +228,7 @@ class Reconciler:
             await self._pin(key)
         for key in actions.unpin:
             await self._unpin(key)
-        await self._drop_orphans()
+        await self._orphans.drop()
         self._give_way()
         # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
         self._pins.note_strays(self.views.keys() | self.running)
@@ -294,10 +285,10 @@ class Reconciler:
                 )
                 self._on_change()
                 continue
-            self._believe(key, view, held)
+            self._believe(view, held)
         self._suspect &= self.views.keys()
 
-    def _believe(self, key: Key, view: ImageView, held: Held) -> None:
+    def _believe(self, view: ImageView, held: Held) -> None:
         """What follows from the runtime's answer."""
         first = view.held is None and view.pulled is None
         there = view.pulled is not None or (view.held is not None and view.held.present)
@@ -310,7 +301,7 @@ class Reconciler:
             if first or view.backoff is not None:
                 # Whoever brought it: no next attempt needs what failed ones have kept, or an agent that died
                 # between the records and the end of its lease.
-                self._orphans[key] = view.desired
+                self._orphans.note(view.desired)
             view.forget_failures()
             if not held.unmarked:
                 view.pin_due = 0
@@ -391,16 +382,6 @@ class Reconciler:
         self._on_change()
         self.wake()
 
-    def _shares_lease(self, image: DesiredImage) -> bool:
-        """Whether another reference to the digest is, or will be, pulled under the same lease."""
-        return any(key[1] == image.digest for key in self.running) or any(
-            view.desired.digest == image.digest
-            and view.desired.state is not Desired.ABSENT
-            and not (view.held and view.held.present)
-            for key, view in self.views.items()
-            if key != key_of(image)
-        )
-
     async def _pin(self, key: Key) -> None:
         view = self.views.get(key)
         if view is None or view.running or view.desired.state is Desired.ABSENT:
@@ -428,8 +409,7 @@ class Reconciler:
             view.unpin_due = view.due
         else:
             if view.desired.state is Desired.ABSENT:
-                if not self._shares_lease(view.desired):
-                    await self._attempts.abandon(view.desired)
+                await self._orphans.release(view.desired)
                 view.released = view.desired.state is Desired.ABSENT
             else:
                 self._suspect.add(key)
@@ -439,16 +419,6 @@ class Reconciler:
             self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
             self.wake()
         self._on_change()
-
-    async def _drop_orphans(self) -> None:
-        """Leases of attempts that nobody will resume; what is finished and recorded stays as it is."""
-        for key in [key for key in self._orphans if key not in self.running]:
-            image = self._orphans.get(key)
-            if image is not None and not self._shares_lease(image):
-                await self._attempts.abandon(image)
-            # Only now: while it is listed here something is left to do.
-            if self._orphans.get(key) is image:
-                self._orphans.pop(key, None)
 
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self.problem:

@@ -26,7 +26,7 @@ from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
 from imageprepull.agent.removal import Removals
 from imageprepull.agent.tags import tags_elsewhere
-from imageprepull.agent.yielding import Yielding, giving_way
+from imageprepull.agent.yielding import Yielding
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
@@ -90,7 +90,7 @@ class Reconciler:
             failed=self._removal_failed,
             ended=self._removal_ended,
         )
-        self._yielding = Yielding(node, tasks, changed=on_change, done=self._given_back)
+        self._yielding = Yielding(node, tasks, views=lambda: self.views, changed=on_change)
 
     @property
     def running(self) -> frozenset[Key]:
@@ -335,17 +335,7 @@ class Reconciler:
 
     def _give_way(self) -> None:
         # Without a lack only the node as a whole can keep anybody from pulling.
-        self._yielding.start(giving_way(self.views.values(), self._gate(None) is not None))
-
-    def _given_back(self, digests: frozenset[str] | None) -> None:
-        for view in self.views.values():
-            concerned = digests is None or view.desired.digest in digests
-            there = view.running or (view.held is not None and view.held.present)
-            if concerned and not there and view.progress is not None:
-                # Its layers are here no more, and the next attempt gains with its first byte.
-                view.progress = None
-                view.best_done = 0
-                self._on_change()
+        self._yielding.start(pressure=self._gate(None) is not None)
 
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""

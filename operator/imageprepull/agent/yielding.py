@@ -7,18 +7,19 @@ runs beside pulls, one at a time, and what could not be given back is asked for 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
+from imageprepull.agent.plan import Key
 from imageprepull.resources.nodeprepull import ImageState
 
 logger = structlog.get_logger(__name__)
 
 
-def giving_way(views: Iterable[ImageView], pressure: bool) -> frozenset[str] | None:
+def giving_way(views: Collection[ImageView], pressure: bool) -> frozenset[str] | None:
     """The digests of images whose unfinished pulls give back what they hold; None is all there are, named or not.
 
     Near the kubelet's threshold all: it can collect none of that, and would evict pods. Else those of images that
@@ -26,7 +27,6 @@ def giving_way(views: Iterable[ImageView], pressure: bool) -> frozenset[str] | N
     """
     if pressure:
         return None
-    views = list(views)
     if not any(view.gate is not None for view in views):
         return frozenset()
     coming = {view.desired.digest for view in views if view.state is not ImageState.FAILED}
@@ -34,28 +34,29 @@ def giving_way(views: Iterable[ImageView], pressure: bool) -> frozenset[str] | N
 
 
 class Yielding:
-    """`done` hears of which digests, or None for all, nothing is held any more but by pulls at work."""
+    """`views`: the images of the newest spec. `changed` hears that one of them, or `left`, is another than before."""
 
     def __init__(
         self,
         node: Node,
         tasks: asyncio.TaskGroup,
         *,
+        views: Callable[[], Mapping[Key, ImageView]],
         changed: Callable[[], None],
-        done: Callable[[frozenset[str] | None], None],
     ) -> None:
         self.left: int | None = None
         """Pulls that hold something still, though all are to give back. None: not known, or none of them has to."""
         self._node = node
         self._tasks = tasks
+        self._views = views
         self._changed = changed
-        self._done = done
         self._task: asyncio.Task[None] | None = None
         self._all = False
         self._problem = ""
 
-    def start(self, digests: frozenset[str] | None) -> None:
-        """Give back, unless something is being given back already. Nothing is to be, or no more, without `digests`."""
+    def start(self, *, pressure: bool) -> None:
+        """Give back what is to give way now, unless something is being given back already."""
+        digests = giving_way(self._views().values(), pressure)
         self._all = digests is None
         if not self._all:
             self.left = None
@@ -85,10 +86,21 @@ class Yielding:
             logger.exception("giving back failed unexpectedly")
             problem = f"InternalError: {type(error).__name__}: {error}"
         else:
-            self._done(digests)
+            self._forget_progress(digests)
         if problem and problem != self._problem:
             logger.warning("unfinished pulls cannot give back what they hold", error=problem)
         self._problem = problem
         if digests is None and self._all and left != self.left:
             self.left = left
             self._changed()
+
+    def _forget_progress(self, digests: frozenset[str] | None) -> None:
+        """Nothing of these, or of any, is held any more but by pulls at work."""
+        for view in self._views().values():
+            concerned = digests is None or view.desired.digest in digests
+            there = view.running or (view.held is not None and view.held.present)
+            if concerned and not there and view.progress is not None:
+                # Its layers are here no more, and the next attempt gains with its first byte.
+                view.progress = None
+                view.best_done = 0
+                self._changed()

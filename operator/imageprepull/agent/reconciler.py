@@ -19,8 +19,7 @@ from imageprepull.agent.doubts import Doubts
 from imageprepull.agent.image import Gate, ImageView, log_changes
 from imageprepull.agent.node import Held, Node, NodeError
 from imageprepull.agent.observing import concerned, note_losses, observed
-from imageprepull.agent.operator_lease import OPERATOR_AWAY
-from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere
+from imageprepull.agent.orders import Confirm, pinned_elsewhere
 from imageprepull.agent.orphans import Orphans
 from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
@@ -84,10 +83,11 @@ class Reconciler:
         self._removals = Removals(
             node,
             tasks,
-            confirm or self._taken,
+            self._accounts,
+            confirm,
+            delays=delays,
             newest=lambda: self._desired,
             unpinned=self._doubt_pins,
-            failed=self._removal_failed,
             ended=self._removal_ended,
         )
         self._yielding = Yielding(node, tasks, views=lambda: self.views, changed=on_change)
@@ -343,27 +343,6 @@ class Reconciler:
         self._pins.may_be_set(key)
         self._on_change()
         self.wake()
-
-    async def _taken(self, _: DesiredImage) -> Sequence[DesiredImage]:
-        return self._desired
-
-    def _removal_failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
-        if not ordered(view.desired):
-            return  # it was taken back meanwhile: what has become of it holds nothing up.
-        if view.backoff is None or view.backoff.reason != failure.reason:
-            logger.warning(
-                "not removed", image=image.reference, reason=failure.reason, message=failure.message
-            )
-        # Who uses it goes when it goes; the runtime tells, and the slow retry finds what it did not tell.
-        patience = {
-            IN_USE: self._delays.retry_slow,
-            NOT_CONFIRMED: self._delays.retry_order,
-            OPERATOR_AWAY: self._delays.retry_order,
-        }
-        if failure.reason in patience:
-            self._accounts.waits(view, failure, patience[failure.reason])
-        else:
-            self._accounts.failed(view, image, failure, 0)
 
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.

@@ -11,40 +11,51 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from imageprepull.agent.accounts import Accounts, Delays
 from imageprepull.agent.backoff import Failure
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
-from imageprepull.agent.orders import Confirm, ordered, pinned_elsewhere, staying_digests
+from imageprepull.agent.operator_lease import OPERATOR_AWAY
+from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere, staying_digests
 from imageprepull.agent.plan import Key, key_of
+from imageprepull.pulling.removal import IN_USE
 from imageprepull.resources.nodeprepull import DesiredImage
 
 logger = structlog.get_logger(__name__)
 
 
 class Removals:
-    """`failed` and `ended` hear what came of each, on the event loop; `ended` always comes last.
+    """`unpinned` hears that a pin may be gone, long before the image; `ended` which removal is over, however it ended.
 
-    `newest`: the node's entries as the agent follows them. `unpinned` hears that a pin may be gone, long before the image.
+    `newest`: the node's entries as the agent follows them.
     """
 
     def __init__(
         self,
         node: Node,
         tasks: asyncio.TaskGroup,
-        confirm: Confirm,
+        accounts: Accounts,
+        confirm: Confirm | None,
         *,
+        delays: Delays,
         newest: Callable[[], Sequence[DesiredImage]],
         unpinned: Callable[[], None],
-        failed: Callable[[ImageView, DesiredImage, Failure], None],
         ended: Callable[[ImageView], None],
     ) -> None:
+        """`confirm`: None is for where there is no API server; the entries as the agent follows them count."""
         self._node = node
         self._tasks = tasks
-        self._confirm = confirm
+        self._accounts = accounts
+        self._confirm = confirm or self._followed
         self._newest = newest
         self._unpinned = unpinned
-        self._failed = failed
         self._ended = ended
+        # Who uses it goes when it goes; the runtime tells, and the slow retry finds what it did not tell.
+        self._patience = {
+            IN_USE: delays.retry_slow,
+            NOT_CONFIRMED: delays.retry_order,
+            OPERATOR_AWAY: delays.retry_order,
+        }
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._waiting: set[Key] = set()
         """Those of them that have removed nothing yet: their orders are being confirmed."""
@@ -109,3 +120,18 @@ class Removals:
             if not taken_back:
                 view.released = True
                 view.forget_failures()
+
+    async def _followed(self, _: DesiredImage) -> Sequence[DesiredImage]:
+        return self._newest()
+
+    def _failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
+        if not ordered(view.desired):
+            return  # it was taken back meanwhile: what has become of it holds nothing up.
+        if view.backoff is None or view.backoff.reason != failure.reason:
+            logger.warning(
+                "not removed", image=image.reference, reason=failure.reason, message=failure.message
+            )
+        if failure.reason in self._patience:
+            self._accounts.waits(view, failure, self._patience[failure.reason])
+        else:
+            self._accounts.failed(view, image, failure, 0)

@@ -17,12 +17,13 @@ from imageprepull.agent.backoff import Failure
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.doubts import Doubts
 from imageprepull.agent.image import Gate, ImageView, log_changes
-from imageprepull.agent.node import Held, Node, NodeError
+from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.observing import concerned, note_losses, observed
 from imageprepull.agent.orders import Confirm, pinned_elsewhere
 from imageprepull.agent.orphans import Orphans
 from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
+from imageprepull.agent.presence import Presence
 from imageprepull.agent.removal import Removals
 from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.agent.yielding import Yielding
@@ -65,7 +66,6 @@ class Reconciler:
         self._gate = gate
         self._desired: list[DesiredImage] = []
         self._frozen = True
-        self._suspect: set[Key] = set()
         self._doubts = Doubts(delays.looks)
         self._pins = PinList(node, clock, stray_turn=delays.stray_turn, changed=on_change)
         self._woken = asyncio.Event()
@@ -80,6 +80,9 @@ class Reconciler:
             ended=self._attempt_ended,
         )
         self._orphans = Orphans(self._attempts, lambda: self.views)
+        self._presence = Presence(
+            node, clock, self._accounts, self._orphans, views=lambda: self.views, changed=on_change
+        )
         self._removals = Removals(
             node,
             tasks,
@@ -122,14 +125,14 @@ class Reconciler:
             view = self.views.get(key) or self._attempts.views.get(key)
             if view is None:
                 view = ImageView(image)
-                self._suspect.add(key)
+                self._presence.suspects.add(key)
             elif view.desired != image:
                 # Pressure began or ended, say: what is said of pins then should be of now.
                 self._pins.doubtful |= view.desired.pin != image.pin
                 view.taken_over(image)
-                self._suspect.add(key)
+                self._presence.suspects.add(key)
             if view.give_tag(elsewhere.get(key, "")):
-                self._suspect.add(key)
+                self._presence.suspects.add(key)
             views[key] = view
             self._orphans.claim(key)
         self._orphans.note_vanished(views)
@@ -152,7 +155,7 @@ class Reconciler:
 
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: it is asked anew, whatever that takes."""
-        self._suspect.update(self.views)
+        self._presence.suspects.update(self.views)
         self._pins.doubtful = True
         self.wake()
 
@@ -205,7 +208,7 @@ class Reconciler:
             self._give_way()
             return None
         turn = self._doubts.take(self.last_step)
-        self._suspect.update(self.views if turn.everything else turn.keys)
+        self._presence.suspects.update(self.views if turn.everything else turn.keys)
         self._pins.doubtful |= turn.everything or bool(turn.keys)
         answered = await self._ask()
         # No await between reading the state and acting on the plan.
@@ -247,67 +250,13 @@ class Reconciler:
     async def _ask(self) -> bool:
         """Ask the runtime about all that is doubtful; False when it did not answer, and it stays doubtful."""
         try:
-            await self._ask_about_suspects()
+            await self._presence.ask()
             await self._pins.ask()
         except NodeError as error:
             self._note_problem(f"{error.reason}: {error}")
             return False
         self._note_problem("")
         return True
-
-    async def _ask_about_suspects(self) -> None:
-        """Whether they are there. One that cannot be judged (odd content, a bad reference) fails alone.
-
-        Raises:
-            NodeError: the runtime as a whole does not answer; they stay suspect.
-        """
-        now = self._clock.now()
-        self._suspect.update(key for key, view in self.views.items() if view.held is None and view.due <= now)
-        for key in [key for key in self.views if key in self._suspect]:
-            view = self.views.get(key)
-            if view is None or view.running or view.desired.state is Desired.ABSENT:
-                self._suspect.discard(key)
-                continue
-            # Before the answer: what is suspected meanwhile must be asked once more.
-            self._suspect.discard(key)
-            try:
-                held = await self._node.held(view.asked)
-            except NodeError as error:
-                if error.unavailable:
-                    self._suspect.add(key)
-                    raise
-                view.held = None
-                self._accounts.failed(
-                    view,
-                    view.desired,
-                    Failure(error.reason, str(error), error.permanent, error.retry_after),
-                    view.best_done,
-                )
-                self._on_change()
-                continue
-            self._believe(view, held)
-        self._suspect &= self.views.keys()
-
-    def _believe(self, view: ImageView, held: Held) -> None:
-        """What follows from the runtime's answer."""
-        first = view.held is None and view.pulled is None
-        there = view.pulled is not None or (view.held is not None and view.held.present)
-        if there and not held.present:
-            self._accounts.lost(view, held.missing)
-        if held != view.held:
-            view.held = held
-            self._on_change()
-        if held.present:
-            if first or view.backoff is not None:
-                # Whoever brought it: no next attempt needs what failed ones have kept, or an agent that died
-                # between the records and the end of its lease.
-                self._orphans.note(view.desired)
-            view.forget_failures()
-            if not held.unmarked:
-                view.pin_due = 0
-        else:
-            # What was brought once says nothing about the next pull.
-            view.pulled = None
 
     def _doubt_pins(self) -> None:
         self._pins.doubtful = True
@@ -322,7 +271,7 @@ class Reconciler:
                 self._on_change()
         return observed(
             self.views,
-            self._suspect,
+            self._presence.suspects,
             self._attempts.views,
             self._removals.running,
             self._pins.of(self.views),
@@ -339,14 +288,14 @@ class Reconciler:
 
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""
-        self._suspect.add(key)
+        self._presence.suspects.add(key)
         self._pins.may_be_set(key)
         self._on_change()
         self.wake()
 
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.
-        self._suspect.update(key for key in self.views if key[1] == view.desired.digest)
+        self._presence.suspects.update(key for key in self.views if key[1] == view.desired.digest)
         self._pins.doubtful = True
         self._on_change()
         self.wake()
@@ -362,7 +311,7 @@ class Reconciler:
         except NodeError as error:
             logger.warning("cannot pin", image=view.desired.reference, reason=error.reason, error=str(error))
         else:
-            self._suspect.add(key)
+            self._presence.suspects.add(key)
             self.wake()
         self._on_change()
 
@@ -381,11 +330,13 @@ class Reconciler:
                 await self._orphans.release(view.desired)
                 view.released = view.desired.state is Desired.ABSENT
             else:
-                self._suspect.add(key)
+                self._presence.suspects.add(key)
             view.forget_failures()
             self._pins.doubtful = True
             # Their ID record is the same one: who still wants it pinned pins it again.
-            self._suspect.update(other for other in self.views if other[1] == key[1] and other != key)
+            self._presence.suspects.update(
+                other for other in self.views if other[1] == key[1] and other != key
+            )
             self.wake()
         self._on_change()
 

@@ -16,7 +16,7 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.extraction import ExtractionPath, required
 from imageprepull.pulling.layer_folders import LayerFolders, Roots, UnknownMounts, layer_folders
-from imageprepull.pulling.plan import Work, next_to_unpack
+from imageprepull.pulling.plan import Memory, Work, next_to_unpack
 from imageprepull.pulling.slots import Slots, Turn
 from imageprepull.pulling.staging import extract_job
 from imageprepull.runtime.mounts import Mount
@@ -122,7 +122,7 @@ def test_a_link_in_place_of_a_folder_is_refused(snapshots: tuple[Path, Path], tm
 
 def test_only_ocis_plain_tar_is_taken_as_it_is() -> None:
     def job(media_type: str, position: int = 1) -> tuple[bool, bool]:
-        made = extract_job(Descriptor(media_type, "sha256:0", 5), position)
+        made = extract_job(Descriptor(media_type, "sha256:0", 5), position, Memory())
         return made.detect, made.bottom
 
     assert job(OCI_LAYER) == (False, False)

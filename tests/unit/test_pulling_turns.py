@@ -18,7 +18,14 @@ from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.growing import Growing
 from imageprepull.pulling.layer_folders import Roots
-from imageprepull.pulling.plan import ORDINARY_REMEMBERED, ORDINARY_WINDOW, SHARED_MEMORY, Work, memory_fits
+from imageprepull.pulling.plan import (
+    ORDINARY_REMEMBERED,
+    ORDINARY_WINDOW,
+    SHARED_MEMORY,
+    Memory,
+    Work,
+    memory_fits,
+)
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.staging import Staging
@@ -119,33 +126,30 @@ async def test_more_cores_than_turns_are_for_more_threads(cores: int, crowded: b
 def test_windows_fit_beside_each_other_up_to_a_sum(windows: list[int], fit: list[bool]) -> None:
     taken, found = 0, []
     for window in windows:
-        work = Work(0, 10, window * MIB)
-        found.append(memory_fits(work, taken))
-        taken += max(0, work.window - ORDINARY_WINDOW) * found[-1]
+        found.append(memory_fits(Memory(window * MIB), taken))
+        taken += max(0, window * MIB - ORDINARY_WINDOW) * found[-1]
     assert found == fit
     assert taken <= SHARED_MEMORY
 
 
 def test_directories_and_windows_share_what_there_is_and_the_largest_has_it_alone() -> None:
-    many, wide = Work(0, 10, 0, MOST_REMEMBERED), Work(0, 10, MOST_WINDOW)
+    many, wide = Memory(remembered=MOST_REMEMBERED), Memory(MOST_WINDOW)
     assert memory_fits(many, 0)
     assert not memory_fits(many, ORDINARY_WINDOW)
     assert not memory_fits(wide, MOST_REMEMBERED - ORDINARY_REMEMBERED)
-    both = Work(0, 10, MOST_WINDOW, MOST_REMEMBERED)
+    both = Memory(MOST_WINDOW, MOST_REMEMBERED)
     assert memory_fits(both, 0), "nobody waits for ever"
-    assert memory_fits(Work(0, 10, ORDINARY_WINDOW, ORDINARY_REMEMBERED), SHARED_MEMORY * 2), (
-        "nor who asks for nothing"
-    )
+    assert memory_fits(Memory(), SHARED_MEMORY * 2), "nor who asks for nothing"
 
 
 async def test_a_wide_window_has_its_place_as_long_as_its_worker_lives_and_keeps_nobody_else_out() -> None:
     slots, slow = Slots(4, spare=2), Frontier(10)
     async with AsyncExitStack() as others, AsyncExitStack() as stack:
-        turn = await stack.enter_async_context(slots.turn(Work(0, 10, MOST_WINDOW)))
+        turn = await stack.enter_async_context(slots.turn(Work(0, 10, Memory(MOST_WINDOW))))
         reading = asyncio.create_task(turn.follow(slow).beyond(0))
         await settled()
-        assert (await entered(others, slots, Work(1, 10, MOST_WINDOW))).done()
-        third = await entered(others, slots, Work(2, 10, MOST_WINDOW))
+        assert (await entered(others, slots, Work(1, 10, Memory(MOST_WINDOW)))).done()
+        third = await entered(others, slots, Work(2, 10, Memory(MOST_WINDOW)))
         assert not third.done(), "one waits for bytes, and has its window all the same"
         assert (await entered(others, slots, Work(3, 10))).done()
         slow.advance(10)
@@ -156,7 +160,7 @@ async def test_a_wide_window_has_its_place_as_long_as_its_worker_lives_and_keeps
     assert repr(slots) == "<Slots 0 of 4 taken, 0 alive, 0 waiting>"
     async with AsyncExitStack() as stack:
         for number in range(2):
-            assert (await entered(stack, slots, Work(number, 10, MOST_WINDOW))).done(), (
+            assert (await entered(stack, slots, Work(number, 10, Memory(MOST_WINDOW)))).done(), (
                 "what was taken is back"
             )
 
@@ -165,7 +169,7 @@ async def test_who_is_cancelled_when_its_turn_comes_gives_its_window_back() -> N
     slots = Slots(1, spare=0)
     async with AsyncExitStack() as stack:
         async with slots.turn(Work(0, 10)):
-            waiting = await entered(stack, slots, Work(1, 10, MOST_WINDOW))
+            waiting = await entered(stack, slots, Work(1, 10, Memory(MOST_WINDOW)))
         # No turn of the loop between the end of the block and the cancellation.
         waiting.cancel()
         await asyncio.wait([waiting])

@@ -16,16 +16,20 @@ SHARED_MEMORY = 48 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A layer to be unpacked: its place in the chain, its compressed bytes, and what memory it asks for, as far as known.
+class Memory:
+    """Bytes for the zstd window of a layer, and for what is remembered of its directories. By default every worker's."""
 
-    `window`: bytes of its zstd window, if any. `remembered`: bytes of its directories.
-    """
+    window: int = ORDINARY_WINDOW
+    remembered: int = ORDINARY_REMEMBERED
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A layer to be unpacked: its place in the chain, its compressed bytes, and what memory it asks for, as far as known."""
 
     position: int
     size: int
-    window: int = 0
-    remembered: int = 0
+    memory: Memory = Memory()
 
 
 def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list[int]]:
@@ -40,17 +44,17 @@ def missing_blobs(layers: Sequence[ChainLayer], existing: int) -> dict[str, list
     return blobs
 
 
-def beyond_ordinary(work: Work) -> int:
-    """Bytes that its worker takes beyond those of every worker."""
-    return max(0, work.window - ORDINARY_WINDOW) + max(0, work.remembered - ORDINARY_REMEMBERED)
+def beyond_ordinary(memory: Memory) -> int:
+    """Bytes beyond those of every worker."""
+    return max(0, memory.window - ORDINARY_WINDOW) + max(0, memory.remembered - ORDINARY_REMEMBERED)
 
 
-def memory_fits(work: Work, taken: int) -> bool:
-    """Whether a layer fits beside those at work, which take `taken` bytes beyond the ordinary in all.
+def memory_fits(memory: Memory, taken: int) -> bool:
+    """Whether a layer that asks for it fits beside those at work, which take `taken` bytes beyond the ordinary in all.
 
     What asks for more than all may share has it alone; the ordinary never wait.
     """
-    beyond = beyond_ordinary(work)
+    beyond = beyond_ordinary(memory)
     return not beyond or not taken or taken + beyond <= SHARED_MEMORY
 
 

@@ -132,7 +132,7 @@ class Slots:
 
     def _ended(self, work: Work) -> None:
         self._alive -= 1
-        self._beyond -= beyond_ordinary(work)
+        self._beyond -= beyond_ordinary(work.memory)
 
     def _admit(self) -> None:
         while self._running < self.limit and (chosen := self._next()) is not None:
@@ -156,14 +156,14 @@ class Slots:
         offered = [
             (waiting, waiting.work)
             for waiting in self._waiting
-            if may(waiting) and waiting.work is not None and memory_fits(waiting.work, self._beyond)
+            if may(waiting) and waiting.work is not None and memory_fits(waiting.work.memory, self._beyond)
         ]
         if not offered or self._alive >= self.limit + self._spare:
             return None
         chosen, work = offered[next_to_unpack([work for _, work in offered], self.limit)]
         self._waiting.remove(chosen)
         self._alive += 1
-        self._beyond += beyond_ordinary(work)
+        self._beyond += beyond_ordinary(work.memory)
         return chosen
 
 

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -25,7 +25,7 @@ from imageprepull.pulling.errors import DISK_ERRNOS
 from imageprepull.pulling.exchange import exchange
 from imageprepull.pulling.growing import Growing, SpoolRestarted
 from imageprepull.pulling.layer_folders import Roots, UnknownMounts, layer_folders
-from imageprepull.pulling.plan import ORDINARY_REMEMBERED, ORDINARY_WINDOW, Work
+from imageprepull.pulling.plan import Memory, Work
 from imageprepull.pulling.slots import Slots
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
@@ -53,10 +53,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class _NeedsMore(Exception):
     """The layer takes more memory than its worker was given: a later zstd frame, or its directories."""
 
-    def __init__(self, *, window: int, remembered: int) -> None:
-        super().__init__(window, remembered)
-        self.window = window
-        self.remembered = remembered
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
+        self.memory = memory
 
 
 class CannotStageError(Exception):
@@ -83,11 +82,10 @@ class _Apart:
 def extract_job(
     descriptor: Descriptor,
     position: int,
+    memory: Memory,
     *,
     dirty_bytes: int = 0,
     threads: int = 2,
-    window: int = MOST_WINDOW,
-    remembered: int = MOST_REMEMBERED,
 ) -> ExtractJob:
     """What a worker is asked. Of layer types only OCI's `…tar` is never looked at for a compression."""
     return ExtractJob(
@@ -96,8 +94,8 @@ def extract_job(
         bottom=position == 0,
         dirty_bytes=dirty_bytes,
         threads=threads,
-        window=max(window, ORDINARY_WINDOW),
-        remembered=remembered,
+        window=memory.window,
+        remembered=memory.remembered,
     )
 
 
@@ -147,15 +145,13 @@ class Staging:
             ChainLostError: lease or staging snapshot vanished.
             OSError: the disk.
         """
-        window, remembered = 0, ORDINARY_REMEMBERED
+        memory = Memory()
         while True:
             try:
-                return await self._attempt(
-                    layer, position, growing, extracting, unpacked, window=window, remembered=remembered
-                )
+                return await self._attempt(layer, position, growing, extracting, unpacked, memory=memory)
             except _NeedsMore as needed:
                 log.info("unpacking a layer again, with more memory", layer=layer.chain_id)
-                window, remembered = needed.window, needed.remembered
+                memory = needed.memory
             except SpoolRestarted:
                 log.info("unpacking a layer again, its bytes were not the blob's", layer=layer.chain_id)
                 await growing.again()
@@ -202,19 +198,15 @@ class Staging:
         extracting: Callable[[], None],
         unpacked: Callable[[int], None],
         *,
-        window: int,
-        remembered: int,
+        memory: Memory,
     ) -> Staged:
-        """As `unpack`. `window`: bytes that its frames are known to ask for, beside what the first ones say.
-
-        `remembered`: bytes that its directories may take.
-        """
+        """As `unpack`. `memory`: what the layer is known to ask for, beside what its first frames say."""
         # Both at once: a restart changes both.
         frontier, blob = growing.frontier, growing.fd
         # No turn and no worker before there is anything to unpack.
         await frontier.beyond(0)
-        window = max(window, await _first_window(blob, frontier.held))
-        work = Work(position, layer.descriptor.size, window, remembered)
+        memory = replace(memory, window=max(memory.window, await _first_window(blob, frontier.held)))
+        work = Work(position, layer.descriptor.size, memory)
         async with self._slots.turn(work, polite=lambda: self._urgency.manners().polite) as turn:
             extracting()
             key, folder = await self._room(position)
@@ -222,10 +214,9 @@ class Staging:
                 job = extract_job(
                     layer.descriptor,
                     position,
+                    memory,
                     dirty_bytes=self._urgency.manners().dirty_bytes,
                     threads=1 if self._slots.crowded else 2,
-                    window=window,
-                    remembered=remembered,
                 )
                 result = await self._extract(job, folder, blob, turn.follow(frontier), unpacked)
             except OSError:
@@ -233,10 +224,10 @@ class Staging:
                     raise SpoolRestarted from None
                 raise
         reason = result.refusal.reason if isinstance(result, Refused) else ""
-        if reason == WIDER_WINDOW and job.window < MOST_WINDOW:
-            raise _NeedsMore(window=MOST_WINDOW, remembered=remembered)
-        if reason == MORE_DIRECTORIES and job.remembered < MOST_REMEMBERED:
-            raise _NeedsMore(window=window, remembered=MOST_REMEMBERED)
+        if reason == WIDER_WINDOW and memory.window < MOST_WINDOW:
+            raise _NeedsMore(replace(memory, window=MOST_WINDOW))
+        if reason == MORE_DIRECTORIES and memory.remembered < MOST_REMEMBERED:
+            raise _NeedsMore(replace(memory, remembered=MOST_REMEMBERED))
         # Not in its turn: a download may go on for long after a refusal, which proves nothing before its end.
         extracted = await self._verified(layer, key, growing, frontier, result)
         unpacked(extracted.unpacked_bytes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -13,7 +14,7 @@ from imageprepull.agent.losses import follow_losses
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.resources.nodeprepull import DesiredImage, ImageState
 from imageprepull.runtime.connection import Containerd
-from tests.containerd.agent_bench import agent_of
+from tests.containerd.agent_bench import Agent, agent_of
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
@@ -46,17 +47,25 @@ class Ears:
                 await self.told.wait()
 
 
+@asynccontextmanager
+async def losses_followed(agent: Agent, on_loss: Callable[[Collection[str]], None]) -> AsyncIterator[None]:
+    """For the time of the block `on_loss` is told what the runtime deletes."""
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(
+            follow_losses(agent.node.subscribe, on_loss, namespace="k8s.io", settle=0.05, reconnect=1)
+        )
+        yield
+        following.cancel()
+
+
 async def test_all_that_a_present_image_stands_on_is_named_when_it_goes(
     bench: PullBench, fake: FaultyRegistry
 ) -> None:
     image = build_image([layer("named-0"), layer("named-1")])
     reference = fake_serve(fake, image)
     bench.daemon.trust(reference.partition("/")[0])
-    async with agent_of(bench) as agent, asyncio.TaskGroup() as tasks:
-        ears = Ears()
-        following = tasks.create_task(
-            follow_losses(agent.node.subscribe, ears.tell, namespace="k8s.io", settle=0.05, reconnect=1)
-        )
+    ears = Ears()
+    async with agent_of(bench) as agent, losses_followed(agent, ears.tell):
         agent.reconciler.take_spec([DesiredImage(reference=reference, digest=image.digest)])
         await agent.until(ImageState.READY)
         (view,) = agent.reconciler.views.values()
@@ -76,7 +85,6 @@ async def test_all_that_a_present_image_stands_on_is_named_when_it_goes(
             await bench.containerd.images.delete(name)
         assert reference in records
         await ears.until(view.held.parts.union(records))
-        following.cancel()
 
 
 async def test_a_loss_is_mended_while_others_delete_and_delete(
@@ -85,16 +93,11 @@ async def test_a_loss_is_mended_while_others_delete_and_delete(
     image = build_image([layer("beset-0"), layer("beset-1")])
     reference = fake_serve(fake, image)
     bench.daemon.trust(reference.partition("/")[0])
-    async with agent_of(bench) as agent, asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(
-            follow_losses(
-                agent.node.subscribe,
-                agent.reconciler.suspect_lost,
-                namespace="k8s.io",
-                settle=0.05,
-                reconnect=1,
-            )
-        )
+    async with (
+        agent_of(bench) as agent,
+        losses_followed(agent, agent.reconciler.suspect_lost),
+        asyncio.TaskGroup() as tasks,
+    ):
         agent.reconciler.take_spec([DesiredImage(reference=reference, digest=image.digest)])
         await agent.until(ImageState.READY)
         enough = asyncio.Event()
@@ -104,7 +107,6 @@ async def test_a_loss_is_mended_while_others_delete_and_delete(
         await agent.until(ImageState.READY)
         assert (await bench.presence(reference, image.digest)).present
         enough.set()
-        following.cancel()
 
 
 async def delete_until(containerd: Containerd, enough: asyncio.Event) -> None:

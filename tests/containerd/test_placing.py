@@ -113,6 +113,18 @@ async def nothing_to_collect(store: Containerd) -> None:
     await collect_unrecorded(store.with_lease(""), {})
 
 
+class Collector:
+    """The runtime's garbage collector, which takes a file that nothing records, but only so many `times`."""
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    def meets(self, file: Path) -> None:
+        if self._left:
+            self._left -= 1
+            file.unlink()
+
+
 @pytest.mark.parametrize("collections", [1, 2, 3])
 async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
     store: Containerd,
@@ -125,13 +137,11 @@ async def test_a_collection_between_the_two_steps_is_no_reason_to_send_the_blob(
     placing = Placing(content_root(daemon), spool)
     assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
     await nothing_to_collect(store)
-    left = collections
+    collector = Collector(collections)
 
     def collect(step: Step, subject: str) -> None:
-        nonlocal left
-        if step is Step.PLACED and subject == blob.digest and left:
-            left -= 1
-            blob_path(daemon, blob).unlink()
+        if step is Step.PLACED and subject == blob.digest:
+            collector.meets(blob_path(daemon, blob))
 
     monkeypatch.setattr(placing_module, "reached", collect)
     assert await placing.place(store, blob, path, {}) is (collections < 3)
@@ -148,14 +158,11 @@ async def test_a_collection_during_the_trial_does_not_end_placing(
 ) -> None:
     placing = Placing(content_root(daemon), spool)
     await nothing_to_collect(store)
-    left = collections
+    collector = Collector(collections)
 
     def named_and_collected(path: Path, target: Path) -> None:
-        nonlocal left
         give_name(path, target)
-        if left:
-            left -= 1
-            target.unlink()
+        collector.meets(target)
 
     monkeypatch.setattr(placing_module, "give_name", named_and_collected)
     assert await placing.place(store, *spooled(spool, os.urandom(100)), {}) is (collections < 3)
@@ -173,12 +180,12 @@ async def test_a_blob_that_was_collected_each_time_is_no_reason_to_try_anew(
     assert await placing.place(store, *spooled(spool, os.urandom(100)), {})
     blob, path = spooled(spool, os.urandom(1000))
     named = list[Path]()
+    collector = Collector(3)
 
     def collect(path: Path, target: Path) -> None:
         named.append(target)
         give_name(path, target)
-        if len(named) <= 3:
-            target.unlink()
+        collector.meets(target)
 
     monkeypatch.setattr(placing_module, "give_name", collect)
     await nothing_to_collect(store)

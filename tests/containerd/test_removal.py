@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -74,8 +75,12 @@ async def cri_lists_only(bench: PullBench, config_digest: str) -> None:
             await asyncio.sleep(0.02)
 
 
+def digest_record(reference: str, image: BuiltImage) -> str:
+    return f"{reference.rpartition(':')[0]}@{image.digest}"
+
+
 def names_of(image: BuiltImage, *references: str) -> set[str]:
-    by_digest = {f"{reference.rpartition(':')[0]}@{image.digest}" for reference in references}
+    by_digest = {digest_record(reference, image) for reference in references}
     return {image.config.digest, *references, *by_digest}
 
 
@@ -247,22 +252,34 @@ async def test_whoever_dies_between_two_records_leaves_what_is_whole_and_the_nex
     assert await blobs(bench) == set()
 
 
+def in_the_middle(
+    monkeypatch: pytest.MonkeyPatch,
+    bench: PullBench,
+    gone: str,
+    looked_at: str,
+    happens: Callable[[], Awaitable[object]],
+) -> None:
+    """Once, when a removal has deleted the record `gone` and is about to look at another again."""
+    get = Images.get
+
+    async def get_after(self: Images, name: str) -> object:
+        if name == looked_at and gone not in await records(bench):
+            monkeypatch.undo()
+            await happens()
+        return await get(self, name)
+
+    monkeypatch.setattr(Images, "get", get_after)
+
+
 async def test_a_pull_by_somebody_else_in_the_middle_stops_the_removal(
     bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = build_image([layer("middle")])
     reference = serve(registry, image, "removal/middle")
     await bench.pull(reference)
-    by_digest = f"{reference.rpartition(':')[0]}@{image.digest}"
-    get = Images.get
-
-    async def pulled_meanwhile(self: Images, name: str) -> object:
-        if name == by_digest and reference not in await records(bench):
-            monkeypatch.undo()
-            await pull_as_the_kubelet(bench.daemon, by_digest)
-        return await get(self, name)
-
-    monkeypatch.setattr(Images, "get", pulled_meanwhile)
+    by_digest = digest_record(reference, image)
+    pull = partial(pull_as_the_kubelet, bench.daemon, by_digest)
+    in_the_middle(monkeypatch, bench, reference, by_digest, pull)
     assert (await remove(bench, image.digest)).kept == f"{by_digest} was made anew by somebody else"
     found = await bench.presence(by_digest, image.digest)
     assert found.present, found.missing
@@ -274,16 +291,9 @@ async def test_a_pin_by_somebody_else_in_the_middle_stops_the_removal(
     image = build_image([layer("middle-pin")])
     reference = serve(registry, image, "removal/middle-pin")
     await bench.pull(reference)
-    by_digest = f"{reference.rpartition(':')[0]}@{image.digest}"
-    get = Images.get
-
-    async def pinned_meanwhile(self: Images, name: str) -> object:
-        if name == by_digest and reference not in await records(bench):
-            monkeypatch.undo()
-            await bench.containerd.images.update_labels(by_digest, {CRI_PINNED: "pinned"})
-        return await get(self, name)
-
-    monkeypatch.setattr(Images, "get", pinned_meanwhile)
+    by_digest = digest_record(reference, image)
+    pin = partial(bench.containerd.images.update_labels, by_digest, {CRI_PINNED: "pinned"})
+    in_the_middle(monkeypatch, bench, reference, by_digest, pin)
     assert (await remove(bench, image.digest)).kept == f"{by_digest} was pinned anew by somebody else"
     found = await bench.presence(by_digest, image.digest)
     assert found.present, found.missing

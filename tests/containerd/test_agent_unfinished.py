@@ -41,9 +41,9 @@ def two_layers(name: str) -> BuiltImage:
     return build_image([layer(f"{name}-0", 900_000), layer(f"{name}-1", 1_500_000)])
 
 
-def outage(fake: FaultyRegistry, image: BuiltImage) -> None:
+def outage(fake: FaultyRegistry, image: BuiltImage, status: int = 503) -> None:
     """In the middle of the upper layer, and no end of it."""
-    fake.faults[image.layers[1].blob.digest] = [Fault(cut_after=CUT), *[Fault(status=503)] * 1000]
+    fake.faults[image.layers[1].blob.digest] = [Fault(cut_after=CUT), *[Fault(status=status)] * 1000]
 
 
 def blobs(bench: PullBench) -> set[str]:
@@ -52,13 +52,15 @@ def blobs(bench: PullBench) -> set[str]:
 
 
 @pytest.mark.parametrize("agent_is", ["the same", "a new one"])
+@pytest.mark.parametrize("status", [503, 403])
 async def test_an_outage_that_outlasts_every_attempt_costs_no_byte_that_was_fetched(
-    bench: PullBench, fake: FaultyRegistry, agent_is: str
+    bench: PullBench, fake: FaultyRegistry, status: int, agent_is: str
 ) -> None:
+    """As little as credentials that end in the middle of an image."""
     image = two_layers("outage")
     lower, upper = (built.blob for built in image.layers)
     reference = fake_serve(fake, image, "outage")
-    outage(fake, image)
+    outage(fake, image, status)
     async with AsyncExitStack() as stack:
         agent = await stack.enter_async_context(agent_of(bench))
         agent.reconciler.take_spec([entry(reference, digest=image.digest, limit=3)])
@@ -157,7 +159,7 @@ async def test_bytes_whose_lease_is_gone_are_given_back_too(
     request = bench.request(reference, digest=image.digest, keep_lease_on_failure=True)
     with pytest.raises(PullError) as failure:
         await bench.puller.pull(request, Watched(reference))
-    assert failure.value.passing
+    assert failure.value.resumable
     (lease,) = (await leftovers(bench.containerd)).leases
     assert lease == terms_of(request, image.digest, 60).id
     await bench.containerd.leases.delete(lease)

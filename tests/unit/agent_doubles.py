@@ -28,7 +28,7 @@ from imageprepull.resources.nodeprepull import (
 )
 
 DIGEST = "sha256:" + "a" * 64
-PASSING = ("RegistryUnreachable", "RegistryHeld", "ConnectionLost")
+RESUMABLE = ("RegistryUnreachable", "RegistryHeld", "ConnectionLost")
 
 
 class StillClock(Clock):
@@ -201,7 +201,7 @@ class FakeNode:
         self.pulls[reference].set_result(Pulled(pinned=False, seconds={"total": 1.0}))
 
     def fail(self, reference: str, reason: str = "RegistryUnreachable", **arguments: Any) -> None:
-        arguments.setdefault("passing", reason in PASSING)
+        arguments.setdefault("resumable", reason in RESUMABLE)
         self.pulls[reference].set_exception(NodeError(reason, f"cannot pull {reference}", **arguments))
 
 

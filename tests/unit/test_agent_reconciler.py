@@ -284,6 +284,19 @@ async def test_a_changed_entry_is_tried_at_once(bench: Bench, change: dict[str, 
     assert await bench.spec(image("a", **change)) == ["pull a"]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("change", [{"nonce": "again"}, {"limit": 9}])
+async def test_an_entry_that_changes_while_an_attempt_fails_is_tried_at_once(
+    bench: Bench, change: dict[str, object]
+) -> None:
+    """That attempt went by the old words: the credentials of before, say."""
+    await bench.spec(image("a"))
+    assert await bench.spec(image("a", **change)) == []  # type: ignore[arg-type]
+    bench.node.fail("a", permanent=True)
+    assert await bench.steps() == ["pull a"]
+    bench.node.fail("a", permanent=True)
+    assert await bench.steps() == [], "it was tried by the new words"
+
+
 async def test_an_order_to_retry_is_obeyed_once_and_its_disappearance_is_none(bench: Bench) -> None:
     await bench.spec(image("a", nonce="n1"))
     bench.node.fail("a", permanent=True)

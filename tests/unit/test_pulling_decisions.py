@@ -103,10 +103,10 @@ def test_errors_say_whether_trying_again_helps(error: Exception, reason: str, pe
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
+    ("error", "resumable"),
     [
         (RegistryError("no", reason="NotFound"), False),
-        (RegistryError("no", reason="DeniedOrMissing", kind=ErrorKind.CREDENTIALS), False),
+        (RegistryError("no", reason="DeniedOrMissing", kind=ErrorKind.CREDENTIALS), True),
         (RegistryError("no", reason="RegistryError", kind=ErrorKind.TEMPORARY), True),
         (RegistryError("no", reason="Throttled", kind=ErrorKind.THROTTLED), True),
         (Unavailable("Prepare x", "connection refused"), True),
@@ -117,8 +117,8 @@ def test_errors_say_whether_trying_again_helps(error: Exception, reason: str, pe
         (PullError("RuntimeLostLayers", "again and again"), False),
     ],
 )
-def test_errors_say_whether_they_speak_against_what_was_fetched(error: Exception, passing: bool) -> None:
-    assert as_pull_error(error).passing is passing
+def test_errors_say_whether_they_speak_against_what_was_fetched(error: Exception, resumable: bool) -> None:
+    assert as_pull_error(error).resumable is resumable
 
 
 def test_of_several_errors_the_permanent_one_is_reported_and_a_defect_never_hides() -> None:

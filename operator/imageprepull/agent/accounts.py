@@ -11,7 +11,7 @@ from imageprepull.agent.backoff import Backoff, Failure, Pace, after_failure, pa
 from imageprepull.agent.clock import Clock
 from imageprepull.agent.disk import waiting
 from imageprepull.agent.doubts import LookPace
-from imageprepull.agent.image import ImageView
+from imageprepull.agent.image import ImageView, worth_a_retry
 from imageprepull.agent.losing import LossPace, lost
 from imageprepull.resources.nodeprepull import DesiredImage
 
@@ -47,7 +47,10 @@ class Accounts:
         self._delays = delays
 
     def failed(self, view: ImageView, image: DesiredImage, failure: Failure, done: int) -> Backoff:
-        """Count a failed attempt. More bytes (`done`) than any attempt before had are progress."""
+        """Count a failed attempt at `image`. More bytes (`done`) than any attempt before had are progress.
+
+        Where the words have changed since it began it says nothing of the new ones: those are tried at once.
+        """
         failure = replace(failure, gained=done > view.best_done)
         pace = Pace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow)
         uniform = self._clock.uniform()
@@ -58,6 +61,8 @@ class Accounts:
             backoff = after_failure(view.backoff, failure, limit=limit, pace=pace, uniform=uniform)
         view.best_done = max(done, view.best_done)
         self._wait(view, backoff)
+        if worth_a_retry(image, view.desired):
+            view.forget_failures()
         return backoff
 
     def waits(self, view: ImageView, failure: Failure, seconds: float) -> None:

@@ -120,7 +120,7 @@ class Attempts:
             pulled = await self._node.pull(image, progress)
         except NodeError as error:
             failure = Failure(
-                error.reason, str(error), error.permanent, error.retry_after, passing=error.passing
+                error.reason, str(error), error.permanent, error.retry_after, resumable=error.resumable
             )
             view.lack = error.no_room
         except Exception as error:

@@ -3,7 +3,7 @@
 An attempt that gained bytes starts the count anew: a slow but living download is not a failing one. After
 `backoffLimit` attempts without progress, or at once on a permanent error, the image is Failed: its slot is free and it
 is tried on a slow cadence, because what was permanent yesterday (a missing tag) may be mended today. What was fetched
-until then waits for those tries too, where it was only the registry or the runtime that did not answer.
+until then waits for those tries too, where only the registry, its credentials or the runtime were missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST_RETRY_AFTER = 24 * 3600.0
 class Failure:
     """Why an attempt ended. `gained`: it brought bytes that its predecessors had not.
 
-    `passing`: it lay with others and passes by itself.
+    `resumable`: it lay with others, and what was fetched is as good as it was.
     """
 
     reason: str
@@ -27,7 +27,7 @@ class Failure:
     permanent: bool = False
     retry_after: float | None = None
     gained: bool = False
-    passing: bool = False
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,10 @@ def gives_up(backoff: Backoff, failure: Failure) -> bool:
     """Whether the slow tries begin from nothing, and what was fetched is not kept for them.
 
     What fails for good may never be asked for again. What fails again and again by the node's own doing may fail by
-    what it has. An outage is neither, however long it lasts: no byte is to be fetched twice because of it.
+    what it has. An outage is neither, however long it lasts, nor are credentials that have expired: no byte is to be
+    fetched twice because of them.
     """
-    return backoff.final and not failure.passing
+    return backoff.final and not failure.resumable
 
 
 def patient(previous: Backoff | None, failure: Failure, seconds: float, uniform: float) -> Backoff:

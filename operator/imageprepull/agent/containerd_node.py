@@ -284,7 +284,7 @@ class ContainerdNode:
                 retry_after=judged.retry_after,
                 unavailable=judged.reason in UNAVAILABLE,
                 no_room=judged if isinstance(judged, NoRoom) else None,
-                passing=judged.passing,
+                resumable=judged.resumable,
             ) from error
 
     def _judge(self, image: DesiredImage, error: Exception) -> PullError:

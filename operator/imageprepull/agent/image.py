@@ -90,8 +90,7 @@ class ImageView:
 
     def taken_over(self, desired: DesiredImage) -> None:
         """The operator's newest words. A change that can matter to a retry makes it due at once, and so does an order."""
-        ordered = desired.retry.nonce not in ("", self.desired.retry.nonce)
-        if ordered or retry_relevant(desired) != retry_relevant(self.desired):
+        if worth_a_retry(self.desired, desired):
             self.forget_failures()
         if (desired.state, desired.on_removal) != (self.desired.state, self.desired.on_removal):
             self.released = False
@@ -107,6 +106,12 @@ class ImageView:
             # An answer to another question: it would look like a loss, or hide one.
             self.held = self.pulled = None
         return changed
+
+
+def worth_a_retry(before: DesiredImage, now: DesiredImage) -> bool:
+    """Whether what failed by the words of `before` may go well by those of `now`, or is ordered anew."""
+    ordered = now.retry.nonce not in ("", before.retry.nonce)
+    return ordered or retry_relevant(now) != retry_relevant(before)
 
 
 def retry_relevant(image: DesiredImage) -> tuple[object, ...]:

@@ -53,8 +53,8 @@ class NodeError(Exception):
     """What a node could not do. `permanent`: trying again without a change elsewhere cannot help.
 
     `unavailable`: the runtime as a whole does not answer, so that asking about other images is useless.
-    `no_room`: what there was no room for. `passing`: it lay with others and passes by itself, so that what was fetched
-    is as good as it was.
+    `no_room`: what there was no room for. `resumable`: it lay with others, and what was fetched is as good as it
+    was.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class NodeError(Exception):
         retry_after: float | None = None,
         unavailable: bool = False,
         no_room: NoRoom | None = None,
-        passing: bool = False,
+        resumable: bool = False,
     ) -> None:
         self.reason = reason
         self.permanent = permanent
         self.retry_after = retry_after
         self.unavailable = unavailable
         self.no_room = no_room
-        self.passing = passing
+        self.resumable = resumable
         super().__init__(message)
 
 

@@ -89,7 +89,7 @@ async def fetch_span(order: Order, owner: Owner, span: Span) -> None:
         raise PullError(
             "ShortBody",
             f"the registry ended the blob {order.descriptor.digest} after {order.spool.held.frontier} bytes",
-            passing=True,
+            resumable=True,
         )
     # Whatever kills this process now: a range that has come is not fetched again.
     await in_thread(order.spool.note)

@@ -30,8 +30,8 @@ class PullError(Exception):
         message: what failed, on which object, what to do.
         permanent: trying again without a change elsewhere cannot help.
         retry_after: seconds the registry asked us to wait, or None.
-        passing: it lay with a registry, a network or a runtime that was away, and passes by itself; what was fetched
-            until then is as good as it was.
+        resumable: it lay with a registry, a network, credentials or a runtime that was away; what was fetched until
+            then is as good as it was.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class PullError(Exception):
         *,
         permanent: bool = False,
         retry_after: float | None = None,
-        passing: bool = False,
+        resumable: bool = False,
     ) -> None:
         """Make the message one line: it goes to terminals and conditions."""
         self.reason = reason
         self.message = " ".join(message.split())
         self.permanent = permanent
         self.retry_after = retry_after
-        self.passing = passing
+        self.resumable = resumable
         super().__init__(self.message)
 
 
@@ -70,14 +70,15 @@ def as_pull_error(error: BaseException, doing: str = "") -> PullError:
             message,
             permanent=permanent,
             retry_after=error.retry_after,
-            passing=error.retryable,
+            # Credentials that end in the middle of a large image are renewed, and it is the same image.
+            resumable=error.retryable or error.kind is ErrorKind.CREDENTIALS,
         )
     if isinstance(error, RuntimeFault):
         final = isinstance(error, _FINAL_FAULTS)
-        passing = error.temporary and not isinstance(error, DiskFull | DiskFailed)
-        return PullError(error.reason, message, permanent=final, passing=passing)
+        resumable = error.temporary and not isinstance(error, DiskFull | DiskFailed)
+        return PullError(error.reason, message, permanent=final, resumable=resumable)
     if isinstance(error, OSError):
-        return PullError(*_os_error(error, message), passing=isinstance(error, TimeoutError))
+        return PullError(*_os_error(error, message), resumable=isinstance(error, TimeoutError))
     for kind, reason in _INVALID.items():
         if isinstance(error, kind):
             return PullError(getattr(error, "reason", reason), message, permanent=True)

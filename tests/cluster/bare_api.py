@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,12 +22,20 @@ TOKEN = "bare-api-admin"
 USER, USER_TOKEN = "bare-api-user", "bare-api-user-token"
 """Somebody who may do what RBAC says, and nothing at first."""
 START_TIMEOUT = 90.0
+LEASE_SECONDS = 30
+"""An operator's, unless a test says otherwise: a busy machine may stand still for seconds."""
+
+
+OUR_PORTS = range(20_000, 30_000)
+"""Below those that the kernel gives to connections: nobody's connection takes one before its server is there."""
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in random.sample(OUR_PORTS, len(OUR_PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"every port of {OUR_PORTS} is taken")
 
 
 class Child:
@@ -199,7 +208,7 @@ class Operator(Child):
             "--status-interval=0.2",
             "--resync=20",
             "--confirm-interval=2",
-            "--lease-seconds=6",
+            f"--lease-seconds={LEASE_SECONDS}",
             "--crd-timeout=20",
             "--agent-timeout=3",
             *more,

@@ -10,14 +10,13 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import yaml
 
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
-from imageprepull.kube.kinds import CONFIGMAPS, CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
+from imageprepull.kube.kinds import CONFIGMAPS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
 from tests.cluster.bare_api import BareApi
 from tests.cluster.fake_agents import FakeAgents, add_node, fake_agents, remove_node
-from tests.cluster.operator_bench import CRD_FILES, NODE_NAMES, established, eventually
+from tests.cluster.operator_bench import NODE_NAMES, apply_crds
 from tests.cluster.product import Product
 from tests.testbed.cluster import Cluster
 from tests.testbed.leftovers import leftovers
@@ -63,10 +62,7 @@ def bare_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareApi]:
 async def api(bare_api: BareApi) -> AsyncIterator[ApiClient]:
     """A client on a server with both CRDs, three nodes with agents, and nothing else of ours."""
     async with ApiClient(bare_api.access()) as client:
-        for file in CRD_FILES:
-            crd = yaml.safe_load(file.read_text())
-            await client.apply(CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
-        await eventually(lambda: established(client))
+        await apply_crds(client)
         for name in NODE_NAMES:
             await add_node(client, name, labels={"zone": name})
         yield client

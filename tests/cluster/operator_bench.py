@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
-from imageprepull.kube.kinds import IMAGEPREPULLS, LEASES, NODEPREPULLS
+from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS
 from tests.cluster.bare_api import Child, Operator
 
 CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
@@ -25,7 +27,28 @@ async def established(api: ApiClient) -> bool:
     return True
 
 
-async def eventually(check: Callable[[], Any], within: float = 20) -> Any:
+async def apply_crds(api: ApiClient) -> None:
+    """Both CRDs, as an upgrade does it, also after an accident; returns when they are served."""
+    for file in CRD_FILES:
+        crd = yaml.safe_load(file.read_text())
+        name = crd["metadata"]["name"]
+        await eventually(lambda name=name: is_settled(api, name))  # type: ignore[misc]
+        await api.apply(CRDS, name, crd, field_manager="test", force=True)
+    await eventually(lambda: established(api))
+
+
+async def is_settled(api: ApiClient, crd: str) -> bool:
+    """Whether it is there for good or gone: what is applied to one that is being deleted goes with it."""
+    try:
+        found = await api.get(CRDS, crd)
+    except ApiError as error:
+        if not error.not_found:
+            raise
+        return True
+    return "deletionTimestamp" not in found["metadata"]
+
+
+async def eventually(check: Callable[[], Any], within: float = 60) -> Any:
     """Ask until the answer is true; the last failed assertion or API error is the test's."""
     end = time.monotonic() + within
     while True:

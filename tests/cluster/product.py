@@ -29,7 +29,7 @@ SHORT_DELAYS = {
         "--report-interval=0.3",
         "--resync=15",
         "--backoff-base=0.5",
-        "--failed-retry-interval=10",
+        "--failed-retry-interval=60",
         "--operator-lease-poll=0.5",
         "--order-retry-interval=5",
     ),
@@ -114,13 +114,22 @@ class Product:
         return {}
 
     def until(self, what: str, check: Callable[[], Any], timeout: float = 60) -> Any:
-        """Ask the API again until `check` answers truly; its answer. Fails with all that is known otherwise."""
+        """Ask the API again until `check` answers truly; its answer. Fails with all that is known otherwise.
+
+        A question that the API refuses (a server that has just started does not know every kind yet) and a field that
+        is not there yet are no answer.
+        """
         deadline = time.monotonic() + timeout
-        while not (answer := check()):
+        while True:
+            problem = ""
+            try:
+                if answer := check():
+                    return answer
+            except (ClusterError, LookupError) as error:
+                problem = f" ({type(error).__name__}: {error})"
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout:.0f} s: {what}\n{self.story()}")
+                raise AssertionError(f"not within {timeout:.0f} s: {what}{problem}\n{self.story()}")
             time.sleep(0.2)  # between two questions to the API, nothing is timed by it
-        return answer
 
     def until_ready(self, name: str, timeout: float = 90) -> dict[str, Any]:
         """Wait for Ready of the present generation; the object."""
@@ -140,6 +149,25 @@ class Product:
         """What the node's CRI shows under this name."""
         shown: list[Any] = self.cluster.node(node).images()
         return [one for one in shown if image in (one.get("repoTags") or [])]
+
+    def until_unpinned(self, node: str, image: str) -> None:
+        """Wait until the node's CRI shows no pin of the image: it follows the records by events."""
+        self.until(
+            f"{image} is not pinned on {node}",
+            lambda: not any(shown.get("pinned") for shown in self.images_named(node, image)),
+        )
+
+    def until_asked_only(self, *images: str) -> None:
+        """Wait until every node is asked for these and for nothing else: orders of earlier objects are carried out."""
+
+        def asked() -> bool:
+            plans = self.cluster.get("nodeprepull")["items"]
+            return all(
+                sorted(entry["reference"] for entry in plan["spec"].get("images", [])) == sorted(images)
+                for plan in plans
+            )
+
+        self.until(f"nothing but {images} is asked of any node", asked)
 
     def story(self) -> str:
         """What a person would look at first."""

@@ -14,7 +14,8 @@ import yaml
 
 from tests.cluster.product import NAMESPACE, Product, layer, runnable
 
-pytestmark = pytest.mark.timeout(120)
+# The first test of a run starts the cluster.
+pytestmark = pytest.mark.timeout(420)
 NODEPREPULLS = "/apis/imageprepull.io/v1alpha1/nodeprepulls"
 STATUS = {"status": {"heartbeat": "2026-01-01T00:00:00Z"}}
 
@@ -78,13 +79,25 @@ def planned(product: Product) -> None:
 
 @pytest.fixture
 def agents_may_delete(product: Product) -> Iterator[None]:
-    """RBAC says yes for a moment, so that the policy's own no is heard."""
+    """RBAC says yes for a moment, so that the policy's own no is heard; no again afterwards, as the API server sees it."""
     product.cluster.kubectl(
         "create", "clusterrolebinding", "test-agents", "--clusterrole=cluster-admin",
         f"--serviceaccount={NAMESPACE}:imageprepull-agent",
     )  # fmt: skip
     yield
     product.cluster.kubectl("delete", "clusterrolebinding", "test-agents")
+    agent = f"system:serviceaccount:{NAMESPACE}:imageprepull-agent"
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {"user": agent, "resourceAttributes": {"verb": "list", "resource": "secrets"}},
+    }
+
+    def refused() -> bool:
+        answer = product.cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review))
+        return not json.loads(answer)["status"]["allowed"]
+
+    product.until("RBAC says no again", refused)
 
 
 @pytest.mark.usefixtures("planned")
@@ -114,7 +127,7 @@ def test_an_agent_may_not_delete_even_if_rbac_lets_it(product: Product, agent_of
         status, message = agent_of_a("DELETE", f"{NODEPREPULLS}/a?dryRun=All")
         return status == 403 and "agents may not delete NodePrepulls" in message
 
-    product.until("refused by the policy", refused_by_policy, timeout=20)
+    product.until("refused by the policy", refused_by_policy)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ def pinned(product: Product, node: str, image: str) -> bool:
     return any(one.get("pinned") for one in product.images_named(node, image))
 
 
+def pinning_records(product: Product, node: str, image: str) -> list[str]:
+    """The image's own record, if it carries a pin: the CRI follows it by events."""
+    return (
+        product.cluster.node(node)
+        .ctr("images", "ls", "-q", f'name=="{image}",labels."io.cri-containerd.pinned"==pinned')
+        .split()
+    )
+
+
 def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(product: Product) -> None:
     kept = product.push(runnable(layer(1)), "tests/yielding")
     later = product.push(runnable(layer(1)), "tests/later")
@@ -71,6 +80,7 @@ def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(produc
     product.until_ready("yielding")
     able = [node for node in NODES if pinned(product, node, kept)]
     assert able, "some node's containerd knows pins"
+    assert all(pinning_records(product, node, kept) for node in NODES)
     with agents_told(product, "imagefs.available<97%"):
         for node in NODES:
             disk = product.until(
@@ -82,7 +92,8 @@ def test_pins_yield_under_pressure_and_nothing_is_pulled_until_it_is_over(produc
             )
             assert disk["pressure"]
             assert "the kubelet evicts pods below" in disk["message"]
-            assert not pinned(product, node, kept), "it is said when it is so"
+            assert not pinning_records(product, node, kept), "it is said when it is so"
+            product.until_unpinned(node, kept)
             assert product.images_named(node, kept)
         product.apply("later", later)
         for node in NODES:
@@ -129,11 +140,13 @@ def test_a_node_whose_kubelet_says_disk_pressure_is_given_no_work(product: Produ
     product.until_ready("pressed-kept")
     with kubelet_with(product, product.cluster.node("b"), SHORT_OF_DISK):
         product.until("the kubelet of b says so", lambda: says_disk_pressure(product, "b"))
+        # By this the operator has heard of it, too: what is asked for now is planned with it.
+        product.until("what b has is paused", lambda: entry_states(product, "b").get(kept) == "Paused")
         product.apply("pressed", image)
         status = product.until_ready("pressed")["status"]
         assert [(one["reason"], one["count"]) for one in status["skipped"]] == [("NodeDiskPressure", 1)]
         assert (status["nodes"]["desired"], status["nodes"]["ready"]) == (2, 2)
-        product.until("what b has is paused", lambda: entry_states(product, "b").get(kept) == "Paused")
+        assert entry_states(product, "b")[kept] == "Paused"
         assert image not in entry_states(product, "b")
         assert not product.images_named("b", image)
         assert product.cluster.proxy.bytes_of("b", built.layers[1].blob.digest) == 0

@@ -80,7 +80,7 @@ async def following(api: ApiClient, kind: Kind, **arguments: Any) -> AsyncIterat
     follower.informer = informer
     task = asyncio.create_task(informer.run())
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await informer.synced.wait()
         yield follower
     finally:

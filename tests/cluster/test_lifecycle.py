@@ -59,7 +59,7 @@ def test_an_edited_object_brings_the_new_image_and_unpins_the_old(product: Produ
     for node in ("a", "b", "c"):
         until_forgotten(product, node, old)
         assert present(product, node, old), "deletionPolicy Retain keeps the image"
-    assert not pinned(product, "b", old)
+    product.until_unpinned("b", old)
     assert pinned(product, "b", new)
 
 
@@ -69,7 +69,7 @@ def test_an_edited_pin_policy_takes_the_pin_away_and_brings_it_back(product: Pro
     product.until_ready("pin")
     assert pinned(product, "b", image)
     product.apply("pin", image, pinPolicy="Never")
-    product.until("unpinned", lambda: not pinned(product, "b", image))
+    product.until_unpinned("b", image)
     assert present(product, "b", image)
     product.apply("pin", image)
     product.until("pinned again", lambda: pinned(product, "b", image))
@@ -83,8 +83,8 @@ def test_a_deleted_object_unpins_its_images_and_removes_nothing(product: Product
     for node in ("a", "b", "c"):
         until_forgotten(product, node, image)
         assert present(product, node, image)
-    assert not pinned(product, "b", image)
-    assert not pinned(product, "c", image)
+    product.until_unpinned("b", image)
+    product.until_unpinned("c", image)
 
 
 def test_an_image_that_two_objects_name_stays_pinned_until_the_last_is_gone(product: Product) -> None:
@@ -107,7 +107,7 @@ def test_an_image_that_two_objects_name_stays_pinned_until_the_last_is_gone(prod
     )
     assert pinned(product, "b", image)
     product.delete("two")
-    product.until("unpinned", lambda: not pinned(product, "b", image))
+    product.until_unpinned("b", image)
 
 
 @pytest.mark.parametrize("node", ["a", "b"])

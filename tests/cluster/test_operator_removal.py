@@ -10,24 +10,21 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, Kind
 from tests.cluster.bare_api import USER, BareApi, Child, Operator, free_port, running
 from tests.cluster.fake_agents import FakeAgents
 from tests.cluster.operator_bench import (
-    CRD_FILES,
     NODE_NAMES,
     OTHER,
     PINNED,
+    apply_crds,
     create,
-    established,
     eventually,
     has_ended,
     holds,
@@ -81,16 +78,6 @@ async def crd_noted(api: ApiClient) -> bool:
     return bool(lease["metadata"]["annotations"]["imageprepull.io/crd-uid"] == crd["metadata"]["uid"])
 
 
-async def make_anew(api: ApiClient) -> None:
-    """Both CRDs, as an upgrade after an accident does it."""
-    for file in CRD_FILES:
-        crd = yaml.safe_load(file.read_text())
-        await eventually(
-            partial(api.apply, CRDS, crd["metadata"]["name"], crd, field_manager="test", force=True)
-        )
-    await eventually(lambda: established(api))
-
-
 async def test_a_crd_that_is_deleted_and_made_anew_takes_nothing_back_even_of_a_single_object(
     bare_api: BareApi, api: ApiClient, agents: FakeAgents
 ) -> None:
@@ -101,7 +88,7 @@ async def test_a_crd_that_is_deleted_and_made_anew_takes_nothing_back_even_of_a_
         await eventually(lambda: crd_noted(api))
         await api.delete(CRDS, "imageprepulls.imageprepull.io")
         await eventually(lambda: has_ended(first))
-    await make_anew(api)
+    await apply_crds(api)
     second = operator(bare_api)
     with running(second):
 
@@ -291,7 +278,7 @@ async def only_old_objects(api: ApiClient) -> bool:
 class Uninstall(Child):
     """The process of the chart's pre-delete hook. The Deployment that it would stop does not exist here."""
 
-    def __init__(self, api: BareApi, *, server: str = "", timeout: float = 3) -> None:
+    def __init__(self, api: BareApi, *, server: str = "", timeout: float = 12) -> None:
         log = api.folder / "uninstall.log"
         log.unlink(missing_ok=True)
         program = Path(sys.executable).with_name("imageprepull")
@@ -363,4 +350,4 @@ async def test_an_uninstall_ends_well_whatever_is_broken(
         await eventually(lambda: has_ended(uninstall))
     assert uninstall.ended() == 0
     assert ("cannot order it" in uninstall.tail()) == (broken == "no API server")
-    await make_anew(api)
+    await apply_crds(api)

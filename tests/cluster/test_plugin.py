@@ -13,7 +13,7 @@ from tests.cluster.product import Product, kubectl_plugin, layer, runnable
 from tests.testbed.images import LayerSpec
 from tests.testbed.node import Node
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_wait_ends_when_the_object_is_ready_and_status_shows_its_layers(product: Product) -> None:
@@ -162,7 +162,7 @@ def test_retry_asks_for_a_tag_again_that_the_registry_did_not_know(product: Prod
     product.until("three attempts", lambda: looked_up() >= 3)
     asked = looked_up()
     product.push(runnable(layer(1)), "tests/late-tag")
-    done = kubectl_plugin(product.cluster, "retry", "late-tag", "--timeout=10s")
+    done = kubectl_plugin(product.cluster, "retry", "late-tag", "--timeout=14s")
     assert (done.returncode, done.stdout, done.stderr) == (0, "default/late-tag: Ready on 3 nodes\n", "")
     assert looked_up() > asked
 
@@ -195,7 +195,7 @@ def test_an_order_to_retry_that_says_nothing_is_answered_by_an_event_and_in_the_
     product.until("an Event", told)
     (message,) = told()
     assert "must begin with a word of at most 20 letters" in message
-    answer = product.get("odd")["status"]["retry"]
+    answer = product.until("an answer", lambda: product.get("odd")["status"]["retry"])
     assert (answer["reason"], answer["message"]) == ("InvalidRetry", message)
     product.cluster.kubectl("annotate", "imageprepull", "odd", "--overwrite", "imageprepull.io/retry=monday")
     product.until("an answer", lambda: product.get("odd")["status"]["retry"]["nonce"] == "monday")

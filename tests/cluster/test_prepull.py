@@ -61,11 +61,15 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
     for name in NODES:
         product.cluster.kubectl("apply", "-f", "-", stdin=pod(f"main-{name}", name, image))
     product.cluster.kubectl(
-        "wait", "--for=condition=Ready", *[f"pod/main-{name}" for name in NODES], "--timeout=60s"
+        "wait", "--for=condition=Ready", *[f"pod/main-{name}" for name in NODES], "--timeout=110s"
     )
     for name in NODES:
         selector = f"involvedObject.name=main-{name},reason=Pulled"
-        events = product.cluster.get("events", "--field-selector", selector)["items"]
+        # The kubelet sends them on the side.
+        events = product.until(
+            f"an Event of main-{name}",
+            lambda selector=selector: product.cluster.get("events", "--field-selector", selector)["items"],  # type: ignore[misc]
+        )
         assert "already present on machine" in events[0]["message"]
     product.cluster.kubectl("delete", "pod", *[f"main-{name}" for name in NODES], "--wait")
     assert product.cluster.proxy.fetched_twice() == {}
@@ -108,7 +112,7 @@ def start_pods(product: Product, image: str, policy: str) -> None:
     for node, name in names.items():
         product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, node, image, policy))
     product.cluster.kubectl(
-        "wait", "--for=condition=Ready", *[f"pod/{name}" for name in names.values()], "--timeout=60s"
+        "wait", "--for=condition=Ready", *[f"pod/{name}" for name in names.values()], "--timeout=110s"
     )
     product.cluster.kubectl("delete", "pod", *names.values(), "--wait")
 

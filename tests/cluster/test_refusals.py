@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.product import Product, layer, runnable
 from tests.testbed.errors import ClusterError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def refused(product: Product, spec: dict[str, Any]) -> str:

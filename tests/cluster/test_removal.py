@@ -28,7 +28,9 @@ def entry(product: Product, node: str, image: str, part: str = "spec") -> dict[s
 
 
 def until_gone(product: Product, image: str, nodes: tuple[str, ...] = NODES) -> None:
-    product.until(f"{image} is gone from {nodes}", lambda: not holding(product, image) & set(nodes))
+    product.until(
+        f"{image} is gone from {nodes}", lambda: not holding(product, image) & set(nodes), timeout=120
+    )
     # The object forgets it when the agent has said so.
     for node in nodes:
         until_forgotten(product, node, image)
@@ -84,7 +86,7 @@ def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None
     for node, name in users.items():
         product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, node, image))
     pods = [f"pod/{name}" for name in users.values()]
-    product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=60s")
+    product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=110s")
     try:
         product.delete("used")
         until_gone(product, image, ("c",))
@@ -93,7 +95,7 @@ def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None
             assert waiting["state"] == "Waiting"
             assert f"container main of pod default/{name}" in waiting["message"]
         assert holding(product, image) == set(users)
-        assert not any(shown.get("pinned") for shown in product.images_named("b", image))
+        product.until_unpinned("b", image)
     finally:
         product.cluster.kubectl("delete", *pods, "--wait")
     until_gone(product, image)
@@ -137,7 +139,7 @@ def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what
         product.cluster.kubectl("apply", "-f", "-", stdin=pod(name, "b", image))
     pods = [f"pod/{name}" for name in users]
     try:
-        product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=60s")
+        product.cluster.kubectl("wait", "--for=condition=Ready", *pods, "--timeout=110s")
         product.delete("orders")
         for image in (unwanted, anew):
             until_gone(product, image, ("a", "c"))
@@ -203,7 +205,7 @@ def test_a_deleted_namespace_takes_its_images_and_does_not_hang(product: Product
         product.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(objects))
         product.until("all nodes hold it", lambda: holding(product, image) == set(NODES))
     finally:
-        product.cluster.kubectl("delete", "namespace", "team", "--timeout=60s")
+        product.cluster.kubectl("delete", "namespace", "team", "--timeout=110s")
     until_gone(product, image)
 
 

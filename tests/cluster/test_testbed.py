@@ -75,8 +75,9 @@ def network_pods(cluster: Cluster, image: str) -> dict[str, dict[str, str]]:
     containers = template["containers"]
     assert isinstance(containers, list)
     containers[0]["env"] = [{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+    containers[0]["readinessProbe"] = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
     cluster.kubectl("apply", "-f", "-", stdin=daemon_set("web", template))
-    cluster.kubectl("rollout", "status", "daemonset/web", "--timeout=60s")
+    cluster.kubectl("rollout", "status", "daemonset/web", "--timeout=110s")
     pods = cluster.get("pods", "-l", "app=web")["items"]
     return {
         one["spec"]["nodeName"]: {"name": one["metadata"]["name"], "ip": one["status"]["podIP"]}
@@ -154,10 +155,13 @@ def test_a_service_is_reached_from_every_node_and_by_pods_behind_it(
     address = cluster.get("service", "web")["spec"]["clusterIP"]
     # Six times: each pod then most likely meets itself behind the service once.
     script = f"for i in 1 2 3 4 5 6; do probe get http://{address}/ || echo failed; done"
-    name = network_pods["a"]["name"]
-    eventually("the service answers", lambda: "failed" not in sh(cluster, name, script))
+    # Every node has rules of its own.
     for one in network_pods.values():
-        assert set(sh(cluster, one["name"], script).split()) <= {"a", "b", "c"}
+        name = one["name"]
+        eventually(
+            f"the service answers {name}",
+            lambda name=name: set(sh(cluster, name, script).split()) <= set(network_pods),  # type: ignore[misc]
+        )
 
 
 def test_pods_on_the_node_network_reach_the_api_server_too_and_logs_work(
@@ -165,11 +169,15 @@ def test_pods_on_the_node_network_reach_the_api_server_too_and_logs_work(
 ) -> None:
     template = pod(image, "", "export PATH=/bin; probe whoami; exec busybox sleep 100000", hostNetwork=True)
     cluster.kubectl("apply", "-f", "-", stdin=daemon_set("host", template))
-    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=60s")
+    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=110s")
     for one in cluster.get("pods", "-l", "app=host")["items"]:
         assert one["status"]["podIP"] == cluster.node(one["spec"]["nodeName"]).ip
         name = one["metadata"]["name"]
-        assert cluster.kubectl("logs", name).strip() == DEFAULT_ACCOUNT
+        # The pod is Ready when its program has started, and not when that has said something.
+        eventually(
+            f"{name} says who it is",
+            lambda name=name: cluster.kubectl("logs", name).strip() == DEFAULT_ACCOUNT,  # type: ignore[misc]
+        )
 
 
 def test_the_proxy_withholds_bytes_until_they_are_released_and_counts_them(cluster: Cluster) -> None:
@@ -187,7 +195,7 @@ def test_the_proxy_withholds_bytes_until_they_are_released_and_counts_them(clust
         assert proxy.bytes_of("b", digest) == 50_000
         assert pull.poll() is None
         proxy.release(digest)
-        assert pull.wait(timeout=30) == 0
+        assert pull.wait(timeout=120) == 0
     finally:
         proxy.release()
         pull.kill()
@@ -201,16 +209,25 @@ def test_the_proxy_withholds_bytes_until_they_are_released_and_counts_them(clust
 def test_the_proxy_paces_one_node_and_not_the_others(cluster: Cluster) -> None:
     built = build_image([LayerSpec({"data": os.urandom(2_000_000)}, compression="plain")])
     push(built, cluster.registry_push_url, "testbed/slow", "1")
-    cluster.proxy.reset()
-    cluster.proxy.pace("c", rate=500_000)
-    seconds = {}
-    for name in ("b", "c"):
-        started = time.monotonic()
-        cluster.node(name).crictl("pull", f"{cluster.registry_name}/testbed/slow:1")
-        seconds[name] = time.monotonic() - started
-    cluster.proxy.reset()
-    assert seconds["c"] >= 3.5
-    assert seconds["b"] < 3
+    digest, size, rate = built.layers[0].blob.digest, built.layers[0].blob.size, 500_000
+    proxy = cluster.proxy
+    proxy.reset()
+    proxy.pace("c", rate=20_000)
+    pull = ["crictl", "pull", f"{cluster.registry_name}/testbed/slow:1"]
+    slow = subprocess.Popen(cluster.node("c").enter(pull), stdout=subprocess.DEVNULL)
+    try:
+        cluster.node("b").exec(pull)
+        assert proxy.bytes_of("b", digest) == size
+        assert proxy.bytes_of("c", digest) < size / 2
+        assert slow.poll() is None
+        proxy.pace("c", rate=rate)
+        started, left = time.monotonic(), size - proxy.bytes_of("c", digest)
+        assert slow.wait(timeout=120) == 0
+        assert time.monotonic() - started >= 0.8 * left / rate
+    finally:
+        proxy.reset()
+        slow.kill()
+        slow.wait()
 
 
 def test_containers_outlive_a_killed_containerd(
@@ -244,7 +261,7 @@ def test_up_redoes_missing_mounts(cluster: Cluster) -> None:
     node.exec(["umount", "-l", "/var/lib/kubelet"])
     cluster.up()
     assert node._lacking_mounts() == []
-    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=60s")
+    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=110s")
 
 
 def test_a_reboot_changes_the_boot_id_and_pods_come_back(cluster: Cluster, image: str) -> None:
@@ -278,9 +295,14 @@ def test_the_api_server_can_be_restarted(cluster: Cluster) -> None:
 def test_a_fourth_node_comes_and_goes(cluster: Cluster) -> None:
     node = cluster.add_node("d", disk=4 << 30)
     assert cluster.get("node", "d")["metadata"]["labels"]["topology.kubernetes.io/zone"] == node.zone
-    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=60s")
-    names = [one["spec"]["nodeName"] for one in cluster.get("pods", "-l", "app=host")["items"]]
-    assert sorted(names) == ["a", "b", "c", "d"]
+    cluster.kubectl("rollout", "status", "daemonset/host", "--timeout=110s")
+
+    def on_every_node() -> bool:
+        names = [one["spec"]["nodeName"] for one in cluster.get("pods", "-l", "app=host")["items"]]
+        return sorted(names) == ["a", "b", "c", "d"]
+
+    # The controller may have heard of the node only after the roll-out was asked about.
+    eventually("a pod on every node", on_every_node)
     cluster.remove_node("d")
     assert "d" not in [one["metadata"]["name"] for one in cluster.get("nodes")["items"]]
     assert not node.folder.exists()

@@ -38,7 +38,7 @@ class Agent:
 
     async def until_pinned(self, pinned: bool) -> None:
         """Wait until the runtime has said so of all entries."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(
                 view.held and view.held.present and view.held.our_pin is pinned
                 for view in self.reconciler.views.values()
@@ -61,7 +61,7 @@ class Agent:
         await self.until_ended()
 
     async def _until(self, check: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not check():
                 self._changed.clear()
                 await self._changed.wait()

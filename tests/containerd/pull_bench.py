@@ -66,7 +66,7 @@ class Watched(ImageProgress):
     def states(self) -> list[str]:
         return [str(layer.state) for layer in self.layers]
 
-    async def until(self, true: Callable[[Watched], bool], seconds: float = 20) -> None:
+    async def until(self, true: Callable[[Watched], bool], seconds: float = 60) -> None:
         """Wait until the record says so."""
         async with asyncio.timeout(seconds):
             while not true(self):
@@ -210,7 +210,7 @@ async def start_daemon(daemon: ContainerdDaemon) -> None:
 
 async def answering(containerd: Containerd) -> None:
     """Wait for the connection to heal: the agent's backoff does that for the product."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await containerd.ask_version()

@@ -86,7 +86,7 @@ async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fa
             await pull_as_the_kubelet(bench.daemon, reference)
             assert not (await pinned(bench))[reference], "so the CRI does it"
             ears.release()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not all((await pinned(bench)).values()):
                     # By the kubelet's change, and then by that which mends it.
                     await ears.told.wait()

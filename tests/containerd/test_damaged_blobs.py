@@ -236,7 +236,7 @@ async def test_a_blob_that_is_damaged_again_is_an_error_and_fetched_once(
     async with elsewhere(portable, (blob.digest, blob.read())):
         for attempt in (1, 2):
             with pytest.raises(PullError) as caught:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await portable.pull(reference)
             error = caught.value
             assert (error.reason, error.permanent) == ("DamagedContent", True)

@@ -49,6 +49,10 @@ async def group(containerd: Containerd) -> AsyncIterator[Path]:
     folder = MEMORY / f"imageprepull-test-{os.getpid()}"
     folder.mkdir()
     yield folder
+    # The pull's own process has ended; the kernel takes its time with workers that it ends for that.
+    async with asyncio.timeout(60):
+        while (folder / "cgroup.procs").read_text():  # noqa: ASYNC110 - a cgroup tells nobody when it is empty.
+            await asyncio.sleep(0.02)
     folder.rmdir()
     await wipe(containerd)
 

@@ -40,7 +40,7 @@ class Ears:
         self.lost |= set(lost)
         self.told.set()
 
-    async def until(self, wanted: Collection[str], seconds: float = 20) -> None:
+    async def until(self, wanted: Collection[str], seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while not self.lost >= set(wanted):
                 self.told.clear()
@@ -136,7 +136,7 @@ async def subscribed(containerd: Containerd, ears: Ears) -> None:
     await containerd.leases.create("nobodys", {}, 60)
     leased = containerd.with_lease("nobodys")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while digest not in ears.lost:
                 await leased.content.put("nobodys", Descriptor("text/plain", digest, len(body)), body, {})
                 await leased.content.delete(digest)

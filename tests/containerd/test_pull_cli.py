@@ -173,12 +173,12 @@ async def test_an_interrupted_pull_cleans_up(
     fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=100_000)]
     process = await start(daemon.address, fake_serve(fake, image))
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"Applied" not in await process.stdout.readline():
             pass
     assert len((await leftovers(containerd)).leases) == 1
     process.send_signal(number)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert len(err.splitlines()) == 1
     assert await leftovers(containerd) == Leftovers()
@@ -199,14 +199,14 @@ async def test_a_daemon_killed_in_the_middle_is_one_line(
     fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=100_000, release=release)]
     process = await start(daemon.address, fake_serve(fake, image))
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"Applied" not in await process.stdout.readline():
             pass
     daemon.kill()
     release.set()
     try:
         if comes_back:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while b"Failed" not in await process.stdout.readline():
                     pass
             await start_daemon(daemon)

@@ -252,7 +252,7 @@ async def test_layers_carry_the_boot_until_they_are_on_disk(
     written.clear()
     reference = serve(registry, build_image([layer("sync-0"), layer("sync-1")]), "sync/before")
     pulling = asyncio.create_task(bench.pull(reference, sync="before", until="ready"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await unsynced() < 2:  # noqa: ASYNC110 - snapshots tell nobody when they come.
             await asyncio.sleep(0.01)
     assert await bench.containerd.images.get(reference) is None

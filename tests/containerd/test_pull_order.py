@@ -97,12 +97,12 @@ async def test_the_limit_on_downloads_holds_over_images_and_follows_changes(
         return [n for n, built in enumerate(image.layers) if fake.gets(built.blob.digest)]
 
     pulling = asyncio.create_task(bench.pull(fake_serve(fake, image), progress))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(started()) < 2:  # noqa: ASYNC110 - the fake's requests have no event.
             await asyncio.sleep(0.01)
     assert started() == [0, 1], "lower layers first"
     bench.puller.parallel_downloads = 4
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(started()) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert started() == [0, 1, 2, 3]

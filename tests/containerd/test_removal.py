@@ -70,7 +70,7 @@ async def chains(bench: PullBench) -> set[str]:
 
 async def cri_lists_only(bench: PullBench, config_digest: str) -> None:
     """Until the CRI lists that image and no other: its list follows the records by events, some time after."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while {shown.id for shown in await bench.containerd.cri.list_images()} != {config_digest}:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

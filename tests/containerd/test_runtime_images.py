@@ -36,7 +36,7 @@ async def put_documents(containerd: Containerd) -> BuiltImage:
 
 async def seen_by_cri(containerd: Containerd, reference: str) -> CriImage:
     """The CRI learns of records by events: soon, but not at once."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (found := await containerd.cri.image_status(reference)) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return found
@@ -118,7 +118,7 @@ async def test_events_name_the_image(leased: Containerd) -> None:
     image = await put_documents(leased)
     events = leased.events.subscribe(['namespace==k8s.io,topic~="^/images/"'])
     deleted = asyncio.create_task(next_event(events, "/images/delete"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # Nothing says when a subscription has begun, so the cause is repeated.
         while not deleted.done():
             await leased.images.create(f"{NAME}:1", describe(image.manifest), {})

@@ -57,7 +57,7 @@ async def test_a_label_that_could_not_be_cleared_is_tried_again(
     async with pull_bench(containerd, daemon, settings=settings) as bench:
         await bench.pull(serve(registry, image, "unsynced/slow"), until="ready")
         await bench.puller.finish()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await unsynced(containerd):  # noqa: ASYNC110 - snapshots tell nobody.
                 await asyncio.sleep(0.02)
 

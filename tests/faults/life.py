@@ -56,7 +56,7 @@ class Life:
     async def stop(self) -> int:
         """As the kubelet does it."""
         self.process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
 
     def others(self) -> list[str]:

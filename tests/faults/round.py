@@ -28,7 +28,7 @@ from tests.testbed.images import BuiltImage
 
 _LONGEST = 150.0
 """Seconds of a round."""
-_ORPHANS = 2.0
+_ORPHANS = 20.0
 """Seconds that the kernel may take to end what an agent leaves behind."""
 
 

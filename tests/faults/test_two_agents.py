@@ -112,7 +112,7 @@ class Agent:
             self.process.kill()
         else:
             self.process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
 

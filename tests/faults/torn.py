@@ -13,7 +13,7 @@ from tests.faults.node import Machine
 
 SYNCS = 4
 _ATTACHED = b"attached"
-_PATIENCE = 20
+_PATIENCE = 60
 
 
 async def kill_at_sync(machine: Machine, number: int, go_on: Callable[[], None]) -> None:

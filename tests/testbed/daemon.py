@@ -100,7 +100,7 @@ class ContainerdDaemon:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def start(self, *, patience: float = 20.0) -> None:
+    def start(self, *, patience: float = 60.0) -> None:
         """Start it, anew or again on the same state, and wait until its CRI is ready."""
         for folder in (self.folder, self.certs_d, self.folder / "cni"):
             folder.mkdir(exist_ok=True)
@@ -306,7 +306,7 @@ class DockerRegistry:
     def log(self) -> Path:
         return self.folder / "registry.log"
 
-    def start(self, patience: float = 20.0) -> None:
+    def start(self, patience: float = 60.0) -> None:
         if not self.port:
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 self.port = probe.getsockname()[1]

@@ -166,7 +166,7 @@ async def slow_but_steady(world: QuirkyRegistry, request: web.Request) -> web.St
         return None
     response = await start_body(request, b"", headers={"Content-Length": str(len(body))})
     for start in range(0, len(body), len(body) // 10):
-        await asyncio.sleep(0.04)
+        await asyncio.sleep(0.15)
         await response.write(body[start : start + len(body) // 10])
     return response
 

@@ -118,7 +118,7 @@ class QuirkyRegistry:
     ) -> RegistryClient:
         """A client that asks this registry, with short times."""
         times: dict[str, Any] = {
-            "stall_timeout": 0.5, "first_byte_timeout": 0.2, "connect_timeout": 1, "backoff": 0.001,
+            "stall_timeout": 2, "first_byte_timeout": 0.6, "connect_timeout": 5, "backoff": 0.001,
             "throttle_backoff": 0.001, "attempts": 1, "proxies": Proxies(),
         }  # fmt: skip
         chosen = hosts or (self.registry.host(),)

@@ -119,7 +119,11 @@ class Node:
 
         def answers() -> bool:
             self.containerd.check_alive()
-            return self._ctr("version").returncode == 0
+            # The CRI is ready some time after the daemon.
+            return (
+                self._ctr("version").returncode == 0
+                and self.exec([path("crictl"), "info"], check=False).returncode == 0
+            )
 
         wait_until(self.containerd.name, "answers", answers, timeout=60, log=self.containerd.log)
         self._ensure_pause_image()

@@ -50,7 +50,7 @@ class FakeApiServer:
     url: str = ""
 
     async def until_asked(self, method: str, times: int) -> None:
-        async with asyncio.timeout(5), self.asked:
+        async with asyncio.timeout(30), self.asked:
             await self.asked.wait_for(lambda: self.methods().count(method) >= times)
 
     def methods(self) -> list[str]:

@@ -29,12 +29,12 @@ async def test_who_finds_the_port_taken_waits_until_it_is_free_and_says_so_once(
     with capture_logs() as logs:
         async with Health(CollectorRegistry()).serve(0, HOST) as port:
             waiting = asyncio.create_task(second(port))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 for _ in range(3):
                     await tries.acquire()
             assert not waiting.done()
             assert f"port {port} is taken" in waits.port
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await waiting
     assert waits.port == ""
     assert [line["event"] for line in logs] == ["waiting for the health port"]

@@ -53,7 +53,7 @@ def term(
 async def proving(stage: Stage) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(stage.lease.prove(CLOCK.now()))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             yield task
     finally:
         task.cancel()

@@ -24,7 +24,7 @@ async def test_a_mark_during_work_brings_the_key_back_and_never_to_two_workers()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(queue.take(), 0.05)
     queue.done("a")
-    assert await asyncio.wait_for(queue.take(), 1) == "a"
+    assert await asyncio.wait_for(queue.take(), 30) == "a"
 
 
 async def test_the_earlier_mark_wins() -> None:
@@ -32,7 +32,7 @@ async def test_the_earlier_mark_wins() -> None:
     queue.add("late", 60)
     queue.add("late", 0.02)
     queue.add("late", 30)
-    assert await asyncio.wait_for(queue.take(), 1) == "late"
+    assert await asyncio.wait_for(queue.take(), 30) == "late"
 
 
 async def test_a_mark_wakes_a_waiting_worker() -> None:
@@ -41,7 +41,7 @@ async def test_a_mark_wakes_a_waiting_worker() -> None:
     taking = asyncio.create_task(queue.take())
     await asyncio.sleep(0)
     queue.add("now")
-    assert await asyncio.wait_for(taking, 1) == "now"
+    assert await asyncio.wait_for(taking, 30) == "now"
 
 
 async def test_an_api_error_is_tried_again_and_a_bug_ends_the_worker() -> None:
@@ -59,26 +59,27 @@ async def test_an_api_error_is_tried_again_and_a_bug_ends_the_worker() -> None:
 
     queue.add("a")
     worker = asyncio.create_task(work(queue, handle, backoff=0.01))
-    await asyncio.wait_for(through.wait(), 2)
+    await asyncio.wait_for(through.wait(), 30)
     assert tried == ["a"] * 3
     queue.add("b")
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(worker, 2)
+        await asyncio.wait_for(worker, 30)
 
 
 async def test_the_rate_allows_its_burst_and_then_its_pace() -> None:
+    slow = Rate(0.001, burst=5)
+    async with asyncio.timeout(30):
+        for _ in range(5):
+            await slow.slot()
     rate = Rate(100, burst=5)
     began = time.monotonic()
-    for _ in range(5):
-        await rate.slot()
-    assert time.monotonic() - began < 0.02
-    for _ in range(10):
+    for _ in range(15):
         await rate.slot()
     assert time.monotonic() - began >= 0.095
 
 
 async def test_a_turn_given_back_is_free_again() -> None:
-    rate = Rate(1)
+    rate = Rate(0.001)
     await rate.slot()
     rate.give_back()
-    await asyncio.wait_for(rate.slot(), 0.5)
+    await asyncio.wait_for(rate.slot(), 30)

@@ -136,8 +136,8 @@ async def test_a_server_that_never_answers_runs_into_the_deadline() -> None:
 
     listener = await asyncio.start_server(swallow, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    async with ApiClient(ClusterAccess(f"http://127.0.0.1:{port}"), timeout=0.1) as api:
-        with pytest.raises(ApiUnreachable, match=r"Timeout: no answer within 0\.1 s"):
+    async with ApiClient(ClusterAccess(f"http://127.0.0.1:{port}"), timeout=1) as api:
+        with pytest.raises(ApiUnreachable, match="Timeout: no answer within 1 s"):
             await api.get(NODES, "n1")
     assert opened.is_set()
     await closed.wait()

@@ -281,6 +281,6 @@ async def test_another_repositorys_refusal_is_not_ours(bench: Bench) -> None:
 
 
 async def bench_until(true: object) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not true():  # type: ignore[operator]  # noqa: ASYNC110 - the fake's socket has no event for us.
             await asyncio.sleep(0.005)

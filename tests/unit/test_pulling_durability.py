@@ -218,7 +218,7 @@ def syncing_of(runtime: Runtime, writes: WriteBack, settings: PullSettings) -> S
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not true():  # noqa: ASYNC110 - labels tell nobody.
             await asyncio.sleep(0.001)
 

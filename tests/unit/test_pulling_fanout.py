@@ -101,7 +101,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def until(true: object) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not true():  # type: ignore[operator]  # noqa: ASYNC110 - the fake's socket has no event for us.
             await asyncio.sleep(0.005)
 

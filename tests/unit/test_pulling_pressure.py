@@ -59,7 +59,7 @@ async def test_the_limit_follows_the_file_and_ends_with_it(tmp_path: Path) -> No
     file.write_text(FIGURES.format("80.00"))
     seen: asyncio.Queue[int] = asyncio.Queue()
     following = asyncio.create_task(follow(PressureTerms(path=file, interval=0.01), 3, seen.put_nowait))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert [await seen.get(), await seen.get()] == [2, 1]
         file.write_text(FIGURES.format("20.00"))
         file.with_name("calm").write_text(FIGURES.format("0.00"))
@@ -146,7 +146,7 @@ async def test_a_worker_that_comes_back_from_its_download_is_polite_no_more_when
         assert not back.done()
         polite[0] = False
         slots.look_again()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await back == 10
         assert "2 of 3 taken (1 of 1 politely)" in repr(slots)
     assert "0 of 3 taken (0 of 1 politely)" in repr(slots)

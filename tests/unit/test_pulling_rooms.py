@@ -39,7 +39,7 @@ class Disks:
         """Until so many further looks were taken and judged."""
         while not self.looks.locked():
             await self.looks.acquire()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for _ in range(count):
                 await self.looks.acquire()
 

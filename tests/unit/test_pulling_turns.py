@@ -264,7 +264,7 @@ async def test_a_worker_has_one_thread_where_another_waits_for_the_core(tmp_path
     async with asyncio.TaskGroup() as group, slots.turn(Work(9, 10)):
         for position in range(3):
             group.create_task(unpacking.unpack(b"layer", position))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "3 waiting" not in repr(slots):  # noqa: ASYNC110 - they come from threads
                 await asyncio.sleep(0.001)
     assert [job.threads for job in unpacking.jobs] == [1, 1, 2]

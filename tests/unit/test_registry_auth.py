@@ -178,9 +178,9 @@ async def test_those_who_ask_at_once_share_one_token() -> None:
 
 
 async def test_a_token_that_expires_is_renewed_before_it_is_refused() -> None:
-    async with token_service(expires_in=0.2) as service, client(service.server) as registry:
+    async with token_service(expires_in=1) as service, client(service.server) as registry:
         await fetch(registry)
-        await asyncio.sleep(0.25)  # the life of the token
+        await asyncio.sleep(1.1)  # the life of the token
         await fetch(registry)
         assert service.blob_requests == ["", "Bearer token-1", "Bearer token-2"]
 

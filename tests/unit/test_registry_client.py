@@ -326,7 +326,7 @@ async def test_a_loopback_server_that_freezes_on_tls_is_soon_asked_in_plain_http
     async with frozen_tls() as address:
         registry = RegistryClient(HostsConfig(()), connect_timeout=60, probe_timeout=0.2)
         wanted = Descriptor(OCI_CONFIG, sha256_digest(b"plain"), 5)
-        async with registry, asyncio.timeout(10):
+        async with registry, asyncio.timeout(30):
             assert await registry.fetch_document(Reference.parse(f"{address}/a:1"), wanted) == b"plain"
     gc.collect()  # here, where the warning is expected, not in whichever test comes next
 

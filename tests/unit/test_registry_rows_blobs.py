@@ -187,7 +187,7 @@ async def test_row_63_64_a_mirror_that_does_not_answer_is_soon_left_and_passed_o
             for offset in range(0, 50_000, 10_000):
                 assert (await read(client, world, offset, 10_000))[1] == world.layer[offset : offset + 10_000]
                 client._walk.memory._faults.clear()  # what is known of this blob is another row's affair
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
             assert mirror.seen["asked"] == (4 if status is None else 5), (
                 "a range and a plain request each, twice"
             )
@@ -278,10 +278,10 @@ async def test_row_66_an_answer_that_is_not_valid_http_is_called_so(headers: byt
 
 
 async def test_row_67_there_is_no_time_limit_but_for_silence() -> None:
-    async with QuirkyRegistry(67) as world, world.client(stall_timeout=0.2) as client:
+    async with QuirkyRegistry(67) as world, world.client(stall_timeout=1) as client:
         started = time.monotonic()
         assert (await read(client, world))[1] == world.layer
-        assert time.monotonic() - started > 0.3
+        assert time.monotonic() - started > 1
 
 
 @pytest.mark.parametrize("variant", ["chunked", "length"])

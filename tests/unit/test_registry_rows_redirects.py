@@ -177,7 +177,7 @@ async def test_row_33_a_target_that_no_registry_may_name_is_refused(location: st
 
 
 async def test_row_29_while_the_registry_fails_nobody_waits_twice() -> None:
-    async with QuirkyRegistry(29, 403) as world, world.client(stall_timeout=0.3) as client:
+    async with QuirkyRegistry(29, 403) as world, world.client(stall_timeout=1) as client:
         await read(client, world, 0, STEP)
 
         async def silent(registry: QuirkyRegistry, request: web.Request) -> web.StreamResponse:
@@ -187,9 +187,9 @@ async def test_row_29_while_the_registry_fails_nobody_waits_twice() -> None:
 
         world.switch = silent
         started = time.monotonic()
-        errors = await asyncio.gather(*(failure(client, world) for _ in range(6)))
+        errors = await asyncio.gather(*(failure(client, world) for _ in range(20)))
         assert {error.reason for error in errors} == {"Stalled"}
-        assert time.monotonic() - started < 1.5, "six in turn would take 1.8 s"
+        assert time.monotonic() - started < 15, "twenty in turn would take 20 s"
 
 
 async def test_row_29_a_registry_that_serves_the_blob_itself_again_has_no_place_for_it() -> None:

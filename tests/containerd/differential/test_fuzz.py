@@ -133,7 +133,8 @@ def test_reading_ends_in_entries_or_a_refusal() -> None:
     dice = random.Random(SEED)
     ends = {"read": 0, "refused": 0}
     until = time.monotonic() + SECONDS / 2
-    while time.monotonic() < until:
+    # On a slow machine for longer, until both were seen often enough.
+    while time.monotonic() < until or min(ends.values()) <= 100:
         state = dice.getstate()
         blob = wrapped(mutated(dice.choice(tars), dice), dice)
         try:
@@ -146,7 +147,6 @@ def test_reading_ends_in_entries_or_a_refusal() -> None:
             raise
         else:
             ends["read"] += 1
-    assert min(ends.values()) > 100, ends
 
 
 def test_workers_are_of_one_mind_with_containerd(theirs: Reference, mine: Ours) -> None:
@@ -154,7 +154,8 @@ def test_workers_are_of_one_mind_with_containerd(theirs: Reference, mine: Ours) 
     dice = random.Random(SEED + 1)
     until = time.monotonic() + SECONDS / 2
     accepted = count = 0
-    while time.monotonic() < until:
+    # On a slow machine for longer, until some were taken and some refused.
+    while time.monotonic() < until or not 0 < accepted < count:
         layer = Layer(mutated(dice.choice(tars), dice), DOCKER_TAR)
         if not is_bearable(layer.blob):
             continue
@@ -169,7 +170,6 @@ def test_workers_are_of_one_mind_with_containerd(theirs: Reference, mine: Ours) 
             pytest.fail("\n".join([str(found), *(listing(layer) for layer in chain)]))
         count += 1
         accepted += ours[-1].accepted
-    assert 0 < accepted < count
 
 
 def is_bearable(content: bytes) -> bool:

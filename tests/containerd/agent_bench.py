@@ -77,7 +77,11 @@ class Agent:
 
 @asynccontextmanager
 async def agent_of(
-    bench: PullBench, *, runs: bool = True, gate: Callable[[NoRoom | None], Gate | None] = lambda _: None
+    bench: PullBench,
+    *,
+    runs: bool = True,
+    gate: Callable[[NoRoom | None], Gate | None] = lambda _: None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Agent]:
     """Without `runs` the test makes its steps. `gate`: what the disks say."""
     settings = AgentSettings(access=ClusterAccess(""), node_name=OWNER, namespace="none")
@@ -89,7 +93,7 @@ async def agent_of(
         reconciler = Reconciler(
             node,
             tasks,
-            clock=Clock(),
+            clock=clock or Clock(),
             metrics=AgentMetrics(),
             on_change=changed.set,
             delays=Delays(retry_base=0.05),

@@ -21,6 +21,7 @@ from tests.containerd.pull_bench import OWNER, PullBench, Watched, fake_serve, l
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import BuiltImage, build_image
+from tests.unit.agent_doubles import StillClock
 from tests.unit.agent_doubles import image as entry
 
 CUT = 400_000
@@ -91,6 +92,33 @@ async def test_what_a_failed_image_keeps_goes_with_its_entry(bench: PullBench, f
         agent.reconciler.take_spec([])
         await agent.passed()
         await bench.assert_clean()
+
+
+async def test_another_reference_that_fails_for_good_costs_no_byte_that_was_fetched(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = two_layers("two-references")
+    lower, upper = (built.blob for built in image.layers)
+    outage(fake, image)
+    clock = StillClock()
+    async with FaultyRegistry() as empty, agent_of(bench, runs=False, clock=clock) as agent:
+        first = entry(fake_serve(fake, image), digest=image.digest)
+        agent.reconciler.take_spec([first])
+        await agent.passed()
+        before = len(fake.gets(lower.digest)), len(fake.gets(upper.digest))
+        missing = entry(f"{empty.address}/fake/image:1", digest=image.digest)
+        agent.reconciler.take_spec([first, missing])
+        await agent.passed()
+        one, two = agent.reconciler.views.values()
+        assert (one.state, two.state) == ("Waiting", "Failed")
+        fake.faults.clear()
+        clock.seconds += 10
+        await agent.passed()
+        await agent.passed()
+        assert one.state == "Ready"
+        assert fake.gets(lower.digest)[before[0] :] == []
+        (span,) = fake.gets(upper.digest)[before[1] :]
+        assert int(span.removeprefix("bytes=").partition("-")[0]) >= CUT
 
 
 async def test_what_unfinished_pulls_hold_is_given_back_when_the_node_is_short_of_disk(

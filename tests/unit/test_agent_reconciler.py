@@ -188,6 +188,43 @@ async def test_a_permanent_error_is_final_at_once(bench: Bench) -> None:
     assert bench.states() == ["a Failed"]
 
 
+@pytest.mark.parametrize("other", ["waits", "paused", "at work"])
+async def test_what_fails_for_good_leaves_another_reference_to_the_digest_what_that_has_fetched(
+    bench: Bench, other: str
+) -> None:
+    await bench.spec(image("a"), image("b"))
+    if other == "waits":
+        bench.node.fail("a")
+        await bench.steps()
+    if other == "paused":
+        await bench.spec(image("a", state=Desired.PAUSED), image("b"))
+    bench.node.fail("b", "NotFound", permanent=True)
+    assert await bench.steps() == []
+    assert bench.states()[1] == "b Failed"
+
+
+async def test_two_references_that_fail_for_good_do_not_keep_a_lease_for_each_other(bench: Bench) -> None:
+    await bench.spec(image("a"), image("b"))
+    bench.node.fail("a", "NotFound", permanent=True)
+    assert await bench.steps() == []
+    bench.node.fail("b", "NotFound", permanent=True)
+    assert await bench.steps() == ["abandon b"]
+    assert await bench.spec(image("a", nonce="again"), image("b")) == ["pull a"]
+    assert await bench.spec(image("a", nonce="again")) == [], (
+        "the lease of the one that vanished is pulled under"
+    )
+
+
+async def test_what_one_reference_has_fetched_goes_with_it_when_the_other_has_failed_for_good(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("a"), image("b"))
+    bench.node.fail("a")
+    bench.node.fail("b", "NotFound", permanent=True)
+    assert await bench.steps() == []
+    assert await bench.spec(image("b")) == ["abandon a"]
+
+
 async def test_a_permanent_error_is_not_tried_again_whatever_happens_until_it_is_slowly_due(
     bench: Bench,
 ) -> None:

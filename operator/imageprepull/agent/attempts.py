@@ -6,13 +6,13 @@ An image has one at a time. The reconciler starts and stops them as plan.py says
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
 
 from imageprepull.agent.accounts import Accounts
-from imageprepull.agent.backoff import Failure, gives_up
+from imageprepull.agent.backoff import Failure
 from imageprepull.agent.comparing import compared
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
@@ -25,7 +25,10 @@ logger = structlog.get_logger(__name__)
 
 
 class Attempts:
-    """`changed` hears that a view changed, `pulled` that an image was brought, `ended` which work is over."""
+    """`changed` hears that a view changed, `pulled` that an image was brought, `ended` which work is over.
+
+    `release` is awaited when no next attempt at an image needs what this one and earlier ones have kept.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Attempts:
         metrics: AgentMetrics,
         changed: Callable[[], None],
         pulled: Callable[[], None],
+        release: Callable[[DesiredImage], Awaitable[None]],
         ended: Callable[[Key], None],
     ) -> None:
         self._node = node
@@ -44,6 +48,7 @@ class Attempts:
         self._metrics = metrics
         self._changed = changed
         self._pulled = pulled
+        self._release = release
         self._ended = ended
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._views: dict[Key, ImageView] = {}
@@ -83,14 +88,6 @@ class Attempts:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    async def abandon(self, image: DesiredImage) -> None:
-        """Drop the lease of an image that nobody will try again."""
-        try:
-            await self._node.abandon(image)
-        except NodeError as error:
-            # It expires by itself within a day, and the sweep at the next start finds it.
-            logger.warning("cannot drop the lease", image=image.reference, error=str(error))
 
     def _run(self, view: ImageView, work: Coroutine[Any, Any, None]) -> None:
         key = key_of(view.desired)
@@ -147,6 +144,6 @@ class Attempts:
             final=backoff.final,
             next_attempt_seconds=round(backoff.delay, 1),
         )
-        if gives_up(backoff, failure):
+        if backoff.gives_up:
             # Within the pull's slot: a next attempt must not take the lease that is being dropped.
-            await self.abandon(image)
+            await self._release(view.desired)

@@ -41,13 +41,20 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Attempts without progress so far, the last error, and seconds from now until the next try."""
+    """Attempts without progress so far, the last error, and seconds from now until the next try.
+
+    `gives_up`: the slow tries begin from nothing, and what was fetched is not kept for them. What fails for good may
+    never be asked for again. What fails again and again by the node's own doing may fail by what it has. An outage is
+    neither, however long it lasts, nor are credentials that have expired: no byte is to be fetched twice because of
+    them.
+    """
 
     attempts: int
     final: bool
     reason: str
     message: str
     delay: float
+    gives_up: bool = False
 
 
 def after_failure(
@@ -70,17 +77,8 @@ def after_failure(
         delay = min(pace.cap, pace.base * 2.0 ** min(attempts - 1, 32)) * (0.5 + 0.5 * uniform)
     if failure.retry_after is not None:
         delay = max(delay, min(failure.retry_after * (1 + 0.1 * uniform), LONGEST_RETRY_AFTER))
-    return Backoff(attempts, final, failure.reason, failure.message, delay)
-
-
-def gives_up(backoff: Backoff, failure: Failure) -> bool:
-    """Whether the slow tries begin from nothing, and what was fetched is not kept for them.
-
-    What fails for good may never be asked for again. What fails again and again by the node's own doing may fail by
-    what it has. An outage is neither, however long it lasts, nor are credentials that have expired: no byte is to be
-    fetched twice because of them.
-    """
-    return backoff.final and not failure.resumable
+    given_up = final and not failure.resumable
+    return Backoff(attempts, final, failure.reason, failure.message, delay, given_up)
 
 
 def patient(previous: Backoff | None, failure: Failure, seconds: float, uniform: float) -> Backoff:

@@ -1,26 +1,42 @@
-"""Leases of pulls that nobody will go on with: their entries are gone, or somebody else brought the image.
+"""Leases of pulls that nobody will go on with: their entries are gone, they failed, or somebody else brought the image.
 
-Between the reconciler, which meets them, and the node, which drops the leases.
+Between the reconciler and its attempts, which meet them, and the node, which drops the leases. A lease is its digest's:
+whoever lets go of one asks here whether another reference needs what it holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 
-from imageprepull.agent.attempts import Attempts
+import structlog
+
 from imageprepull.agent.image import ImageView
+from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.plan import Key, key_of
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 
+logger = structlog.get_logger(__name__)
+
 
 class Orphans:
-    """Noted until a step drops their leases, or an entry or a pull claims them. `views`: the images of the newest spec."""
+    """Noted until a step drops their leases, or an entry or a pull claims them.
 
-    def __init__(self, attempts: Attempts, views: Callable[[], Mapping[Key, ImageView]]) -> None:
+    `views`: the images of the newest spec. `running`: what is worked on, entries that vanished included.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        views: Callable[[], Mapping[Key, ImageView]],
+        running: Callable[[], AbstractSet[Key]],
+    ) -> None:
         self.images: dict[Key, DesiredImage] = {}
         """Those that may have left a lease."""
-        self._attempts = attempts
+        self._node = node
         self._views = views
+        self._running = running
 
     def note(self, image: DesiredImage) -> None:
         """No next attempt at this image needs what earlier ones have kept."""
@@ -40,7 +56,7 @@ class Orphans:
 
     async def drop(self) -> None:
         """Drop the leases of all that do not run; what is finished and recorded stays as it is."""
-        for key in [key for key in self.images if key not in self._attempts.running]:
+        for key in [key for key in self.images if key not in self._running()]:
             image = self.images.get(key)
             if image is not None:
                 await self.release(image)
@@ -50,14 +66,23 @@ class Orphans:
 
     async def release(self, image: DesiredImage) -> None:
         """Drop an image's lease, unless another reference to the digest is, or will be, pulled under the same one."""
-        if not self._is_shared(image):
-            await self._attempts.abandon(image)
+        if self._is_shared(key_of(image)):
+            return
+        try:
+            await self._node.abandon(image)
+        except NodeError as error:
+            # It expires by itself within a day, and the sweep at the next start finds it.
+            logger.warning("cannot drop the lease", image=image.reference, error=str(error))
 
-    def _is_shared(self, image: DesiredImage) -> bool:
-        return any(key[1] == image.digest for key in self._attempts.running) or any(
-            view.desired.digest == image.digest
-            and view.desired.state is not Desired.ABSENT
-            and not (view.held and view.held.present)
-            for key, view in self._views().items()
-            if key != key_of(image)
-        )
+    def _is_shared(self, own: Key) -> bool:
+        views = self._views().items()
+        others = {key for key, view in views if goes_on(view)} | self._running()
+        return any(key[1] == own[1] for key in others - {own})
+
+
+def goes_on(view: ImageView) -> bool:
+    """Whether an image's next attempt, if there is none now, needs what earlier ones have kept."""
+    there = view.held is not None and view.held.present
+    given_up = view.backoff is not None and view.backoff.gives_up
+    # Whoever has given up begins from nothing: two of them must not keep the lease for each other.
+    return view.desired.state is not Desired.ABSENT and not there and not given_up

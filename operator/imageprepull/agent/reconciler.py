@@ -70,6 +70,7 @@ class Reconciler:
         self._pins = PinList(node, clock, stray_turn=delays.stray_turn, changed=on_change)
         self._woken = asyncio.Event()
         self._accounts = Accounts(clock, delays)
+        self._orphans = Orphans(node, views=lambda: self.views, running=lambda: self._attempts.running)
         self._attempts = Attempts(
             node,
             tasks,
@@ -77,9 +78,9 @@ class Reconciler:
             metrics=metrics,
             changed=on_change,
             pulled=self._pulled,
+            release=self._orphans.release,
             ended=self._attempt_ended,
         )
-        self._orphans = Orphans(self._attempts, lambda: self.views)
         self._presence = Presence(
             node, clock, self._accounts, self._orphans, views=lambda: self.views, changed=on_change
         )

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from imageprepull.agent.accounts import DELAYS
 from imageprepull.agent.image import Gate
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
@@ -119,6 +120,24 @@ async def test_another_reference_that_fails_for_good_costs_no_byte_that_was_fetc
         assert fake.gets(lower.digest)[before[0] :] == []
         (span,) = fake.gets(upper.digest)[before[1] :]
         assert int(span.removeprefix("bytes=").partition("-")[0]) >= CUT
+
+
+async def test_what_a_failed_image_keeps_goes_when_the_object_is_gone_and_nobody_makes_a_new_one(
+    bench: PullBench, fake: FaultyRegistry
+) -> None:
+    image = two_layers("unchosen")
+    outage(fake, image)
+    clock = StillClock()
+    async with agent_of(bench, runs=False, clock=clock) as agent:
+        agent.reconciler.take_spec([entry(fake_serve(fake, image), digest=image.digest, limit=1)])
+        await agent.passed()
+        agent.reconciler.freeze()
+        await agent.passed()
+        assert len((await leftovers(bench.containerd)).leases) == 1
+        assert bench.spooled()
+        clock.seconds += DELAYS.unchosen
+        await agent.passed()
+        await bench.assert_clean()
 
 
 async def test_what_unfinished_pulls_hold_is_given_back_when_the_node_is_short_of_disk(

@@ -40,6 +40,7 @@ def test_flags_become_settings() -> None:
             "--operator-lease=blue",
             "--operator-lease-poll=0.5",
             "--order-retry-interval=4",
+            "--keep-unchosen=5",
         )
     )
     assert (settings.node_name, settings.namespace, settings.access.server) == (
@@ -48,7 +49,7 @@ def test_flags_become_settings() -> None:
         "http://127.0.0.1:1",
     )
     assert settings.hosts_dirs == (Path("/a"), Path("/b"))
-    assert (settings.delays.resync, settings.delays.retry_slow) == (7, 9)
+    assert (settings.delays.resync, settings.delays.retry_slow, settings.delays.unchosen) == (7, 9, 5)
     assert settings.pace.report_interval == 0.5
     assert settings.keep_blobs == "never"
     assert settings.thresholds == thresholds_of("imagefs.available<10Gi", 70)

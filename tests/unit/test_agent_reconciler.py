@@ -305,6 +305,28 @@ async def test_what_a_failed_image_keeps_goes_when_it_is_not_wanted_any_more(ben
         assert sorted(await bench.spec(image("a", digest=OTHER))) == ["abandon a", "pull a"]
 
 
+async def test_what_unfinished_pulls_have_kept_goes_when_no_object_has_come_back_for_it(bench: Bench) -> None:
+    await bench.spec(image("a", limit=1), image("b", digest=OTHER), image("c", digest=OTHER))
+    bench.node.fail("a")
+    bench.node.succeed("b")
+    await bench.steps()
+    assert sorted(bench.states()) == ["a Failed", "b Ready", "c Pulling"]
+    bench.reconciler.freeze()
+    assert await bench.steps(600) == []
+    bench.reconciler.freeze()
+    assert await bench.steps(299) == []
+    assert bench.wait == pytest.approx(1), "nobody wakes it"
+    assert await bench.steps(1) == ["abandon a"]
+    bench.node.fail("c")
+    assert await bench.steps() == ["abandon c"], "the pull at work ends first"
+    assert (await bench.steps(1000), bench.wait) == ([], None)
+    assert await bench.spec(image("a")) == ["pull a"]
+    bench.node.fail("a")
+    await bench.steps()
+    bench.reconciler.freeze()
+    assert await bench.steps(899) == [], "a new object that is gone counts anew"
+
+
 async def test_the_lease_of_a_paused_pull_goes_with_its_entry(bench: Bench) -> None:
     await bench.spec(image("a"))
     assert await bench.spec(image("a", state=Desired.PAUSED)) == ["cancelled a"]

@@ -23,6 +23,8 @@ class Delays:
     `repin`: before a pin that was set and is missing all the same, or could not be set, is set once more.
     `retry_order`: between two questions whether a removal is still ordered. `stray_turn`: before other pins without an
     entry are reported than those that are; the operator orders away what it saw before its last list (`--resync`).
+    `unchosen`: before a node whose NodePrepull is gone gives back what unfinished pulls have kept there. Most are made
+    again: by hand, for a node that registers anew, by an operator that was away; and then no byte is to be fetched twice.
     """
 
     resync: float = 300
@@ -32,6 +34,7 @@ class Delays:
     repin: float = 60
     retry_order: float = 60
     stray_turn: float = 900
+    unchosen: float = 900
     losses: LossPace = field(default_factory=LossPace)
     looks: LookPace = field(default_factory=LookPace)
 

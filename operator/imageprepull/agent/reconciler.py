@@ -65,7 +65,7 @@ class Reconciler:
         self._delays = delays
         self._gate = gate
         self._desired: list[DesiredImage] = []
-        self._frozen = True
+        self._frozen_since: float | None = clock.now()
         self._doubts = Doubts(delays.looks)
         self._pins = PinList(node, clock, stray_turn=delays.stray_turn, changed=on_change)
         self._woken = asyncio.Event()
@@ -139,14 +139,19 @@ class Reconciler:
         self._orphans.note_vanished(views)
         self.views = views
         self._desired = list(desired)
-        self._frozen = False
+        self._frozen_since = None
         self._removals.look_again()
         self.wake()
         self._on_change()
 
     def freeze(self) -> None:
-        """The object is gone: start nothing, remove nothing, until one is there again and says what it wants."""
-        self._frozen = True
+        """The object is gone: start nothing, remove nothing, until one is there again and says what it wants.
+
+        That is about images. What unfinished pulls have kept is a cache for attempts that nobody asks for any more:
+        after `Delays.unchosen` it is given back, as a restart, which cannot know since when, gives it back at once.
+        """
+        if self._frozen_since is None:
+            self._frozen_since = self._clock.now()
         self._orphans.note_vanished({})
         self.views = {}
         self._desired = []
@@ -204,10 +209,8 @@ class Reconciler:
     async def step(self) -> float | None:
         """One pass; returns the seconds until the next one is needed without being woken."""
         self.last_step = self._clock.now()
-        if self._frozen:
-            # That an object is gone orders nothing. The disk does.
-            self._give_way()
-            return None
+        if self._frozen_since is not None:
+            return await self._step_without_object(self._frozen_since)
         turn = self._doubts.take(self.last_step)
         self._presence.suspects.update(self.views if turn.everything else turn.keys)
         self._pins.doubtful |= turn.everything or bool(turn.keys)
@@ -241,6 +244,15 @@ class Reconciler:
         if answered:
             return wait
         return self._delays.ask_again if wait is None else min(wait, self._delays.ask_again)
+
+    async def _step_without_object(self, since: float) -> float | None:
+        # That an object is gone orders nothing. The disk does, and time does away with what serves nobody.
+        self._give_way()
+        left = since + self._delays.unchosen - self.last_step
+        if left > 0:
+            return left if self._orphans.images else None
+        await self._orphans.drop()
+        return None
 
     async def stop_pulls(self) -> None:
         """Cancel all pulls and wait until each has cleaned up; their leases stay, so that they resume."""

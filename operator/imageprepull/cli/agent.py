@@ -80,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="between two questions whether a removal that waits for the operator is still ordered",
     )
+    parser.add_argument(
+        "--keep-unchosen",
+        type=seconds,
+        default=None,
+        metavar="SECONDS",
+        help="how long what unfinished pulls have fetched is kept when the node's NodePrepull is gone",
+    )
     parser.add_argument("--disk-interval", type=seconds, default=None, help="between two looks at the disks")
     parser.add_argument("--log-format", choices=("auto", "json", "console"), default="auto")
     outside = parser.add_argument_group("outside a pod")
@@ -139,6 +146,7 @@ def settings_of(args: argparse.Namespace) -> AgentSettings:
                 retry_base=args.backoff_base,
                 retry_slow=args.failed_retry_interval,
                 retry_order=args.order_retry_interval,
+                unchosen=args.keep_unchosen,
             ),
         ),
         **given(

@@ -196,6 +196,70 @@ async def test_a_pull_at_work_and_others_keep_what_they_hold(bench: PullBench, f
         await leases.delete(lease)
 
 
+async def left_unfinished(bench: PullBench, fake: FaultyRegistry, name: str) -> tuple[str, str]:
+    """A pull that was stopped in its upper layer: its lease, and the chain ID of the layer that it has brought."""
+    image = two_layers(name)
+    fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=CUT)]
+    request = bench.request(fake_serve(fake, image, name), digest=image.digest, keep_lease_on_failure=True)
+    progress = Watched(name)
+    pulling = asyncio.create_task(bench.puller.pull(request, progress))
+    await progress.until(lambda seen: seen.states()[:1] == ["Applied"])
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    return terms_of(request, image.digest, 60).id, image.chain_ids[0]
+
+
+@pytest.mark.parametrize("which", ["the second", "the last"])
+async def test_what_others_have_given_back_is_collected_though_one_of_them_begins_meanwhile(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    idle = sorted([await left_unfinished(bench, fake, name) for name in ("one", "two", "three")])
+    begins, chain_id = idle[1 if which == "the second" else 2]
+    spool, images = bench.puller._machinery.spool, bench.puller._machinery.images
+    give_up = spool.give_up
+    async with AsyncExitStack() as attempt:
+
+        async def while_others_give_up(owner: str) -> None:
+            await give_up(owner)
+            if owner == idle[0][0]:
+                await attempt.enter_async_context(images.hold(begins))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(spool, "give_up", while_others_give_up)
+            assert await bench.puller.give_back(OWNER) == 1
+        assert (await leftovers(bench.containerd)).leases == [begins]
+        assert [found.name for found in await bench.containerd.snapshots.list(SNAPSHOTTER)] == [chain_id]
+    assert await bench.puller.give_back(OWNER) == 0
+    assert await bench.containerd.snapshots.list(SNAPSHOTTER) == []
+
+
+async def test_an_attempt_that_begins_while_its_image_gives_back_waits_and_keeps_its_own_lease(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, _ = await left_unfinished(bench, fake, "begins")
+    spool, images = bench.puller._machinery.spool, bench.puller._machinery.images
+    give_up = spool.give_up
+    order: list[str | bool] = []
+
+    async def attempt() -> None:
+        async with images.hold(lease):
+            order.append("the attempt has the image")
+            order.append(lease in (await leftovers(bench.containerd)).leases)
+
+    async def while_it_gives_up(owner: str) -> None:
+        attempts.append(asyncio.create_task(attempt()))
+        await give_up(owner)
+        order.append("the spool is given up")
+
+    attempts: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(spool, "give_up", while_it_gives_up)
+    assert await bench.puller.give_back(OWNER) == 0
+    await asyncio.wait(attempts)
+    assert order == ["the spool is given up", "the attempt has the image", False], (
+        "no lease that is about to go"
+    )
+
+
 @pytest.mark.parametrize("only", ["all", "these", "others"])
 async def test_bytes_whose_lease_is_gone_are_given_back_too(
     bench: PullBench, fake: FaultyRegistry, only: str

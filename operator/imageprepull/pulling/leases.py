@@ -190,6 +190,19 @@ async def drop_lease(containerd: Containerd, lease_id: str, *, sync: bool = Fals
         return
 
 
+async def collect(containerd: Containerd, labels: Mapping[str, str]) -> None:
+    """Have the runtime collect what nothing holds any more; returns when it has. `labels` say whose the lease is.
+
+    A collection is what the deletion of a lease can wait for, so that one is made to be deleted.
+
+    Raises:
+        RuntimeFault: the runtime does not answer.
+    """
+    lease = f"{_OURS}collect-{secrets.token_hex(8)}"
+    await containerd.leases.create(lease, labels, 600)
+    await drop_lease(containerd, lease, sync=True)
+
+
 async def discard_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> list[str]:
     """Delete a lease with its active snapshots and the half-written ingests that nobody else holds; their refs.
 

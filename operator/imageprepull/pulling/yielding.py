@@ -10,7 +10,8 @@ from collections.abc import Collection
 
 import structlog
 
-from imageprepull.pulling.leases import discard_image_lease, unfinished_leases
+from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.leases import collect, discard_image_lease, unfinished_leases
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.sidecars import all_owners
 from imageprepull.pulling.threads import in_thread
@@ -37,18 +38,17 @@ async def give_back(machinery: Machinery, owner: str, only: Collection[str] | No
     # A lease expires; the bytes are as good as they were.
     files_only = await in_thread(lambda: all_owners(spool.folder)) - leases
     found = [lease for lease in (*sorted(files_only), *sorted(leases)) if only is None or lease in only]
-    # One at work is not waited for.
-    idle = [lease for lease in found if lease not in machinery.images]
     given = []
-    for lease in idle:
+    for lease in found:
         if lease in machinery.images:
-            continue  # it has begun since.
+            continue  # it is at work, perhaps since now, and not waited for.
         async with machinery.images.hold(lease):
             # The spool first: without any room the runtime cannot delete a record either.
             await spool.give_up(lease)
-            # One collection for all of them.
-            await discard_image_lease(containerd, lease, sync=lease == idle[-1])
+            await discard_image_lease(containerd, lease)
         given.append(lease)
     if given:
+        # One for all of them: which is the last is known only now, and its lease may have expired.
+        await collect(containerd, {LEASE: owner})
         log.info("unfinished pulls have given back what they held", leases=given)
     return len(found) - len(given)

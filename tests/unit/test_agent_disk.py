@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from asyncio import TaskGroup
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imageprepull.agent.backoff import Backoff, Failure, Pace
 from imageprepull.agent.disk import DiskGuard, waiting
-from imageprepull.agent.disk_pressure import Margins, judge_pressure
+from imageprepull.agent.disk_pressure import Margins, Short, judge_pressure
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import Report, build_status, image_status, same_news, verdict_of
 from imageprepull.pulling.need import Need
@@ -33,6 +33,8 @@ GB = 10**9
 OTHER, THIRD = (f"sha256:{letter * 64}" for letter in "bc")
 KUBELET = Thresholds()
 MARGINS = Margins()
+CALM = Short()
+X_SHORT = Short(frozenset({("/x", "bytes")}))
 
 
 def room(free: float, inodes_free: int = 900) -> Room:
@@ -46,34 +48,59 @@ def room(free: float, inodes_free: int = 900) -> Room:
 def test_pressure_begins_before_the_threshold_and_ends_well_above_it(
     was: bool, free: float, expected: bool
 ) -> None:
-    assert judge_pressure(was, {"/x": room(free)}, KUBELET, MARGINS).pressure is expected
+    before = X_SHORT if was else CALM
+    assert judge_pressure(before, {"/x": room(free)}, KUBELET, MARGINS).pressure is expected
 
 
 def test_any_file_system_of_the_runtime_counts_and_the_message_names_it() -> None:
-    short = judge_pressure(False, {"/a": room(90), "/b": room(10)}, KUBELET, MARGINS)
+    short = judge_pressure(CALM, {"/a": room(90), "/b": room(10)}, KUBELET, MARGINS)
     assert short.message == "10 GB of 100 GB free in /b; the kubelet evicts pods below 15 GB"
 
 
 def test_inodes_count_too_and_a_threshold_of_nothing_does_not() -> None:
-    assert judge_pressure(False, {"/a": room(90, 60)}, KUBELET, MARGINS).pressure
-    assert not judge_pressure(False, {"/a": room(90, 61)}, KUBELET, MARGINS).pressure
-    assert not judge_pressure(True, {"/a": room(0, 0)}, NO_THRESHOLDS, MARGINS).pressure
+    assert judge_pressure(CALM, {"/x": room(90, 60)}, KUBELET, MARGINS).pressure
+    assert not judge_pressure(CALM, {"/x": room(90, 61)}, KUBELET, MARGINS).pressure
+    assert not judge_pressure(X_SHORT, {"/x": room(0, 0)}, NO_THRESHOLDS, MARGINS).pressure
+
+
+def scarce(*looks: dict[str, Room]) -> set[str]:
+    """Where, after the last of them."""
+    short = CALM
+    for rooms in looks:
+        short = judge_pressure(short, rooms, KUBELET, MARGINS)
+    return {f"{what} of {folder}" for folder, what in short.scarce}
+
+
+def test_who_is_always_close_does_not_hold_the_pressure_that_another_began() -> None:
+    close, dip, over = room(18), room(10), room(90)
+    assert scarce({"/a": close, "/b": over}) == set()
+    assert scarce({"/a": close, "/b": dip}) == {"bytes of /b"}
+    assert scarce({"/a": close, "/b": dip}, {"/a": close, "/b": room(19)}) == {"bytes of /b"}
+    assert scarce({"/a": close, "/b": dip}, {"/a": close, "/b": over}) == set()
+    assert scarce({"/a": dip, "/b": dip}, {"/a": close, "/b": over}) == {"bytes of /a"}
+
+
+def test_bytes_and_inodes_of_one_file_system_do_not_hold_each_others_pressure() -> None:
+    assert scarce({"/x": room(10, 80)}) == {"bytes of /x"}
+    assert scarce({"/x": room(10, 80)}, {"/x": room(90, 80)}) == set()
+    assert scarce({"/x": room(18, 50)}, {"/x": room(18, 90)}) == {"inodes of /x"}
+    assert scarce({"/x": room(18, 50)}, {"/x": room(18, 90)}, {"/x": room(18, 900)}) == set()
 
 
 @given(st.lists(st.floats(0, 100), max_size=30))
 def test_it_never_swings_within_the_hysteresis(frees: list[float]) -> None:
-    pressure = False
+    was = CALM
     for free in frees:
-        following = judge_pressure(pressure, {"/x": room(free)}, KUBELET, MARGINS).pressure
-        assert following is True or free > 16
-        assert following is False or free <= 20.1
-        assert following is pressure or free <= 16 or free > 20
-        pressure = following
+        following = judge_pressure(was, {"/x": room(free)}, KUBELET, MARGINS)
+        assert following.pressure or free > 16
+        assert not following.pressure or free <= 20.1
+        assert following.pressure is was.pressure or free <= 16 or free > 20
+        was = following
 
 
 @pytest.mark.parametrize("free", [15, 15.5])
 def test_pins_have_yielded_where_the_kubelet_would_evict(free: float) -> None:
-    assert judge_pressure(False, {"/x": room(free)}, KUBELET, MARGINS).pressure
+    assert judge_pressure(CALM, {"/x": room(free)}, KUBELET, MARGINS).pressure
 
 
 def test_without_room_no_attempt_counts_and_no_time_is_guessed() -> None:
@@ -101,6 +128,8 @@ class Bench:
     guard: DiskGuard
     disk: Room
     clock: StillClock
+    other: Room = field(default_factory=lambda: room(90))
+    """Of another file system of the runtime."""
     desired: tuple[DesiredImage, ...] = ()
 
     async def spec(self, *desired: DesiredImage) -> list[str]:
@@ -147,7 +176,10 @@ async def bench() -> AsyncIterator[Bench]:
         Places(Path("/x"), Path("/x")),
         KUBELET,
         60,
-        lambda _: {1: FileSystem("/x", made.disk, {"snapshots", "spool", "content"})},
+        lambda _: {
+            1: FileSystem("/x", made.disk, {"snapshots", "spool"}),
+            2: FileSystem("/y", made.other, {"content"}),
+        },
     )
     guard = DiskGuard(rooms, MARGINS, 60)
     async with TaskGroup() as tasks:
@@ -247,6 +279,23 @@ async def test_under_pressure_nothing_starts_and_nothing_is_repaired(bench: Benc
     assert await bench.free(19) == [], "not before it is well above"
     assert await bench.free(21) == ["pull a"]
     assert bench.shown("a")[1] == ""
+
+
+async def test_pressure_passes_from_one_file_system_to_another_and_ends_with_the_last(bench: Bench) -> None:
+    await bench.spec(image("a", state=Desired.PAUSED))
+    await bench.free(10)
+    await bench.free(9)
+    assert "10 GB of 100 GB free in /x" in bench.guard.short.message, "no news at each look"
+    bench.other = room(16)
+    await bench.free(10)
+    bench.other = room(18)
+    await bench.free(18)
+    assert "in /x" in bench.guard.short.message
+    await bench.free(50)
+    assert bench.guard.short.message == "18 GB of 100 GB free in /y; the kubelet evicts pods below 15 GB"
+    bench.other = room(21)
+    await bench.free(18)
+    assert bench.reported() == (False, "")
 
 
 async def test_pins_yield_once_and_come_back_with_the_room(bench: Bench) -> None:

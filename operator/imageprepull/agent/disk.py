@@ -67,9 +67,11 @@ class DiskGuard(Unguarded):
         """One look, and what follows from it."""
         self._seen = await self._rooms.look()
         rooms = {one.folder: one.room for one in self._seen}
-        short = judge_pressure(self.short.pressure, rooms, self._rooms.thresholds, self._margins)
-        if short.pressure != self.short.pressure:
+        was, short = self.short, judge_pressure(self.short, rooms, self._rooms.thresholds, self._margins)
+        # The figures of its beginning stand for as long as it is the same, or each look would be news.
+        if short.scarce != was.scarce:
             self.short = short
+        if short.pressure != was.pressure:
             if short.pressure:
                 logger.warning(
                     "disk pressure: pins yield, unfinished pulls give back what they hold, nothing is pulled",

@@ -73,6 +73,8 @@ class FakeNode:
         self.asked.set()
         self.collected = asyncio.Event()
         self.collected.set()
+        self.giving_back = 0
+        """Calls of `give_back` that have not returned."""
         self.registry_holds: list[RegistryHold] = []
         self.registry_statuses: list[RegistryStatus] = []
 
@@ -166,7 +168,11 @@ class FakeNode:
         self.unfinished.pop(image.digest, None)
 
     async def give_back(self, digests: Collection[str] | None) -> int:
-        await self.collected.wait()
+        self.giving_back += 1
+        try:
+            await self.collected.wait()
+        finally:
+            self.giving_back -= 1
         if self.down:
             raise NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
         left = 0

@@ -511,6 +511,96 @@ async def test_a_pull_at_work_gives_nothing_back_before_it_has_ended(bench: Benc
     assert bench.reported() == (False, "")
 
 
+async def test_what_was_left_of_one_pressure_says_nothing_of_the_next(bench: Bench) -> None:
+    await bench.spec(image("a", limit=1), image("b", digest=OTHER))
+    bench.node.fail("a")
+    bench.node.fail("b")
+    await bench.steps()
+    bench.node.collected.clear()
+    await bench.free(16)
+    bench.clock.seconds += 10
+    assert await bench.free(50) == ["pull b"]
+    bench.node.fail("b")
+    # The collection that the first pressure has ordered ends in the quiet, or in the next pressure.
+    bench.node.collected.set()
+    await settle()
+    bench.node.collected.clear()
+    await bench.free(16)
+    assert bench.reported()[1].endswith("; unfinished pulls are giving back what they hold")
+    bench.node.collected.set()
+    await bench.steps()
+    assert bench.reported()[1] == bench.guard.short.message
+
+
+async def test_what_one_pressure_has_ordered_is_no_answer_to_the_next_that_began_meanwhile(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("a", limit=1))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.node.collected.clear()
+    await bench.free(16)
+    await bench.free(50)
+    bench.disk = room(16)
+    await bench.guard.look(lambda: None, lambda: None)
+    await bench.reconciler.step()
+    bench.node.collected.set()
+    await settle()
+    assert bench.reconciler.unfinished_left is None
+    await bench.steps()
+    assert bench.reconciler.unfinished_left == 0
+
+
+async def test_one_collection_at_a_time_is_ordered(bench: Bench) -> None:
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.node.collected.clear()
+    for _ in range(3):
+        await bench.free(16)
+    assert bench.node.giving_back == 1
+    bench.node.collected.set()
+    await settle()
+    assert bench.node.giving_back == 0
+    assert bench.node.unfinished == {}
+
+
+async def test_a_defect_in_giving_back_takes_no_pull_down_and_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: object) -> int:
+        raise ZeroDivisionError("oops")
+
+    await bench.spec(image("a"), image("b", digest=OTHER))
+    bench.node.fail("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.node, "give_back", broken)
+        assert await bench.free(16) == []
+        await settle()
+    assert bench.shown("b")[0] == "Pulling"
+    assert bench.reported()[1].endswith("; unfinished pulls are giving back what they hold")
+    assert await bench.free(16) == ["give back a"]
+    assert bench.reported()[1].endswith("; pulls still at work: 1")
+
+
+async def test_layers_of_pulls_at_work_and_of_images_that_are_there_are_shown_on_and_gain_as_before(
+    bench: Bench,
+) -> None:
+    await bench.spec(image("there"), image("at work", digest=OTHER, parallel=3))
+    there, at_work = bench.reconciler.views.values()
+    for view in (there, at_work):
+        assert view.progress is not None
+        view.progress.layers[0].done = 50
+    at_work.best_done = 40
+    bench.node.succeed("there")
+    await bench.steps()
+    await bench.free(16)
+    assert bench.reported()[1].endswith("; pulls still at work: 1")
+    assert image_status(at_work).layers[0].done == 50
+    assert there.progress is not None
+    assert at_work.best_done == 40
+
+
 async def test_layers_that_were_given_back_are_not_shown_and_count_as_gained_anew(bench: Bench) -> None:
     await bench.spec(image("a", limit=9))
     (view,) = bench.reconciler.views.values()

@@ -51,18 +51,21 @@ class Yielding:
         self._views = views
         self._changed = changed
         self._task: asyncio.Task[None] | None = None
-        self._all = False
+        self._counts = False
+        """Whether what is being given back is all, for the pressure that there is now."""
         self._problem = ""
 
     def start(self, *, pressure: bool) -> None:
         """Give back what is to give way now, unless something is being given back already."""
         digests = giving_way(self._views().values(), pressure)
-        self._all = digests is None
-        if not self._all:
+        if digests is not None:
             self.left = None
+            # What is left of an earlier pressure says nothing about the next one.
+            self._counts = False
             if not digests:
                 return
         if self._task is None:
+            self._counts = digests is None
             self._task = self._tasks.create_task(self._give_back(digests))
             self._task.add_done_callback(self._ended)
 
@@ -90,7 +93,7 @@ class Yielding:
         if problem and problem != self._problem:
             logger.warning("unfinished pulls cannot give back what they hold", error=problem)
         self._problem = problem
-        if digests is None and self._all and left != self.left:
+        if self._counts and left != self.left:
             self.left = left
             self._changed()
 

@@ -350,10 +350,10 @@ async def test_an_entry_that_changes_while_an_attempt_fails_is_tried_at_once(
     """That attempt went by the old words: the credentials of before, say."""
     await bench.spec(image("a"))
     assert await bench.spec(image("a", **change)) == []  # type: ignore[arg-type]
-    bench.node.fail("a", permanent=True)
-    assert await bench.steps() == ["pull a"]
-    bench.node.fail("a", permanent=True)
-    assert await bench.steps() == [], "it was tried by the new words"
+    bench.node.fail("a", "NotFound", permanent=True)
+    assert await bench.steps() == ["pull a"], "and what was fetched is not given up"
+    bench.node.fail("a", "NotFound", permanent=True)
+    assert await bench.steps() == ["abandon a"], "it was tried by the new words"
 
 
 async def test_an_order_to_retry_is_obeyed_once_and_its_disappearance_is_none(bench: Bench) -> None:

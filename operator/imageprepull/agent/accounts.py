@@ -52,7 +52,8 @@ class Accounts:
     def failed(self, view: ImageView, image: DesiredImage, failure: Failure, done: int) -> Backoff:
         """Count a failed attempt at `image`. More bytes (`done`) than any attempt before had are progress.
 
-        Where the words have changed since it began it says nothing of the new ones: those are tried at once.
+        Where the words have changed since it began it says nothing of the new ones: those are tried at once, with
+        what was fetched.
         """
         failure = replace(failure, gained=done > view.best_done)
         pace = Pace(self._delays.retry_base, image.retry.max_backoff_seconds, self._delays.retry_slow)
@@ -66,6 +67,7 @@ class Accounts:
         self._wait(view, backoff)
         if worth_a_retry(image, view.desired):
             view.forget_failures()
+            backoff = replace(backoff, gives_up=False)
         return backoff
 
     def waits(self, view: ImageView, failure: Failure, seconds: float) -> None:

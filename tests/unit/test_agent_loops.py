@@ -25,6 +25,7 @@ from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
 
 QUICK = Timings(silence=5, relist_jitter=0.01, backoff_base=0.01, backoff_cap=0.05)
 DIGEST = "sha256:" + "a" * 64
+LEASE = "imageprepull-operator"
 
 
 class Stage:
@@ -36,6 +37,7 @@ class Stage:
         self.lose: Callable[[Collection[str]], None] = lambda _: None
         self.health = Health(AgentMetrics().registry)
         self.task: asyncio.Task[None] | None = None
+        self.renewals = 0
 
     async def want(self, *references: str, generation: int = 1, uid: str = "") -> None:
         images = [{"reference": reference, "digest": DIGEST} for reference in references]
@@ -62,6 +64,20 @@ class Stage:
         async with asyncio.timeout(30), self.sweeping:
             await self.sweeping.wait_for(lambda: len(self.swept) >= len(sweeps))
         assert self.swept == list(sweeps)
+
+    def looks(self) -> int:
+        """How often the operator's Lease was read."""
+        return sum(request.path.endswith(LEASE) for request in self.server.requests)
+
+    async def lead(self) -> None:
+        """An operator that renews its Lease as soon as two more have looked at it."""
+        term = {"holderIdentity": "a", "acquireTime": "0", "leaseDurationSeconds": 15}
+        while True:
+            self.renewals += 1
+            await self.server.put(LEASE, namespace="ns", spec={**term, "renewTime": str(self.renewals)})
+            looked = self.looks()
+            async with self.server.asked:
+                await self.server.asked.wait_for(lambda looked=looked: self.looks() > looked + 1)  # type: ignore[misc]
 
     async def follow(self, on_loss: Callable[[Collection[str]], None], *_: Callable[..., None]) -> None:
         self.lose = on_loss
@@ -189,27 +205,40 @@ async def test_one_proof_that_an_operator_lives_is_enough_for_thirty_images(stag
         {"reference": f"r{n}", "digest": f"sha256:{n:064x}", "state": "Absent", "onRemoval": "Delete"}
         for n in range(30)
     ]
-    lease = "imageprepull-operator"
-
-    def looks() -> int:
-        return sum(request.path.endswith(lease) for request in stage.server.requests)
-
-    async def lead() -> None:
-        term = {"holderIdentity": "a", "acquireTime": "0", "leaseDurationSeconds": 15}
-        for renewal in range(1000):
-            await stage.server.put(lease, namespace="ns", spec={**term, "renewTime": str(renewal)})
-            looked = looks()
-            async with stage.server.asked:
-                await stage.server.asked.wait_for(lambda looked=looked: looks() > looked + 1)  # type: ignore[misc]
-
     await stage.server.put("n1", spec={"images": orders})
-    leading = asyncio.create_task(lead())
+    leading = asyncio.create_task(stage.lead())
     async with running(stage):
         await stage.until_status(lambda s: set(states(s).values()) == {"Absent"})
     leading.cancel()
     removed = [call for call in stage.node.calls if call.startswith("remove")]
     assert removed == [f"remove r{n}" for n in range(30)]
-    assert 30 + 2 <= looks() <= 30 + 6, "each looks once whether the leader leads still"
+    assert 30 + 2 <= stage.looks() <= 30 + 6, "each looks once whether the leader leads still"
+
+
+async def test_an_order_that_comes_back_with_a_restored_object_is_proven_anew(stage: Stage) -> None:
+    """It has the uid of before, and what an operator did before says nothing of it: it had no time to take it back."""
+    order = {"reference": "a", "digest": DIGEST, "state": "Absent", "onRemoval": "Delete"}
+    await stage.server.put("n1", uid="mine", spec={"images": [order]})
+    stage.node.users = "c1"
+    leading = asyncio.create_task(stage.lead())
+
+    def removed() -> bool:
+        return "remove a" in stage.node.calls
+
+    async with running(stage):
+        await stage.until_status(lambda s: s["images"] and s["images"][0].get("reason") == "ImageInUse")
+        leading.cancel()
+        await stage.server.remove("n1")
+        stage.node.users = ""
+        looked = stage.looks()
+        await stage.server.put("n1", uid="mine", spec={"images": [order]})
+        async with asyncio.timeout(30), stage.server.asked:
+            await stage.server.asked.wait_for(lambda: removed() or stage.looks() > looked + 4)
+        assert not removed()
+        leading = asyncio.create_task(stage.lead())
+        await stage.until_status(lambda s: states(s) == {"a": "Absent"})
+        assert removed()
+    leading.cancel()
 
 
 async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:

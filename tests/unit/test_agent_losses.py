@@ -172,3 +172,31 @@ async def test_a_swarm_is_told_by_what_was_deleted_and_after_a_gap_nobody_knows(
         assert await told.get() == [], "some may have been missed"
     task.cancel()
     await asyncio.wait([task])
+
+
+async def test_after_a_gap_containers_may_have_gone_as_well() -> None:
+    told = asyncio.Queue[str]()
+    subscriptions = 0
+
+    async def subscribe(filters: Sequence[str]) -> AsyncIterator[FakeEvent]:
+        nonlocal subscriptions
+        subscriptions += 1
+        if subscriptions > 1:
+            await asyncio.Event().wait()
+        yield FakeEvent("moby")
+        raise Unavailable("subscribe", "connection lost")
+
+    task = asyncio.create_task(
+        follow_losses(
+            subscribe,
+            lambda _: told.put_nowait("loss"),
+            lambda: told.put_nowait("freed"),
+            namespace="k8s.io",
+            settle=0.01,
+            reconnect=0.01,
+        )
+    )
+    async with asyncio.timeout(30):
+        assert sorted([await told.get(), await told.get()]) == ["freed", "loss"]
+    task.cancel()
+    await asyncio.wait([task])

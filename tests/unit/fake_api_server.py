@@ -1,6 +1,7 @@
 """A fake API server: one collection of objects, watch history, and faults on demand.
 
-It knows nothing of kinds, schemas, permissions or selectors but `metadata.name`. What the real one does is tested in
+It knows nothing of kinds, schemas, permissions or selectors but `metadata.name`, and of patches it carries out what they
+say of annotations. What the real one does is tested in
 tests/cluster; here are the faults that a real one shows once a year.
 """
 
@@ -59,13 +60,28 @@ class FakeApiServer:
     async def put(self, name: str, *, uid: str = "", namespace: str = "", **fields: Any) -> Document:
         self.version += 1
         known = self.objects.get((namespace, name))
-        metadata = {"name": name, "uid": uid or f"uid-{name}", "resourceVersion": str(self.version)}
+        metadata: Document = {"name": name, "uid": uid or f"uid-{name}", "resourceVersion": str(self.version)}
+        if known and "annotations" in known["metadata"]:
+            metadata["annotations"] = known["metadata"]["annotations"]
         if namespace:
             metadata["namespace"] = namespace
         document = {"metadata": metadata, **fields}
         self.objects[namespace, name] = document
         await self.tell("MODIFIED" if known else "ADDED", document)
         return document
+
+    async def annotate(self, name: str, annotations: dict[str, str | None], namespace: str = "") -> None:
+        """As a merge patch does: None takes one away."""
+        self.version += 1
+        known = self.objects[namespace, name]
+        merged = {**known["metadata"].get("annotations", {}), **annotations}
+        metadata = {
+            **known["metadata"],
+            "resourceVersion": str(self.version),
+            "annotations": {key: text for key, text in merged.items() if text is not None},
+        }
+        document = self.objects[namespace, name] = {**known, "metadata": metadata}
+        await self.tell("MODIFIED", document)
 
     async def remove(self, name: str, namespace: str = "") -> None:
         self.version += 1
@@ -108,7 +124,7 @@ class FakeApiServer:
             return await self.watch(request)
         if method == "GET" and request.path.rsplit("/", 1)[1] in COLLECTIONS:
             return self.collection(request)
-        return self.one(request, method)
+        return await self.one(request, method)
 
     def collection(self, request: web.Request) -> web.StreamResponse:
         found = [o for o in self.objects.values() if selected(request, o)]
@@ -123,11 +139,16 @@ class FakeApiServer:
             {"metadata": metadata, "items": found[start : start + limit] if limit else found}
         )
 
-    def one(self, request: web.Request, method: str) -> web.StreamResponse:
+    async def one(self, request: web.Request, method: str) -> web.StreamResponse:
         name = request.path.rsplit("/", 1)[1]
-        known = next((o for (_, key), o in self.objects.items() if key == name), None)
-        if method == "GET" and known is None:
+        found = next((key for key in self.objects if key[1] == name), None)
+        if method == "GET" and found is None:
             return web.json_response(status(404, "NotFound"), status=404)
+        if method == "PATCH" and found is not None:
+            annotations = self.bodies[-1].get("metadata", {}).get("annotations", {})
+            if annotations:
+                await self.annotate(name, annotations, found[0])
+        known = self.objects[found] if found is not None else None
         return web.json_response(known or {"metadata": {"name": name}})
 
     async def watch(self, request: web.Request) -> web.StreamResponse:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
 from imageprepull.cli import repair
-from imageprepull.cli.repair import (
-    NothingToRepair,
-    answered,
-    blocked,
-    check_named,
-    exit_code,
-    still_waiting,
-)
+from imageprepull.cli.kubeconfig import Target
+from imageprepull.cli.repair import NothingToRepair, named
+from imageprepull.cli.repair_answer import Asked, answered, blocked, exit_code, lost, still_waiting
 from imageprepull.cli.waiting import BLOCKED, DONE, FAILED
 from imageprepull.controller import repairs
-from imageprepull.controller.repairs import ANNOTATION
+from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.resources.base import Metadata
 from imageprepull.resources.nodeprepull import (
     Desired,
@@ -26,6 +27,11 @@ from imageprepull.resources.nodeprepull import (
     NodePrepullStatus,
 )
 from tests.unit.agent_doubles import image
+from tests.unit.fake_api_server import FakeApiServer, serve
+
+
+def order(*references: str, only: str = "") -> Asked:
+    return Asked(RepairOrder("now", only), frozenset(references or ("a",)))
 
 
 def node(
@@ -50,42 +56,50 @@ def test_operator_and_plugin_mean_the_same_annotation() -> None:
 
 def test_a_node_without_images_and_an_image_that_it_has_not_are_refused() -> None:
     with pytest.raises(NothingToRepair, match="no ImagePrepull wants an image on the node n"):
-        check_named([image("a", state=Desired.ABSENT)], "n", "")
-    with pytest.raises(NothingToRepair, match="wants b on the node n; there are a"):
-        check_named([image("a")], "n", "b")
-    check_named([image("a")], "n", "a")
-    check_named([image("a")], "n", "")
+        named([image("a", state=Desired.ABSENT)], "n", "")
+    with pytest.raises(NothingToRepair, match="wants b on the node n; there are a, c"):
+        named([image("a"), image("c", state=Desired.PAUSED)], "n", "b")
+
+
+def test_what_an_order_is_about_is_remembered() -> None:
+    entries = [image("a"), image("b", state=Desired.PAUSED), image("c", state=Desired.ABSENT)]
+    assert named(entries, "n", "") == {"a", "b"}
+    assert named(entries, "n", "a") == {"a"}
 
 
 def test_it_waits_for_operator_agent_and_the_pull_of_what_was_broken() -> None:
     asked = node(image("a"), asked=True)
-    assert still_waiting(asked, "now", "") == "the operator has not passed it on yet: is it running?"
+    assert still_waiting(asked, order()) == "the operator has not passed it on yet: is it running?"
     passed = node(image("a", repair="now"), asked=True, statuses=[("a", "Ready", "before")])
-    assert still_waiting(passed, "now", "") == "the agent has not checked a yet"
+    assert still_waiting(passed, order()) == "the agent has not checked a yet"
     broken = node(image("a", repair="now"), asked=True, statuses=[("a", "Pulling", "now")])
-    assert still_waiting(broken, "now", "") == "a is Pulling"
-    assert [found.reference for found in answered(broken, "now")] == ["a"]
+    assert still_waiting(broken, order()) == "a is Pulling"
+    assert [found.reference for found in answered(broken, order())] == ["a"]
     done = node(image("a"), statuses=[("a", "Ready", "now")])
-    assert still_waiting(done, "now", "") == ""
+    assert still_waiting(done, order()) == ""
 
 
 def test_other_images_do_not_keep_it_waiting() -> None:
-    two = node(image("a"), image("b"), statuses=[("a", "Ready", "now"), ("b", "Pulling", "")])
-    assert still_waiting(two, "now", "a") == ""
-    assert still_waiting(two, "now", "") == "the agent has not checked b yet"
+    two = node(
+        image("a", repair="now"),
+        image("b", repair="now"),
+        statuses=[("a", "Ready", "now"), ("b", "Pulling", "")],
+    )
+    assert still_waiting(two, order(only="a")) == ""
+    assert still_waiting(two, order("a", "b")) == "the agent has not checked b yet"
 
 
 def test_an_image_that_failed_is_an_answer() -> None:
-    assert still_waiting(node(image("a"), statuses=[("a", "Failed", "now")]), "now", "") == ""
+    assert still_waiting(node(image("a"), statuses=[("a", "Failed", "now")]), order()) == ""
 
 
 def test_an_image_that_could_not_be_pulled_is_an_answer_though_nobody_compared_it() -> None:
     failed = node(image("a", repair="now"), asked=True, statuses=[("a", "Failed", "")])
-    assert still_waiting(failed, "now", "") == ""
-    assert [found.reference for found in answered(failed, "now")] == ["a"]
+    assert still_waiting(failed, order()) == ""
+    assert [found.reference for found in answered(failed, order())] == ["a"]
     ended = node(image("a"), statuses=[("a", "Failed", "")])
-    assert [found.reference for found in answered(ended, "now")] == ["a"], "the operator may be faster"
-    assert answered(ended, "now", "b") == []
+    assert [found.reference for found in answered(ended, order())] == ["a"], "the operator may be faster"
+    assert answered(ended, order("b", only="b")) == []
 
 
 def short_of_room(*, repaired: str = "", omitted: int = 0, generation: int = 0) -> NodePrepull:
@@ -111,15 +125,15 @@ def short_of_room(*, repaired: str = "", omitted: int = 0, generation: int = 0) 
 @pytest.mark.parametrize("repaired", ["", "now"])
 def test_an_image_that_waits_for_room_is_named_and_not_waited_for(repaired: str) -> None:
     known = short_of_room(repaired=repaired)
-    assert still_waiting(known, "now", "") == ""
-    assert blocked(known, "now", "") == ["b: InsufficientDisk: 54 MB needed"]
-    assert blocked(known, "now", "a") == []
+    assert still_waiting(known, order()) == ""
+    assert blocked(known, order()) == ["b: InsufficientDisk: 54 MB needed"]
+    assert blocked(known, order(only="a")) == []
 
 
 def test_an_image_that_the_status_leaves_out_is_named_and_not_waited_for() -> None:
     known = short_of_room(omitted=2)
-    assert still_waiting(known, "now", "") == ""
-    (said,) = blocked(known, "now", "")
+    assert still_waiting(known, order()) == ""
+    (said,) = blocked(known, order())
     assert said.startswith("b: ReportOmitted: ")
     assert "leaves out 2 images" in said
 
@@ -127,22 +141,162 @@ def test_an_image_that_the_status_leaves_out_is_named_and_not_waited_for() -> No
 @pytest.mark.parametrize("omitted", [0, 2])
 def test_what_a_node_said_before_the_order_came_ends_nothing(omitted: int) -> None:
     known = short_of_room(omitted=omitted, generation=1)
-    assert still_waiting(known, "now", "") == "the agent has not checked b yet"
-    assert blocked(known, "now", "") == []
+    assert still_waiting(known, order()) == "the agent has not checked b yet"
+    assert blocked(known, order()) == []
 
 
 @pytest.mark.parametrize(
-    ("states", "stuck", "code"),
+    ("states", "stuck", "missed", "code"),
     [
-        (["Ready", "Ready"], [], DONE),
-        (["Ready", "Failed"], [], FAILED),
-        (["Ready", "Paused"], [], FAILED),
-        (["Ready", "Waiting"], ["b"], BLOCKED),
-        (["Failed", "Waiting"], ["b"], FAILED),
+        (["Ready", "Ready"], [], [], DONE),
+        (["Ready", "Failed"], [], [], FAILED),
+        (["Ready", "Paused"], [], [], FAILED),
+        (["Ready", "Waiting"], ["b"], [], BLOCKED),
+        (["Failed", "Waiting"], ["b"], [], FAILED),
+        (["Ready"], [], ["b"], FAILED),
+        (["Ready"], ["b"], ["c"], FAILED),
+        ([], ["b"], [], BLOCKED),
+        ([], [], [], FAILED),
     ],
 )
 def test_the_exit_code_tells_what_failed_from_what_has_to_wait(
-    states: list[str], stuck: list[str], code: int
+    states: list[str], stuck: list[str], missed: list[str], code: int
 ) -> None:
     answers = [NodeImageStatus(reference="a", digest="", state=state) for state in states]
-    assert exit_code(answers, stuck) == code
+    assert exit_code(answers, stuck, missed) == code
+
+
+def test_an_image_that_is_ordered_later_is_waited_for_and_one_that_never_was_is_not() -> None:
+    later = image("b", repair="now", digest="sha256:" + "b" * 64)
+    both = node(image("a"), later, statuses=[("a", "Ready", "now")])
+    assert still_waiting(both, order()) == "the agent has not checked b yet"
+    over = node(image("a"), image("b"), statuses=[("a", "Ready", "now")])
+    assert still_waiting(over, order()) == ""
+    assert lost(over, order()) == []
+
+
+def test_a_reference_that_means_another_digest_by_now_is_not_gone() -> None:
+    moved = node(image("a"), image("a", digest="sha256:" + "b" * 64, state=Desired.ABSENT))
+    assert lost(moved, order()) == ["a: not compared: the order was taken away"]
+    compared = node(image("a"), statuses=[("a", "Ready", "now")])
+    assert lost(compared, order()) == []
+
+
+DIGEST = image("a").digest
+
+
+def entry(state: str = "Present", repair: str = "") -> dict[str, Any]:
+    owners = ["shop/web/uid-1"]
+    return {"reference": "a", "digest": DIGEST, "state": state, "repair": repair, "owners": owners}
+
+
+def report(state: str, **fields: str) -> dict[str, Any]:
+    return {"images": [{"reference": "a", "digest": DIGEST, "state": state, **fields}]}
+
+
+@dataclass
+class Asking:
+    """A `repair` at work, and what the operator and the agent make of its order."""
+
+    server: FakeApiServer
+    task: asyncio.Task[int]
+
+    @property
+    def nonce(self) -> str:
+        (body,) = [body for body in self.server.bodies if body]
+        found: str = body["metadata"]["annotations"][ANNOTATION]
+        return found.partition(" ")[0]
+
+    async def now(self, *entries: dict[str, Any], **status: Any) -> None:
+        await self.server.put("n1", spec={"images": list(entries)}, status=status)
+
+    async def end(self) -> int:
+        async with asyncio.timeout(30):
+            return await self.task
+
+
+@asynccontextmanager
+async def asking(state: str = "Present", seconds: float = 0) -> AsyncIterator[Asking]:
+    async with serve() as server:
+        await server.put("n1", spec={"images": [entry(state)]}, status=report("Ready"))
+        task = asyncio.create_task(repair.repair(Target(server.access(), "default"), "n1", "", seconds))
+        try:
+            await server.until_asked("WATCH", 1)
+            yield Asking(server, task)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def test_a_whole_image_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    async with asking() as it:
+        await it.now(entry(repair=it.nonce), **report("Ready"))
+        await it.now(
+            entry(repair=it.nonce), **report("Ready", repaired=it.nonce, repairResult="2 layers are whole")
+        )
+        assert await it.end() == DONE
+    assert capsys.readouterr() == ("a: 2 layers are whole\n", "")
+
+
+async def test_an_image_that_is_paused_meanwhile_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    async with asking() as it:
+        await it.now(entry("Paused"), **report("Paused"))
+        assert await it.end() == BLOCKED
+    said = "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web; the order stands"
+    assert capsys.readouterr() == ("", f"{said} until that ends\n")
+
+
+async def test_an_image_that_was_compared_and_is_paused_then_waits_for_nothing_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with asking() as it:
+        await it.now(entry("Paused"), **report("Paused", repaired=it.nonce, repairResult="it was broken"))
+        assert await it.end() == BLOCKED
+    out, err = capsys.readouterr()
+    assert out == "a: it was broken\n"
+    assert err == "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web\n"
+
+
+async def test_an_image_that_is_paused_already_is_ordered_and_not_waited_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serve() as server:
+        await server.put("n1", spec={"images": [entry("Paused")]}, status=report("Paused"))
+        assert await repair.repair(Target(server.access(), "default"), "n1", "", 30) == BLOCKED
+        assert ANNOTATION in server.objects["", "n1"]["metadata"]["annotations"]
+    assert "not now: a: Paused: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entries", [[entry("Absent")], []])
+async def test_an_image_that_is_let_go_of_meanwhile_was_not_checked(
+    entries: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with asking() as it:
+        await it.now(*entries, **report("Absent"))
+        assert await it.end() == FAILED
+    assert capsys.readouterr() == ("", "error: a: no ImagePrepull wants it on the node any more\n")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "why"),
+    [("other", "another repair has taken this one's place"), (None, "the order was taken away")],
+)
+async def test_an_order_that_is_gone_before_the_comparison_ends_with_the_reason(
+    annotation: str | None, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with asking() as it:
+        await it.server.annotate("n1", {ANNOTATION: annotation})
+        assert await it.end() == FAILED
+    assert capsys.readouterr() == ("", f"error: a: not compared: {why}\n")
+
+
+async def test_an_order_that_is_gone_is_waited_for_while_the_entry_carries_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with asking() as it:
+        await it.now(entry(repair=it.nonce), **report("Ready"))
+        await it.server.annotate("n1", {ANNOTATION: None})
+        await it.now(
+            entry(repair=it.nonce), **report("Ready", repaired=it.nonce, repairResult="2 layers are whole")
+        )
+        assert await it.end() == DONE

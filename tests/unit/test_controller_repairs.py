@@ -11,7 +11,7 @@ from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.repairs import (
     ANNOTATION,
     RepairOrder,
-    answered,
+    end_of,
     ordered,
     read_order,
 )
@@ -39,6 +39,11 @@ ENTRIES = [
 def test_without_annotation_there_is_no_order() -> None:
     assert read_order({"other": "x"}) is None
     assert ordered(ENTRIES, None) == ENTRIES
+
+
+@pytest.mark.parametrize("order", [ORDER, RepairOrder("n1", "docker.io/library/a:1")])
+def test_an_order_is_read_as_it_is_written(order: RepairOrder) -> None:
+    assert read_order({ANNOTATION: str(order)}) == order
 
 
 def test_an_annotation_names_a_nonce_and_perhaps_one_image() -> None:
@@ -78,14 +83,31 @@ def known(images: list[DesiredImage], repaired: dict[str, str], seen: int = 3) -
     )
 
 
-def test_it_is_answered_when_every_image_is() -> None:
+def test_it_is_over_when_every_image_is_answered_for() -> None:
     two = ordered([image("a"), image("b")], ORDER)
-    assert answered(ORDER, known(two, {"a": "n1", "b": "n1"}))
-    assert not answered(ORDER, known(two, {"a": "n1", "b": "n0"}))
-    assert not answered(ORDER, known(two, {"a": "n1"}))
-    assert not answered(ORDER, known(two, {"a": "n1", "b": "n1"}, seen=2)), "of an older spec"
-    assert answered(RepairOrder("n1", "a"), known(two, {"a": "n1"}))
-    assert answered(RepairOrder("n1", "nobody"), known(two, {})), "nothing to do is done"
+    assert end_of(ORDER, known(two, {"a": "n1", "b": "n1"})) == "carried out"
+    assert end_of(ORDER, known(two, {"a": "n1", "b": "n0"})) is None
+    assert end_of(ORDER, known(two, {"a": "n1"})) is None
+    assert end_of(ORDER, known(two, {"a": "n1", "b": "n1"}, seen=2)) is None, "of an older spec"
+    assert end_of(RepairOrder("n1", "a"), known(two, {"a": "n1"})) == "carried out"
+
+
+@pytest.mark.parametrize("reference", ["", "a"])
+def test_what_is_paused_keeps_it_standing_until_it_can_be_compared(reference: str) -> None:
+    order = RepairOrder("n1", reference)
+    paused = image("a", state=Desired.PAUSED)
+    assert end_of(order, known([paused], {})) is None
+    assert end_of(order, known([paused, image("b")], {"b": "n1"})) is None
+    assert end_of(order, known([paused], {"a": "n1"})) == "carried out", "before it was paused"
+    assert ordered([image("a")], order) == [image("a", repair="n1")], "present again, it gets the order"
+
+
+@pytest.mark.parametrize("entries", [[], [image("a", state=Desired.ABSENT)]])
+def test_an_order_for_what_is_gone_ends_with_the_reason(entries: list[DesiredImage]) -> None:
+    # Whatever the agent has seen of it.
+    assert end_of(ORDER, known(entries, {}, seen=2)) == "no ImagePrepull wants an image on the node"
+    other = end_of(RepairOrder("n1", "a"), known([*entries, image("b")], {"b": "n1"}))
+    assert other == "no ImagePrepull wants a on the node"
 
 
 def test_the_model_reads_what_the_crd_has() -> None:
@@ -97,4 +119,4 @@ def test_what_could_not_be_pulled_has_nothing_to_compare() -> None:
     one = ordered([image("a")], ORDER)
     failed = known(one, {"a": "n0"})
     failed.status.images[0] = msgspec.structs.replace(failed.status.images[0], state="Failed")
-    assert answered(ORDER, failed)
+    assert end_of(ORDER, failed) == "carried out"

@@ -15,6 +15,7 @@ TIMEOUT = 600.0
 """Seconds: longer than the default backoff takes to make a failing image Failed (8 attempts, some 4 min), and time for
 an image of tens of GB. kubectl's own 30 s would be over before most images are there."""
 DONE, FAILED, TIMED_OUT, BLOCKED, INTERRUPTED = 0, 1, 3, 4, 130
+NOT_ASKED = "the API server has not answered yet"
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 

@@ -20,7 +20,7 @@ from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.repairs import (
     ANNOTATION,
     RepairOrder,
-    answered,
+    end_of,
     ordered,
     read_order,
 )
@@ -173,8 +173,11 @@ class NodeWriter:
 
     async def _end_repair(self, name: str, known: KnownNodePrepull, order: RepairOrder | None) -> None:
         """Take away an order that was carried out, or that cannot be."""
-        if order is not None and not answered(order, known.object):
-            return
+        if order is not None:
+            end = end_of(order, known.object)
+            if end is None:
+                return
+            logger.info("repair ended", node=name, order=str(order), why=end)
         await self._rate.slot()
         metadata = {
             "resourceVersion": known.object.metadata.resource_version,

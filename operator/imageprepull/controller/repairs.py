@@ -1,7 +1,8 @@
 """`kubectl image-prepull repair`: from an annotation on a NodePrepull to the nonce in its spec, and back. Pure.
 
 The annotation `imageprepull.io/repair` is `NONCE` for all images of the node, or `NONCE REFERENCE` for one. It is
-removed when every image that it concerns has been answered for.
+removed when every image that it names has been compared or could not be pulled, or when no such image is wanted there any
+more. What is paused keeps it standing: that is compared when the node is to have it again.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ class RepairOrder:
     nonce: str
     reference: str = ""
 
+    def __str__(self) -> str:
+        """The annotation's value."""
+        return f"{self.nonce} {self.reference}".strip()
+
+    def names(self, image: DesiredImage) -> bool:
+        """Whether the order is about an entry. What is let go of is nobody's to check."""
+        return image.state is not Desired.ABSENT and self.reference in ("", image.reference)
+
     def concerns(self, image: DesiredImage) -> bool:
-        """Whether an entry is to be checked. Nobody checks what is paused or let go."""
-        return image.state is Desired.PRESENT and self.reference in ("", image.reference)
+        """Whether an entry is to be checked now. What is paused is, too, when it is to be present again."""
+        return image.state is Desired.PRESENT and self.names(image)
 
 
 def read_order(annotations: Mapping[str, str]) -> RepairOrder | None:
@@ -56,16 +65,17 @@ def ordered(images: Sequence[DesiredImage], order: RepairOrder | None) -> list[D
     ]
 
 
-def answered(order: RepairOrder, known: NodePrepull) -> bool:
-    """Whether the agent has done all of it, as far as it has seen this spec."""
+def end_of(order: RepairOrder, known: NodePrepull) -> str | None:
+    """Why an order is over, in words; None while it stands. Only comparisons answer it, as far as the agent has seen this spec."""
+    named = [image for image in known.spec.images if order.names(image)]
+    if not named:
+        return f"no ImagePrepull wants {order.reference or 'an image'} on the node"
     if not has_seen_spec(known):
-        return False
+        return None
     done = {
         (image.reference, image.digest)
         for image in known.status.images
         # What could not be pulled has nothing to compare; its reason is in the status.
         if image.repaired == order.nonce or image.state == ImageState.FAILED
     }
-    return all(
-        (image.reference, image.digest) in done for image in known.spec.images if order.concerns(image)
-    )
+    return "carried out" if all((image.reference, image.digest) in done for image in named) else None

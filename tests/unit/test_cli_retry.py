@@ -74,6 +74,19 @@ def test_an_image_that_the_object_does_not_name_is_refused() -> None:
             f"not now on 1 of 3 nodes, for example b: {WEB}: InsufficientDisk: 54 MB needed, 50 MB free",
         ),
         (
+            {
+                "nonce": "n1",
+                "failed": 1,
+                "blocked": 2,
+                "exampleNode": "b",
+                "exampleImage": WEB,
+                "reason": "NotFound",
+                "message": "404",
+            },
+            FAILED,
+            f"failed again on 1 of 3 nodes, for example b: {WEB}: NotFound: 404",
+        ),
+        (
             {"nonce": "n1", "waiting": 1, "blocked": 1, "reason": "InsufficientDisk"},
             None,
             "1 of 2 nodes in work",

@@ -1,7 +1,8 @@
 """`kubectl image-prepull retry NAME [IMAGE]`: have what failed tried again at once, and wait for what comes of it.
 
 It writes an annotation on the ImagePrepull; the operator passes it on and answers in the object's status, so whoever
-may edit the object needs no other right. In the end the annotation is taken away again.
+may edit the object needs no other right. With the last word the annotation is taken away again. Who stops waiting before
+that takes nothing back: the order stands, and the answer can be read from the object.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from imageprepull.cli.waiting import (
     BLOCKED,
     DONE,
     FAILED,
+    NOT_ASKED,
     TIMED_OUT,
     NothingToDo,
     add_timeout,
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="name of the ImagePrepull")
     parser.add_argument("image", nargs="?", help="one of its images (default: all of them)")
     parser.add_argument("--node", default="", help="on this node only (default: on all)")
-    add_timeout(parser, "stop waiting: {}; the agents go on")
+    add_timeout(parser, "stop waiting: {}; the order stands")
     kubeconfig.add_arguments(parser)
 
 
@@ -65,13 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
 async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds: float) -> int:
     """Ask, and follow the object until all nodes have answered."""
     namespace = target.namespace
-    last = NO_ANSWER
+    last, stands = NOT_ASKED, ""
     try:
         async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
             document = await api.get(IMAGEPREPULLS, name, namespace)
             check_named(document["spec"].get("images", []), f"{namespace}/{name}", order.reference)
             body = {"metadata": {"annotations": {ANNOTATION: str(order)}}}
             await api.merge_patch(IMAGEPREPULLS, name, body, namespace=namespace)
+            last = NO_ANSWER
+            stands = f"; the order stands, and status.retry of {namespace}/{name} tells what comes of it"
             async with aclosing(changes(api, IMAGEPREPULLS, name, namespace)) as found:
                 async for document in found:
                     code, last = verdict(document, order)
@@ -80,8 +84,11 @@ async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds
                         print(f"{namespace}/{name}: {last}", file=sys.stderr if code else sys.stdout)
                         return code
     except TimeoutError:
-        print(f"error: not done after {seconds:g} s: {last}; the agents go on", file=sys.stderr)
+        print(f"error: not done after {seconds:g} s: {last}{stands}", file=sys.stderr)
         return TIMED_OUT
+    except asyncio.CancelledError:
+        print(f"interrupted: {last}{stands}", file=sys.stderr)
+        raise
     print(f"error: {namespace}/{name} was deleted", file=sys.stderr)
     return FAILED
 

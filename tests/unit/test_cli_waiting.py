@@ -1,0 +1,162 @@
+"""For how long `wait`, `retry` and `repair` wait, and what is left when they stop before the answer."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from imageprepull.cli import kubeconfig, repair, retry, wait
+from imageprepull.cli.kubeconfig import Target
+from imageprepull.cli.waiting import INTERRUPTED, TIMED_OUT
+from imageprepull.controller import repairs, retries
+from imageprepull.controller.retries import RetryOrder
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.kinds import Kind
+from tests.unit.fake_api_server import FakeApiServer, serve
+
+ENTRY = {"reference": "a", "digest": "sha256:" + "a" * 64}
+RETRY_STANDS = (
+    "the operator has not answered yet: is it running?; the order stands, "
+    "and status.retry of default/web tells what comes of it\n"
+)
+REPAIR_STANDS = (
+    "the operator has not passed it on yet: is it running?; the order stands, "
+    "and the operator takes it away when the agent has answered\n"
+)
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeApiServer]:
+    """An object and a node that nobody looks after."""
+    async with serve() as server:
+        await server.put("web", namespace="default", spec={"images": [{"image": "a"}]})
+        await server.put("n1", spec={"images": [ENTRY]})
+        monkeypatch.setattr(kubeconfig, "target", lambda _: Target(server.access(), "default"))
+        yield server
+
+
+def standing(server: FakeApiServer, *key: str) -> dict[str, str]:
+    found: dict[str, str] = server.objects[key[0], key[1]]["metadata"].get("annotations", {})
+    return found
+
+
+@pytest.mark.parametrize(("command", "name"), [(wait, "web"), (retry, "web"), (repair, "n1")])
+async def test_a_time_that_is_given_is_kept(
+    command: ModuleType, name: str, server: FakeApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args([name, "--timeout=0.5"])
+    async with asyncio.timeout(30):
+        assert await asyncio.to_thread(command.run, arguments) == TIMED_OUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: .* after 0\.5 s: .*\n", err)
+
+
+async def interrupted(server: FakeApiServer, work: Coroutine[Any, Any, int]) -> None:
+    """Ask, and end while it follows what comes of it, as `asyncio.run` does it at Ctrl-C."""
+    task = asyncio.create_task(work)
+    await server.until_asked("WATCH", 1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def runs_out(api: ApiClient, kind: Kind, name: str, namespace: str = "") -> AsyncIterator[Any]:
+    """Time is over when the first look has been answered."""
+    yield await api.get(kind, name, namespace)
+    raise TimeoutError
+
+
+async def test_a_retry_that_nobody_waits_for_any_more_stands(
+    server: FakeApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(server.access(), "default")
+    await interrupted(server, retry.retry(target, "web", RetryOrder("n1"), 0))
+    assert standing(server, "default", "web") == {retries.ANNOTATION: "n1"}
+    assert capsys.readouterr().err == f"interrupted: {RETRY_STANDS}"
+    monkeypatch.setattr(retry, "changes", runs_out)
+    assert await retry.retry(target, "web", RetryOrder("n2"), 30) == TIMED_OUT
+    assert standing(server, "default", "web") == {retries.ANNOTATION: "n2"}
+    assert capsys.readouterr().err == f"error: not done after 30 s: {RETRY_STANDS}"
+
+
+async def test_a_repair_that_nobody_waits_for_any_more_stands(
+    server: FakeApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(server.access(), "default")
+    await interrupted(server, repair.repair(target, "n1", "", 0))
+    assert list(standing(server, "", "n1")) == [repairs.ANNOTATION]
+    assert capsys.readouterr().err == f"interrupted: {REPAIR_STANDS}"
+    monkeypatch.setattr(repair, "changes", runs_out)
+    assert await repair.repair(target, "n1", "", 30) == TIMED_OUT
+    assert list(standing(server, "", "n1")) == [repairs.ANNOTATION]
+    assert capsys.readouterr().err == f"error: not done after 30 s: {REPAIR_STANDS}"
+
+
+async def test_ctrl_c_has_its_own_exit_code_and_says_what_stands(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
+    configuration = {
+        "clusters": [{"name": "fake", "cluster": {"server": server.url}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "nobody"}}],
+        "users": [{"name": "nobody", "user": {}}],
+        "current-context": "fake",
+    }
+    (tmp_path / "config").write_text(json.dumps(configuration))
+    command = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from imageprepull.cli.kubectl import main; main()",
+        "retry",
+        "web",
+        f"--kubeconfig={tmp_path}/config",
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        await server.until_asked("WATCH", 1)
+        command.send_signal(signal.SIGINT)
+        _, said = await command.communicate()
+    finally:
+        if command.returncode is None:
+            command.kill()
+            await command.wait()
+    assert (command.returncode, said.decode()) == (INTERRUPTED, f"interrupted: {RETRY_STANDS}")
+
+
+async def test_the_last_word_takes_the_order_away(server: FakeApiServer) -> None:
+    work = asyncio.create_task(retry.retry(Target(server.access(), "default"), "web", RetryOrder("n1"), 0))
+    await server.until_asked("WATCH", 1)
+    assert standing(server, "default", "web") == {retries.ANNOTATION: "n1"}
+    spec = {"images": [{"image": "a"}]}
+    answer = {"nonce": "n1", "ready": 3}
+    await server.put("web", namespace="default", spec=spec, status={"retry": answer})
+    assert await work == 0
+    assert standing(server, "default", "web") == {}
+
+
+async def test_an_api_server_that_does_not_answer_was_asked_for_nothing(
+    server: FakeApiServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        await hangs.wait()
+
+    monkeypatch.setattr(server, "tell", hang)  # So no PATCH is answered.
+    target = Target(server.access(), "default")
+    assert await retry.retry(target, "web", RetryOrder("n1"), 0.3) == TIMED_OUT
+    assert await repair.repair(target, "n1", "", 0.3) == TIMED_OUT
+    said = "error: not done after 0.3 s: the API server has not answered yet\n"
+    assert capsys.readouterr().err == said * 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from imageprepull.agent.loops import serve_node
+from imageprepull.agent.node import Compared
 from imageprepull.agent.pace import CONFIGMAP, Pace
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.agent.spool_lock import locked
@@ -239,6 +240,26 @@ async def test_an_order_that_comes_back_with_a_restored_object_is_proven_anew(st
         await stage.until_status(lambda s: states(s) == {"a": "Absent"})
         assert removed()
     leading.cancel()
+
+
+@pytest.mark.parametrize("ordered", ["n1", "n2"])
+async def test_what_an_earlier_agent_has_compared_is_compared_again_only_by_another_order(
+    stage: Stage, ordered: str
+) -> None:
+    entry = {"reference": "a", "digest": DIGEST, "repair": ordered}
+    report = {**entry, "state": "Ready", "repaired": "n1", "repairResult": "2 layers are whole"}
+    await stage.server.put("n1", spec={"images": [entry]}, status={"images": [report]})
+    stage.node.holds.add("a")
+    async with running(stage):
+        if ordered == "n2":
+            await stage.until_status(lambda s: s["images"] and s["images"][0]["repaired"] == "n1")
+            stage.node.verifications["a"].set_result(Compared("1 layer is whole"))
+        ready = await stage.until_status(
+            lambda s: states(s) == {"a": "Ready"} and s["images"][0].get("repaired") == ordered
+        )
+        result = {"n1": "2 layers are whole", "n2": "1 layer is whole"}[ordered]
+        assert ready["images"][0]["repairResult"] == result
+        assert ("verify a" in stage.node.calls) == (ordered == "n2")
 
 
 async def test_a_lost_image_is_pulled_again(stage: Stage) -> None:

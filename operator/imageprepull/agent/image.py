@@ -1,6 +1,7 @@
 """One desired image as the agent sees it now: written by the reconciler, read by status.py.
 
-Nothing here outlives the process, and whether the image is present is only ever what the runtime said last.
+Nothing here outlives the process but what came of the last comparison, which the status has; and whether the image is
+present is only ever what the runtime said last.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from imageprepull.agent.node import Held, Pulled
 from imageprepull.agent.tags import without_tag
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.space import NoRoom
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus
 
 logger = structlog.get_logger(__name__)
 
@@ -80,6 +81,11 @@ class ImageView:
     def asked(self) -> DesiredImage:
         """What the node is asked for, and asked to bring."""
         return without_tag(self.desired) if self.tag_means else self.desired
+
+    def recall(self, reported: NodeImageStatus | None) -> None:
+        """What an earlier agent has compared: an order may stand for as long as another image of it is paused."""
+        if reported is not None:
+            self.repaired, self.repair_result = reported.repaired, reported.repair_result
 
     def forget_failures(self) -> None:
         """Start counting anew: the entry changed, or the image is there."""

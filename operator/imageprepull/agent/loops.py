@@ -94,7 +94,7 @@ async def serve_node(
             reporter.forget()
         node.hold(new.spec.registries)
         sightings.take(new.metadata.uid, new.spec.images)
-        reconciler.take_spec(disk.effective(new.spec.images))
+        reconciler.take_spec(disk.effective(new.spec.images), new.status.images)
 
     async def reconcile() -> None:
         # At once, whether the API server answers or not: pods may be started on layers that another boot left unsynced,

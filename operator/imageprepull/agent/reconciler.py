@@ -29,7 +29,7 @@ from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.agent.yielding import Yielding
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.pulling.space import NoRoom
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
 
 logger = structlog.get_logger(__name__)
@@ -116,9 +116,14 @@ class Reconciler:
         """Under disk pressure: pulls that hold something all the same; None while that is not known."""
         return self._yielding.left
 
-    def take_spec(self, desired: Sequence[DesiredImage]) -> None:
-        """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for."""
+    def take_spec(self, desired: Sequence[DesiredImage], reported: Sequence[NodeImageStatus] = ()) -> None:
+        """The operator's newest spec. Entries keep what is known of them; new and changed ones are asked for.
+
+        `reported`: what the node's status says, perhaps in the words of an earlier agent. What that one compared is not
+        compared once more.
+        """
         views: dict[Key, ImageView] = {}
+        before = {(image.reference, image.digest): image for image in reported}
         elsewhere = tags_elsewhere(desired)
         for image in desired:
             key = key_of(image)
@@ -126,6 +131,7 @@ class Reconciler:
             view = self.views.get(key) or self._attempts.views.get(key)
             if view is None:
                 view = ImageView(image)
+                view.recall(before.get(key))
                 self._presence.suspects.add(key)
             elif view.desired != image:
                 # Pressure began or ended, say: what is said of pins then should be of now.

@@ -27,6 +27,8 @@ class FakeAgents:
         """Nodes whose agent does not carry out withdrawals."""
         self.strays: dict[str, list[Document]] = {}
         """What each node's agent reports as pinned without an entry, until it is ordered away."""
+        self.compared: dict[tuple[str, str], str] = {}
+        """By node and reference the last order to repair that was carried out; everything is whole."""
         self.seen: dict[str, list[Document]] = {}
         """Every spec that each node's agent was given, in order."""
 
@@ -61,6 +63,10 @@ class FakeAgents:
         if entry.get("state") == "Absent":
             state = "Ready" if name in self.keeps else "Absent"
         image = {"reference": entry["reference"], "digest": entry["digest"], "state": state}
+        if entry.get("repair") and entry.get("state", "Present") == "Present":
+            self.compared[name, entry["reference"]] = entry["repair"]
+        if repaired := self.compared.get((name, entry["reference"])):
+            image |= {"repaired": repaired, "repairResult": "2 layers are whole"}
         if state not in ("Ready", "Absent"):
             image["layers"] = self.layers
             if self.reason:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from imageprepull.cli.kubeconfig import Target
+from imageprepull.cli.repair import repair
+from imageprepull.cli.waiting import BLOCKED
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.kinds import CONFIGMAPS, CRDS, EVENTS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
 from tests.cluster.bare_api import LEASE_SECONDS, BareApi, Child, Operator, free_port, running
@@ -216,6 +219,49 @@ async def owned_by_two(api: ApiClient) -> bool:
         (entry,) = (await api.get(NODEPREPULLS, node))["spec"]["images"]
         assert len(entry["owners"]) == 2
     return True
+
+
+async def test_an_order_to_repair_stands_until_what_it_names_was_compared_or_is_nobodys(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    operator = Operator(bare_api, "op")
+
+    async def order() -> str:
+        found = (await api.get(NODEPREPULLS, "n1"))["metadata"].get("annotations", {})
+        return str(found.get("imageprepull.io/repair", ""))
+
+    async def taint(*taints: dict[str, str]) -> None:
+        await api.merge_patch(NODES, "n1", {"spec": {"taints": list(taints)}})
+
+    async def written(priority: int) -> bool:
+        (entry,) = (await api.get(NODEPREPULLS, "n1"))["spec"]["images"]
+        return bool(entry["priority"] == priority)
+
+    async def ended() -> bool:
+        return not await order()
+
+    with running(operator):
+        await create(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        await taint({"key": "broken", "effect": "NoSchedule"})
+        await eventually(holds(api, "n1", pinned="Paused"))
+        assert await repair(Target(bare_api.access(), "default"), "n1", "", 30) == BLOCKED
+        given = await order()
+        for priority in (5, 6):
+            # What it writes is based on an object that has the order.
+            await api.merge_patch(IMAGEPREPULLS, "web", {"spec": {"priority": priority}}, namespace="default")
+            await eventually(lambda priority=priority: written(priority))  # type: ignore[misc]
+        assert await order() == given
+        assert agents.compared == {}
+
+        await taint()
+        await eventually(ended)
+        assert agents.compared == {("n1", PINNED): given}
+
+        word = {"metadata": {"annotations": {"imageprepull.io/repair": "w2 registry.invalid/nobody:1"}}}
+        await api.merge_patch(NODEPREPULLS, "n1", word)
+        await eventually(ended)
+        assert "no ImagePrepull wants registry.invalid/nobody:1 on the node" in operator.tail()
 
 
 async def test_failures_and_missing_agents_are_shown(

@@ -21,9 +21,10 @@ from imageprepull.oci.descriptor import OCI_LAYER
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import leftovers, wipe
-from tests.containerd.pull_bench import serve
+from tests.containerd.pull_bench import fake_serve, layer, serve
 from tests.containerd.test_pull_cli import COMMAND
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
+from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import Blob, BuiltLayer, Entry, LayerSpec, build_image, build_layer
 
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -48,13 +49,19 @@ pytestmark = [
 async def group(containerd: Containerd) -> AsyncIterator[Path]:
     folder = MEMORY / f"imageprepull-test-{os.getpid()}"
     folder.mkdir()
-    yield folder
-    # The pull's own process has ended; the kernel takes its time with workers that it ends for that.
+    try:
+        yield folder
+    finally:
+        await wipe(containerd)
+        await emptied(folder)
+        folder.rmdir()
+
+
+async def emptied(group: Path) -> None:
+    """Workers end with the pull that started them; a killed one's are killed by the kernel, which takes its time."""
     async with asyncio.timeout(60):
-        while (folder / "cgroup.procs").read_text():  # noqa: ASYNC110 - a cgroup tells nobody when it is empty.
-            await asyncio.sleep(0.02)
-    folder.rmdir()
-    await wipe(containerd)
+        while (group / "cgroup.procs").read_text():  # noqa: ASYNC110 - the kernel tells nobody.
+            await asyncio.sleep(0.01)
 
 
 def statistic(group: Path, name: str) -> int:
@@ -64,8 +71,9 @@ def statistic(group: Path, name: str) -> int:
 
 
 async def peak_of_pull(group: Path, command: Sequence[str], daemon: ContainerdDaemon, reference: str) -> int:
-    """Bytes of anonymous memory of all processes of a pull, at most."""
+    """Bytes of anonymous memory of all processes of a pull, at most. However the test ends, the pull does."""
     process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "--"),
         "/bin/sh",
         "-c",
         'echo $$ > "$0/cgroup.procs" && exec "$@"',
@@ -77,12 +85,33 @@ async def peak_of_pull(group: Path, command: Sequence[str], daemon: ContainerdDa
     )
     peak = 0
     ended = asyncio.create_task(process.communicate())
-    while not ended.done():
-        peak = max(peak, statistic(group, "total_rss"))
-        await asyncio.wait([ended], timeout=0.005)
-    _, errors = await ended
+    try:
+        while not ended.done():
+            peak = max(peak, statistic(group, "total_rss"))
+            await asyncio.wait([ended], timeout=0.005)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await asyncio.wait([ended])
+    _, errors = ended.result()
     assert process.returncode == 0, errors.decode()
     return peak
+
+
+async def test_a_pull_is_over_when_its_test_is(
+    containerd: Containerd, daemon: ContainerdDaemon, fake: FaultyRegistry, group: Path
+) -> None:
+    """One that went on would keep the daemon's disk busy, and later runs could not remove it."""
+    image = build_image([layer("over", 400_000)])
+    blob = image.layers[0].blob.digest
+    fake.faults[blob] = [Fault(hold_after=100_000)]
+    pulling = asyncio.create_task(peak_of_pull(group, COMMAND, daemon, fake_serve(fake, image)))
+    async with asyncio.timeout(60):
+        while not fake.gets(blob):  # noqa: ASYNC110 - the registry tells nobody.
+            await asyncio.sleep(0.01)
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    await emptied(group)
 
 
 async def test_memory_stays_flat_in_a_small_cgroup(

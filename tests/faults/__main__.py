@@ -14,7 +14,17 @@ import sys
 import time
 from pathlib import Path
 
-from tests.faults.faults import FAST, PORTABLE, Fault, Way, again, random_faults, random_way
+from tests.faults.faults import (
+    FAST,
+    PORTABLE,
+    Fault,
+    Way,
+    Wish,
+    again,
+    random_faults,
+    random_way,
+    random_wish,
+)
 from tests.faults.node import machine
 from tests.faults.round import Outcome
 from tests.faults.stage import DURATION, Stage, stage
@@ -78,11 +88,11 @@ class Campaign:
                     await self._round(found, len(self.done) + 1)
 
     async def _round(self, found: Stage, seed: int) -> None:
-        way = random_way(seed)
+        way, wish = random_way(seed), random_wish(seed)
         faults = random_faults(
             seed, duration=DURATION, way=way, rare=rarest(self.hits, way), wanting=least_hit(self.hits)
         )
-        outcome = await found.round(faults, options=way.options)
+        outcome = await found.round(faults, options=way.options, wish=wish)
         verdict = "; ".join(outcome.complaints[:3]) or PASSED
         hits = " ".join(map(str, outcome.hits))
         chunk = Chunk(
@@ -94,27 +104,27 @@ class Campaign:
             f"{self._version} seed {seed}: {verdict} in {outcome.seconds:.1f} s, {len(self.hits)} kills; {hits}"
         )
         if outcome.complaints:
-            show(faults, way, outcome)
+            show(faults, way, wish, outcome)
 
 
-def show(faults: list[Fault], way: Way, outcome: Outcome) -> None:
-    say(f"again: {again(faults, way)}")
+def show(faults: list[Fault], way: Way, wish: Wish, outcome: Outcome) -> None:
+    say(f"again: {again(faults, way, wish)}")
     log = Journal("faults").path.with_name(f"faults-{time.time():.0f}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("\n".join(outcome.complaints) + "\n\n" + outcome.log)
     say(f"log: {log}")
 
 
-async def once(version: str, faults: list[Fault], way: Way) -> int:
+async def once(version: str, faults: list[Fault], way: Way, wish: Wish) -> int:
     with machine(version) as running:
         async with stage(running) as found:
-            outcome = await found.round(faults, options=way.options)
+            outcome = await found.round(faults, options=way.options, wish=wish)
     say(f"{' '.join(map(str, outcome.hits))} in {outcome.seconds:.1f} s, attempts failed: {outcome.reasons}")
     if outcome.spared:
         say(f"found nothing to hit: {' '.join(map(str, outcome.spared))}")
     say("\n".join(outcome.complaints) or PASSED)
     if outcome.complaints:
-        show(faults, way, outcome)
+        show(faults, way, wish, outcome)
     return 1 if outcome.complaints else 0
 
 
@@ -125,11 +135,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no round after these")
     parser.add_argument("--faults", nargs="*", type=Fault.parse)
     parser.add_argument("--portable", action="store_true", help="with --faults: on the portable path")
+    parser.add_argument(
+        "--polite", action="store_true", help="with --faults: of an image that no gate waits for"
+    )
+    parser.add_argument("--pin", action="store_true", help="with --faults: of an image that is pinned")
     arguments = parser.parse_args()
     if arguments.faults is not None:
-        return asyncio.run(
-            once(arguments.version, arguments.faults, PORTABLE if arguments.portable else FAST)
-        )
+        way = PORTABLE if arguments.portable else FAST
+        wish = Wish(arguments.polite, arguments.pin)
+        return asyncio.run(once(arguments.version, arguments.faults, way, wish))
     campaign = Campaign(arguments.version, arguments.kills, arguments.seconds)
     asyncio.run(campaign.run())
     say(table(campaign.hits))

@@ -12,7 +12,15 @@ from pathlib import Path
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.oci.manifest import parse_manifest
 from imageprepull.oci.reference import Reference
-from imageprepull.pulling.labels import CRI_MANAGED, MANAGED, UNSYNCED, config_labels, manifest_labels
+from imageprepull.pulling.labels import (
+    CRI_MANAGED,
+    CRI_PINNED,
+    MANAGED,
+    PINNED,
+    UNSYNCED,
+    config_labels,
+    manifest_labels,
+)
 from imageprepull.pulling.records import record_names
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import NotFound
@@ -36,14 +44,15 @@ async def complaints(
     since: float,
     *,
     kept: Collection[str] = (),
+    pinned: bool = False,
 ) -> list[str]:
     """Of a machine with an idle agent, whose pull began at `since` (seconds since 1970).
 
     `kept`: digests of layers whose blobs the content store must have. An agent that dies between an image's records
-    and the end of its pull leaves them out.
+    and the end of its pull leaves them out. `pinned`: whether the kubelet's collection is to leave the image alone.
     """
     found = await _leftovers(machine, containerd, "")
-    found += await _image(containerd, image, reference)
+    found += await _image(containerd, image, reference, pinned=pinned)
     found += await _kept(containerd, kept)
     if not await _layers(containerd, image, synced=False):
         found += await _trees(machine, containerd, image, since)
@@ -51,7 +60,7 @@ async def complaints(
     found += await _leftovers(machine, containerd, " after a collection")
     found += await _files(machine, containerd)
     # What the collection took was not held.
-    found += await _image(containerd, image, reference)
+    found += await _image(containerd, image, reference, pinned=pinned)
     found += await _kept(containerd, kept)
     return found
 
@@ -117,14 +126,17 @@ async def _leftovers(machine: Machine, containerd: Containerd, when: str) -> lis
     return found + [f"spool file {name} is left{when}" for name in machine.spooled()]
 
 
-async def _image(containerd: Containerd, image: BuiltImage, reference: str) -> list[str]:
+async def _image(containerd: Containerd, image: BuiltImage, reference: str, *, pinned: bool) -> list[str]:
     found = []
+    pins = {CRI_PINNED: "pinned", PINNED: "true"}
     for name in record_names(Reference.parse(reference), image.digest, image.config.digest):
         record = await containerd.images.get(name)
         if record is None or record.target.digest != image.digest:
             found.append(f"record {name} is {record and record.target.digest}")
         elif lacking := {CRI_MANAGED, MANAGED} - record.labels.keys():
             found.append(f"record {name} lacks the labels {sorted(lacking)}")
+        elif (has := pins.items() & record.labels.items()) != (pins.items() if pinned else set()):
+            found.append(f"record {name} has the pins {sorted(has)}")
         shown = await containerd.cri.image_status(name)
         if shown is None or shown.id != image.config.digest:
             found.append(f"the CRI shows {name} as {shown and shown.id}")

@@ -144,6 +144,18 @@ def unmanaged_records() -> None:
     records.record_labels = bare  # type: ignore[attr-defined]
 
 
+def unmarked_pins() -> None:
+    """Pins without our label: they would be taken for somebody else's, and stay for ever."""
+    from imageprepull.pulling import labels, records  # noqa: PLC0415
+
+    plain = labels.record_labels
+
+    def bare(**options: Any) -> dict[str, str]:
+        return {key: value for key, value in plain(**options).items() if key != labels.PINNED}
+
+    records.record_labels = bare  # type: ignore[attr-defined]
+
+
 def leaked_mount() -> None:
     """Something stays mounted on the runtime's disk."""
     import subprocess  # noqa: PLC0415
@@ -186,6 +198,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         unkept_blob,
         unlabelled_blobs,
         unmanaged_records,
+        unmarked_pins,
         leaked_mount,
         orphan,
         unwritten,

@@ -167,15 +167,33 @@ _OFTEN = (
 _LAYERS = 12
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How the image is asked for, as far as its pull differs: `polite` beside the node's pods, where no gate waits."""
+
+    polite: bool = False
+    pin: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Those of the agent, and of `python -m tests.faults`."""
+        return ("--polite",) * self.polite + ("--pin",) * self.pin
+
+
 def random_way(seed: int) -> Way:
     """Every fourth pull goes the portable path."""
     return FAST if seed % 4 else PORTABLE
 
 
-def again(faults: Sequence[Fault], way: Way) -> str:
+def random_wish(seed: int) -> Wish:
+    """Two of three are polite, as they are by default; on either path every other one is pinned."""
+    return Wish(polite=seed % 3 > 0, pin=seed // 4 % 2 > 0)
+
+
+def again(faults: Sequence[Fault], way: Way, wish: Wish) -> str:
     """The options of `python -m tests.faults` for these."""
-    portable = "--portable " if way is PORTABLE else ""
-    return f"{portable}--faults {' '.join(map(str, faults))}"
+    portable = ("--portable",) if way is PORTABLE else ()
+    return " ".join((*portable, *wish.options, "--faults", *map(str, faults)))
 
 
 def random_faults(

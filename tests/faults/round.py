@@ -18,7 +18,7 @@ from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import start_daemon
 from tests.faults.check import clear, complaints, early_records, empty, mounts
-from tests.faults.faults import STARTED, Fault, Victim
+from tests.faults.faults import STARTED, Fault, Victim, Wish
 from tests.faults.life import Life, life
 from tests.faults.node import Machine, connected
 from tests.faults.registry import CountingRegistry
@@ -56,6 +56,7 @@ class Round:
     reference: str
     defect: str = ""
     options: Sequence[str] = ()
+    wish: Wish = field(default_factory=Wish)
     torn: int = 0
     """How many of the daemon's writes to disk were hit in rounds before."""
     pause: random.Random = field(default_factory=lambda: random.Random(1))
@@ -95,7 +96,7 @@ class Round:
             boot=found.boot,
             log=found.folder / "victim.log",
             defect=self.defect,
-            options=self.options,
+            options=(*self.options, *self.wish.options),
         ) as victim:
             step = STARTED
             while (line := await victim.next()) is not None:
@@ -207,7 +208,13 @@ class Round:
             outcome.complaints.append(f"workers without work: {others}")
         async with connected(self.machine) as containerd:
             outcome.complaints += await complaints(
-                self.machine, containerd, self.image, self.reference, since, kept=self._kept
+                self.machine,
+                containerd,
+                self.image,
+                self.reference,
+                since,
+                kept=self._kept,
+                pinned=self.wish.pin,
             )
             if await victim.stop():
                 outcome.complaints.append(f"the agent ended with {victim.process.returncode}")

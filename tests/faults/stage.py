@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tests.containerd.pull_bench import fake_serve
 from tests.faults import image
-from tests.faults.faults import Fault
+from tests.faults.faults import Fault, Wish
 from tests.faults.node import Machine, lay_out_reference
 from tests.faults.registry import CountingRegistry
 from tests.faults.round import Outcome, Round
@@ -31,7 +31,13 @@ class Stage:
     """Of all rounds so far."""
 
     async def round(
-        self, faults: Sequence[Fault], *, defect: str = "", options: Sequence[str] = (), torn: int = 0
+        self,
+        faults: Sequence[Fault],
+        *,
+        defect: str = "",
+        options: Sequence[str] = (),
+        wish: Wish = Wish(),  # noqa: B008 - frozen.
+        torn: int = 0,
     ) -> Outcome:
         """One pull through these faults, from an empty machine to an empty machine."""
         outcome = await Round(
@@ -41,6 +47,7 @@ class Stage:
             self.reference,
             defect=defect,
             options=options,
+            wish=wish,
             torn=torn,
         ).run(faults)
         self.hits += outcome.hits

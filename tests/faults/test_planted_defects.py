@@ -6,7 +6,7 @@ import pytest
 
 from imageprepull.pulling.steps import Step
 from tests.faults.defects import DEFECTS
-from tests.faults.faults import FAST_STEPS, SWEPT, Fault, Victim
+from tests.faults.faults import FAST_STEPS, SWEPT, Fault, Victim, Wish
 from tests.faults.stage import Stage
 
 ONLY_NEW = pytest.mark.parametrize("node", ["2.4"], indirect=True)
@@ -25,7 +25,14 @@ ROUNDS: list[tuple[list[Fault], dict[str, str]]] = [
             "orphan": "sleep",
         },
     ),
-    ([DIES], {"refetched-range": "finished bytes of", "documents-again": "the document "}),
+    (
+        [DIES],
+        {
+            "refetched-range": "finished bytes of",
+            "documents-again": "the document ",
+            "unmarked-pins": "has the pins [('io.cri-containerd.pinned'",
+        },
+    ),
     ([DIES, HALF_UNPACKED], {"unnoted-range": "finished bytes of", "early-record": "but a record is there"}),
     (
         [Fault(Victim.GAP, Step.UNPACKED.value, 3)],
@@ -43,7 +50,7 @@ BY_POWER_CUTS = {"unwritten"}
 @ONLY_NEW
 @pytest.mark.parametrize(("faults", "expected"), ROUNDS, ids=["+".join(expected) for _, expected in ROUNDS])
 async def test_planted_defects_are_found(stage: Stage, faults: list[Fault], expected: dict[str, str]) -> None:
-    outcome = await stage.round(faults, defect=",".join(expected))
+    outcome = await stage.round(faults, defect=",".join(expected), wish=Wish(polite=True, pin=True))
     stage.hits.clear()  # they say nothing about the product
     hidden = [name for name, text in expected.items() if not any(text in line for line in outcome.complaints)]
     assert hidden == [], outcome.complaints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.pulling.steps import Step
-from tests.faults.faults import again, random_faults, random_way
+from tests.faults.faults import again, random_faults, random_way, random_wish
 from tests.faults.stage import DURATION, Stage
 from tests.faults.tally import Hit, least_hit, missed, rarest
 
@@ -18,12 +18,14 @@ async def test_pulls_survive_random_kills(stage: Stage, all_hits: list[Hit]) -> 
     seed = 0
     while len(stage.hits) < KILLS:
         seed += 1
-        way = random_way(seed)
+        way, wish = random_way(seed), random_wish(seed)
         faults = random_faults(
             seed, duration=DURATION, way=way, rare=rarest(stage.hits, way), wanting=least_hit(stage.hits)
         )
-        outcome = await stage.round(faults, options=way.options)
-        command = f"python -m tests.faults --version {stage.machine.daemon.version} {again(faults, way)}"
+        outcome = await stage.round(faults, options=way.options, wish=wish)
+        command = (
+            f"python -m tests.faults --version {stage.machine.daemon.version} {again(faults, way, wish)}"
+        )
         assert not outcome.complaints, "\n".join([f"again: {command}", *outcome.complaints])
 
 

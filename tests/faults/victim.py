@@ -34,6 +34,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--boot-id-file", type=Path, required=True)
     parser.add_argument("--sync", default="background")
     parser.add_argument("--extraction", default="auto")
+    parser.add_argument("--polite", action="store_true")
+    parser.add_argument("--pin", action="store_true")
     parser.add_argument("--fault", action="append", default=[], type=Fault.parse)
     parser.add_argument("--defect", default="", help="some, with commas in between")
     return parser.parse_args()
@@ -255,7 +257,9 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
     settings = settings_of(args)
     # A fault costs an attempt; how many in a row are one too many is tested elsewhere.
     retry = Retry(backoff_limit=1000, max_backoff_seconds=1)
-    image = DesiredImage(reference=args.reference, digest=args.digest, gated=True, retry=retry)
+    image = DesiredImage(
+        reference=args.reference, digest=args.digest, gated=not args.polite, pin=args.pin, retry=retry
+    )
     stop = asyncio.Event()
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

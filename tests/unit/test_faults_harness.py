@@ -11,7 +11,17 @@ import pytest
 
 from imageprepull.pulling.steps import Step
 from tests.faults.__main__ import CHECKOUT, ENGINE, engine_digest
-from tests.faults.faults import FAST, PORTABLE, Victim, random_faults, random_way
+from tests.faults.faults import (
+    FAST,
+    PORTABLE,
+    Fault,
+    Victim,
+    Wish,
+    again,
+    random_faults,
+    random_way,
+    random_wish,
+)
 from tests.faults.tally import ALWAYS, Hit, least_hit, missed, table
 
 
@@ -27,6 +37,22 @@ def test_each_step_is_on_one_of_the_ways_and_each_way_gets_its_turn() -> None:
     assert {*FAST.steps, *PORTABLE.steps} == set(Step)
     ways = [random_way(seed) for seed in range(1, 5)]
     assert (ways.count(FAST), ways.count(PORTABLE)) == (3, 1)
+
+
+def test_images_are_asked_for_politely_and_pinned_on_either_way() -> None:
+    asked = {(random_way(seed) is FAST, random_wish(seed)) for seed in range(1, 25)}
+    wishes = {Wish(polite=polite, pin=pin) for polite in (True, False) for pin in (True, False)}
+    assert asked == {(fast, wish) for fast in (True, False) for wish in wishes}
+    few = [random_wish(seed) for seed in range(1, 8)]
+    assert (sum(wish.polite for wish in few), sum(wish.pin for wish in few)) == (5, 4)
+
+
+def test_a_line_says_how_a_round_is_run_again() -> None:
+    faults = [Fault(Victim.AGENT, Step.FETCHED.value, 3), Fault(Victim.DAEMON, delay=0.25)]
+    said = "--faults agent@fetched#3+0.0000 daemon@#1+0.2500"
+    assert again(faults, FAST, Wish()) == said
+    assert again(faults, PORTABLE, Wish(polite=True, pin=True)) == f"--portable --polite --pin {said}"
+    assert [Fault.parse(word) for word in said.split()[1:]] == faults
 
 
 def test_on_the_portable_path_nobody_is_to_be_hit_who_is_not_there() -> None:

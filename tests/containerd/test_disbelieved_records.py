@@ -13,7 +13,8 @@ from imageprepull.pulling.provenance import forget, remembered
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord, Images
-from tests.containerd.conftest import SNAPSHOTTER
+from imageprepull.runtime.snapshots import Snapshots
+from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import BOOT, OWNER, PullBench, layer, pull_as_the_kubelet, pull_bench, serve
 from tests.testbed.daemon import ContainerdDaemon, DockerRegistry
 from tests.testbed.images import BuiltImage, build_image
@@ -100,6 +101,31 @@ async def test_a_pull_says_who_took_an_image_on_its_broken_layer_and_replaces_it
     outcome = await bench.pull(reference)
     assert [str(found.state) for found in outcome.layers] == ["Applied", "Applied"]
     assert (await bench.presence(reference)).present
+
+
+async def test_a_collection_meanwhile_leaves_no_layer_that_the_runtime_would_never_remove(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Had it taken what stands on the base, whose image stays, the runtime would say for ever that the base has a child."""
+    base = build_image([layer("meanwhile-base")])
+    image = build_image([layer("meanwhile-base"), layer("meanwhile")])
+    other = serve(registry, base, "disbelieved/base")
+    await bench.pull(other)
+    await bench.pull(serve(registry, image, "disbelieved/meanwhile"))
+    top = image.chain_ids[1]
+    await bench.containerd.snapshots.update_labels(SNAPSHOTTER, top, {UNSYNCED: "another boot"})
+    remove_one = Snapshots.remove
+
+    async def after_a_collection(self: Snapshots, snapshotter: str, name: str) -> None:
+        monkeypatch.undo()
+        await collect_garbage(bench.containerd)
+        await remove_one(self, snapshotter, name)
+
+    monkeypatch.setattr(Snapshots, "remove", after_a_collection)
+    assert (await remove(bench)).snapshots == [top]
+    assert (await records(bench)).keys() == names_of(base, other)
+    await bench.containerd.images.delete(other)
+    await bench.containerd.snapshots.remove(SNAPSHOTTER, base.chain_ids[0])
 
 
 @pytest.mark.parametrize("how", ["pulls", "pins", "names"])

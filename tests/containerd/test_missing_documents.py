@@ -11,13 +11,21 @@ import pytest
 
 from imageprepull.pulling.documents import ImageDocuments, read_stored
 from imageprepull.pulling.errors import PullError
+from imageprepull.pulling.labels import MANAGED
 from imageprepull.pulling.naming import name_image
 from imageprepull.pulling.records import missing_below
 from imageprepull.pulling.request import PullRequest
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER
-from tests.containerd.pull_bench import AMD64, PullBench, fake_serve, layer, pull_bench
+from tests.containerd.pull_bench import (
+    AMD64,
+    PullBench,
+    fake_serve,
+    layer,
+    pull_as_the_kubelet,
+    pull_bench,
+)
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import FaultyRegistry
 from tests.testbed.images import build_image, build_index
@@ -61,12 +69,9 @@ def unexpected(digest: str) -> PullError:
     return PullError("NotPresent", digest)
 
 
-@pytest.mark.parametrize("gone", DOCUMENTS)
-async def test_a_document_that_goes_right_before_the_records_is_written_again_within_the_pull(
-    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, gone: str
-) -> None:
-    reference, digests = served(bench, fake)
-    named = 0
+def bereave(bench: PullBench, monkeypatch: pytest.MonkeyPatch, digest: str) -> list[set[str]]:
+    """Delete a document right before the records are written, once; the names of records before each such moment."""
+    named: list[set[str]] = []
 
     async def bereft(
         containerd: Containerd,
@@ -75,16 +80,40 @@ async def test_a_document_that_goes_right_before_the_records_is_written_again_wi
         image: ImageDocuments,
         settings: PullSettings,
     ) -> bool:
-        nonlocal named
-        named += 1
-        if named == 1:
-            await bench.containerd.content.delete(digests[gone])
+        named.append({record.name for record in await containerd.images.list()})
+        if len(named) == 1:
+            await bench.containerd.content.delete(digest)
         return await name_image(containerd, unleased, request, image, settings)
 
     monkeypatch.setattr("imageprepull.pulling.image.name_image", bereft)
+    return named
+
+
+@pytest.mark.parametrize("gone", DOCUMENTS)
+async def test_a_document_that_goes_right_before_the_records_is_written_again_within_the_pull(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    reference, digests = served(bench, fake)
+    named = bereave(bench, monkeypatch, digests[gone])
     await bench.pull(reference)
-    assert named == 2, "the first records are taken back, and the image is named when it is whole"
+    assert named == [set(), set()], (
+        "the first records are taken back, and the image is named when it is whole"
+    )
     found = await bench.presence(reference, digests["index"])
     assert (found.present, found.missing) == (True, "")
     layers = [path for _, path, _ in fake.requests if "/blobs/" in path and digests["config"] not in path]
     assert len(layers) == len(set(layers)), "no layer is fetched for it"
+
+
+async def test_records_of_a_kubelets_pull_are_not_taken_back(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, digests = served(bench, fake)
+    await pull_as_the_kubelet(bench.daemon, reference)
+    theirs = {record.name for record in await bench.containerd.images.list()}
+    assert len(theirs) == 3
+    named = bereave(bench, monkeypatch, digests["config"])
+    await bench.pull(reference)
+    assert named == [theirs, theirs]
+    assert not any(MANAGED in record.labels for record in await bench.containerd.images.list())
+    assert (await bench.presence(reference, digests["index"])).present

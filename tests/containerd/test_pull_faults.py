@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from imageprepull.pulling import placing
 from imageprepull.pulling.chain import Chain
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
+from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd, connect
 from tests.containerd.conftest import SNAPSHOTTER, leftovers, wipe
 from tests.containerd.pull_bench import (
@@ -290,11 +292,38 @@ async def test_the_bytes_of_a_pull_whose_lease_has_expired_are_not_fetched_again
     await runtime.leases.delete(lease.id)
     await runtime.leases.create(lease.id, {LEASE: OWNER, LEASE_IMAGE: image.digest}, -60)
     swept = await bench.sweep({image.digest})
-    assert swept.spools == []
+    assert (swept.kept_leases, swept.spools) == ([], []), "a collection may take the lease at any time"
+    assert (await leftovers(runtime)).leases == []
     fake.faults.clear()
     outcome = await bench.pull(reference, digest=image.digest, keep_lease_on_failure=True)
     assert outcome.bytes_downloaded < 0.6 * blob.size
     await bench.assert_clean()
+
+
+async def test_a_file_that_a_dead_agent_has_placed_and_not_recorded_goes_with_its_spool_file(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("unrecorded", 50_000)])
+    digest = image.layers[0].blob.digest
+    blobs = bench.daemon.root / "io.containerd.content.v1.content" / "blobs" / "sha256"
+    placed = blobs / digest.removeprefix("sha256:")
+
+    def die(step: Step, subject: str) -> None:
+        if step is Step.PLACED and subject == digest:
+            raise PullError("Died", "the agent died")
+
+    await bench.pull(fake_serve(fake, build_image([layer("first")]), "first"))  # the store makes its folder.
+    # From now on the runtime's own collections have no reason to look at files.
+    await placing.collect_unrecorded(bench.containerd, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(placing, "reached", die)
+        with pytest.raises(PullError, match="the agent died"):
+            await bench.pull(fake_serve(fake, image), digest=image.digest, keep_lease_on_failure=True)
+    assert placed.samefile(bench.spool / digest.replace(":", "-"))
+    assert await bench.containerd.content.info(digest) is None
+    await bench.sweep()
+    assert bench.spooled() == []
+    assert not placed.exists()
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])

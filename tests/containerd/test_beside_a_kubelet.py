@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.urgency import Manners, Urgency, wanted_elsewhere
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.conversation import Conversation
+from imageprepull.unpacking.jobs import Extracted, ExtractJob
 from imageprepull.unpacking.messages import Held, Hurry
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.pull_bench import (
@@ -72,6 +74,24 @@ async def test_manners_last_until_somebody_waits(containerd: Containerd) -> None
         await until_urgent(urgency)
     await containerd.leases.delete("theirs")
     assert urgency.manners() == Manners()
+
+
+async def test_workers_are_given_the_manners_of_their_image(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Manners] = []
+    extract = Workers.extract
+
+    async def noted(self: Workers, job: ExtractJob, *, nice: int, **options: Any) -> Extracted:
+        seen.append(Manners(nice, job.dirty_bytes, polite=nice > 0))
+        return await extract(self, job, nice=nice, **options)
+
+    monkeypatch.setattr(Workers, "extract", noted)
+    for urgent in (False, True):
+        await bench.pull(fake_serve(fake, build_image([layer(f"manners-{urgent}")])), urgent=urgent)
+    polite = Manners(SETTINGS.polite_nice, SETTINGS.polite_dirty_bytes, polite=True)
+    assert 0 not in (polite.nice, polite.dirty_bytes)
+    assert seen == [polite, Manners()]
 
 
 async def test_a_kubelet_that_pulls_the_same_image_gets_it_and_hurries_us(

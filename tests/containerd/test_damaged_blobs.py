@@ -14,6 +14,7 @@ import pytest
 
 from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.chain import Chain, ChainLostError
+from imageprepull.pulling.damaged import Removed, remove_damaged
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNCOMPRESSED
 from imageprepull.pulling.staging import Staging
@@ -140,6 +141,37 @@ async def test_a_damaged_blob_is_replaced_for_all_images_that_have_it(
 async def layer_files(bench: PullBench, image: BuiltImage) -> list[int]:
     folders = await layer_folders(bench.containerd, image.chain_ids[-1])
     return [sum(path.is_file() for path in folder.rglob("*")) for folder in folders]
+
+
+async def test_a_damaged_blob_is_not_removed_while_another_image_brings_it(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read may be the damaged file, and what is removed then the whole one."""
+    image = build_image([layer("brought"), layer("brought-2", 60_000)])
+    reference = serve(registry, image, "damaged/brought")
+    await bench.pull(reference)
+    digest = image.layers[1].blob.digest
+    damage(bench, digest, "flipped")
+    await break_chain(bench, image, 1)
+    looked: list[str] = []
+
+    async def noted(*arguments: Any, **options: Any) -> Removed | None:
+        looked.append(digest)
+        return await remove_damaged(*arguments, **options)
+
+    monkeypatch.setattr("imageprepull.pulling.layer_blobs.remove_damaged", noted)
+    blobs = bench.puller._machinery.blobs
+    async with blobs.hold(digest):
+        pulling = asyncio.create_task(bench.pull(reference))
+        async with asyncio.timeout(60):
+            while blobs._users[digest] == 1 and not looked:  # noqa: ASYNC110 - they tell nobody.
+                await asyncio.sleep(0.01)
+        assert not looked
+        assert not pulling.done()
+    await pulling
+    assert looked == [digest]
+    assert is_whole(bench, digest)
+    assert (await bench.presence(reference, keep_layers=True)).present
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -10,6 +10,7 @@ import signal
 import sys
 import tarfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ import zstandard
 from imageprepull.pulling.canary import NotHere, try_staging
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.plan import Memory
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.unpacking import capabilities
+from imageprepull.unpacking.frames import WIDER_WINDOW
+from imageprepull.unpacking.jobs import (
+    MORE_DIRECTORIES,
+    MOST_REMEMBERED,
+    MOST_WINDOW,
+    Extracted,
+    ExtractJob,
+    Refused,
+)
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
-from tests.containerd.conftest import SNAPSHOTTER, Leftovers, leftovers
+from tests.containerd.conftest import SNAPSHOTTER, Leftovers, collect_garbage, leftovers
 from tests.containerd.layer_trees import layer_trees
 from tests.containerd.pull_bench import (
     OWNER,
@@ -202,6 +213,31 @@ async def test_a_layer_that_only_containerd_can_do_is_left_to_it(
         assert found.labels["containerd.io/uncompressed"] == built.diff_id
 
 
+@pytest.mark.parametrize("first", [WIDER_WINDOW, MORE_DIRECTORIES])
+async def test_a_layer_that_asks_for_more_keeps_what_it_was_given(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """A later frame's window and its directories, one after the other."""
+    asked: list[Memory] = []
+    refusals = [first, *{WIDER_WINDOW, MORE_DIRECTORIES} - {first}]
+    extract = Workers.extract
+
+    async def refuse(self: Workers, job: ExtractJob, **options: Any) -> Extracted:
+        asked.append(Memory(job.window, job.remembered))
+        if refusals:
+            raise Refused(refusals.pop(0), "more")
+        return await extract(self, job, **options)
+
+    monkeypatch.setattr(Workers, "extract", refuse)
+    progress = Watched("x")
+    await bench.pull(serve(registry, build_image([layer("more")]), f"fast/{first.lower()}"), progress)
+    assert (0, "Extracted") in [(number, str(state)) for number, state in progress.history]
+    given = replace(Memory(), window=MOST_WINDOW)
+    if first == MORE_DIRECTORIES:
+        given = replace(Memory(), remembered=MOST_REMEMBERED)
+    assert asked == [Memory(), given, Memory(MOST_WINDOW, MOST_REMEMBERED)]
+
+
 async def test_what_both_refuse_ends_with_the_runtimes_words(
     bench: PullBench, registry: DockerRegistry
 ) -> None:
@@ -245,6 +281,26 @@ async def test_a_killed_worker_costs_its_layer_the_fast_path_only(
     assert (await bench.presence(reference)).present
     assert shown(bench)[0] == "fast"
     assert len(fake.gets(image.layers[0].blob.digest)) == 1
+
+
+async def test_a_collection_that_takes_the_folder_of_layers_to_come_costs_none_the_fast_path(
+    containerd: Containerd, daemon: ContainerdDaemon, workers: Workers, fake: FaultyRegistry
+) -> None:
+    image = build_image([layer("folder-0"), layer("folder-1", 600_000)])
+    release = asyncio.Event()
+    fake.faults[image.layers[1].blob.digest] = [Fault(hold_after=0, release=release)]
+    progress = Watched("x")
+    async with pull_bench(containerd, daemon, path="fast", workers=workers, stall=30) as bench:
+        pulling = asyncio.create_task(bench.pull(fake_serve(fake, image), progress))
+        await progress.until(lambda seen: seen.states()[:1] == ["Applied"])
+        (staging,) = await containerd.snapshots.list(SNAPSHOTTER, ["kind==active"])
+        await containerd.snapshots.remove(SNAPSHOTTER, staging.name)
+        await collect_garbage(containerd)  # only now its folder goes.
+        assert not [*root_of(daemon).glob("snapshots/*/fs/0-*")]
+        release.set()
+        await pulling
+        assert (await bench.presence(fake_serve(fake, image))).present
+        await bench.assert_clean()
 
 
 async def test_without_a_zygote_the_rest_goes_the_portable_path(

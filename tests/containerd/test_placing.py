@@ -23,6 +23,8 @@ from imageprepull.runtime.content import Content, private_ref
 from imageprepull.runtime.content_write import Blob
 from imageprepull.runtime.leases import LeasedResource
 from tests.containerd.conftest import VERSIONS, Leftovers, leftovers
+from tests.faults.node import Machine
+from tests.faults.power import after_power_cut
 from tests.testbed.daemon import ContainerdDaemon, containerd_daemon
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -192,6 +194,16 @@ async def test_a_blob_that_was_collected_each_time_is_no_reason_to_try_anew(
     assert not await placing.place(store, blob, path, {})
     assert await placing.place(store, blob, path, {})
     assert named == [blob_path(daemon, blob)] * 4
+
+
+async def test_a_name_outlives_a_power_cut_that_comes_before_its_record(
+    store: Containerd, daemon: ContainerdDaemon, spool: Path
+) -> None:
+    """The record, which the daemon writes to disk, would lead to no file otherwise."""
+    blob, path = spooled(spool, os.urandom(1000))
+    give_name(path, blob_path(daemon, blob))
+    with after_power_cut(Machine(daemon)) as later:
+        assert blob_path(later.daemon, blob).read_bytes() == path.read_bytes()
 
 
 async def test_a_damaged_file_is_replaced(store: Containerd, daemon: ContainerdDaemon, spool: Path) -> None:

@@ -57,11 +57,21 @@ class FakeApiServer:
     def methods(self) -> list[str]:
         return ["WATCH" if "watch" in r.query else r.method for r in self.requests]
 
-    async def put(self, name: str, *, uid: str = "", namespace: str = "", **fields: Any) -> Document:
+    async def put(
+        self,
+        name: str,
+        *,
+        uid: str = "",
+        namespace: str = "",
+        annotations: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> Document:
         self.version += 1
         known = self.objects.get((namespace, name))
         metadata: Document = {"name": name, "uid": uid or f"uid-{name}", "resourceVersion": str(self.version)}
-        if known and "annotations" in known["metadata"]:
+        if annotations:
+            metadata["annotations"] = annotations
+        elif known and "annotations" in known["metadata"]:
             metadata["annotations"] = known["metadata"]["annotations"]
         if namespace:
             metadata["namespace"] = namespace

@@ -19,6 +19,7 @@ from imageprepull.agent.watch import PaceWatch, SpecWatch
 from imageprepull.kube.cache import Change
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.informer import Timings
+from imageprepull.resources.vouching import VOUCHED
 from imageprepull.telemetry.health import Health
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode
@@ -75,7 +76,10 @@ class Stage:
         term = {"holderIdentity": "a", "acquireTime": "0", "leaseDurationSeconds": 15}
         while True:
             self.renewals += 1
-            await self.server.put(LEASE, namespace="ns", spec={**term, "renewTime": str(self.renewals)})
+            now = str(self.renewals)
+            await self.server.put(
+                LEASE, namespace="ns", annotations={VOUCHED: now}, spec={**term, "renewTime": now}
+            )
             looked = self.looks()
             async with self.server.asked:
                 await self.server.asked.wait_for(lambda looked=looked: self.looks() > looked + 1)  # type: ignore[misc]

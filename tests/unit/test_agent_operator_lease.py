@@ -14,12 +14,18 @@ from imageprepull.agent.clock import Clock
 from imageprepull.agent.node import NodeError
 from imageprepull.agent.operator_lease import OperatorLease
 from imageprepull.kube.client import ApiClient
+from imageprepull.resources.vouching import VOUCHED
 from tests.unit.agent_doubles import StillClock
 from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
 
 NAME = "imageprepull-operator"
 LONG = 60.0
 CLOCK = Clock()
+
+
+async def put(server: FakeApiServer, spec: dict[str, Any], *, vouched: bool = True) -> dict[str, Any]:
+    annotations = {VOUCHED: str(spec["renewTime"])} if vouched else None
+    return await server.put(NAME, namespace="ns", annotations=annotations, spec=spec)
 
 
 @dataclass
@@ -29,7 +35,7 @@ class Stage:
     looks: int = 0
 
     async def write(self, **spec: Any) -> None:
-        await self.server.put(NAME, namespace="ns", spec=spec)
+        await put(self.server, spec)
 
     async def after_another_look(self, **spec: Any) -> None:
         """So that each state is seen, and time plays no part."""
@@ -156,6 +162,7 @@ class Leader(StillClock):
 
     server: FakeApiServer
     lives: bool = True
+    sees: bool = True
     chance: float = 0.5
     seconds: float = 1000.0
     pauses: list[float] = field(default_factory=list)
@@ -170,7 +177,7 @@ class Leader(StillClock):
     async def goes_by(self, seconds: float) -> None:
         self.seconds += seconds
         if self.lives:
-            await self.server.put(NAME, namespace="ns", spec=term(int(self.seconds // 5), seconds=15))
+            await put(self.server, term(int(self.seconds // 5), seconds=15), vouched=self.sees)
 
     def looks(self) -> int:
         return len(self.server.requests)
@@ -230,12 +237,43 @@ async def test_a_proof_ends_with_the_lease(leader: tuple[Leader, OperatorLease])
         await lease.prove(seen)
 
 
+async def test_who_renews_and_does_not_vouch_is_not_obeyed_and_the_next_order_does_not_wait_for_it(
+    leader: tuple[Leader, OperatorLease],
+) -> None:
+    """Blind, or older than this agent: nothing says that it would take an order back."""
+    clock, lease = leader
+    clock.sees = False
+    seen = clock.now()
+    with pytest.raises(NodeError, match="a leads and does not vouch for what it has ordered") as caught:
+        await lease.prove(seen)
+    assert (caught.value.reason, caught.value.permanent) == ("OrderNotConfirmed", False)
+    looks, now = clock.looks(), clock.now()
+    with pytest.raises(NodeError, match="does not vouch"):
+        await lease.prove(seen)
+    assert (clock.looks(), clock.now()) == (looks + 1, now)
+    clock.sees = True
+    await clock.goes_by(5)
+    await lease.prove(seen)
+
+
+async def test_a_proof_ends_when_its_leader_goes_blind(leader: tuple[Leader, OperatorLease]) -> None:
+    clock, lease = leader
+    seen = clock.now() - 1
+    await lease.prove(seen)
+    clock.sees = False
+    await clock.goes_by(16)
+    began = clock.now()
+    with pytest.raises(NodeError, match="does not vouch"):
+        await lease.prove(seen)
+    assert clock.now() - began == pytest.approx(2 * (15 + 5), abs=3)
+
+
 async def test_a_leader_that_let_go_takes_its_proof_along(leader: tuple[Leader, OperatorLease]) -> None:
     clock, lease = leader
     seen = clock.now() - 1
     await lease.prove(seen)
     clock.lives = False
-    await clock.server.put(NAME, namespace="ns", spec=term(500, None, seconds=15))
+    await put(clock.server, term(500, None, seconds=15))
     with pytest.raises(NodeError, match="nobody holds it"):
         await lease.prove(seen)
 

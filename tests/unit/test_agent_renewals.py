@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imageprepull.agent.renewals import Term, Watched, lapsed, proven, seen_again, term_of
+from imageprepull.resources.vouching import VOUCHED, vouches
 
 
 @pytest.mark.parametrize(
@@ -17,17 +18,28 @@ from imageprepull.agent.renewals import Term, Watched, lapsed, proven, seen_agai
     [
         (Term("a", "1", "10"), (1.0,)),
         (Term("a", "1", "10", 30), (1.0,)),
-        (Term("a", "1", "11"), (1.0, 7.0)),
-        (Term("", "1", "11"), ()),
-        (Term("b", "2", "11"), ()),
-        (Term("a", "2", "11"), ()),
+        (Term("a", "1", "11", vouches=True), (1.0, 7.0)),
+        (Term("a", "1", "11"), (1.0,)),
+        (Term("a", "1", "10", vouches=True), (1.0,)),
+        (Term("", "1", "11", vouches=True), ()),
+        (Term("b", "2", "11", vouches=True), ()),
+        (Term("a", "2", "11", vouches=True), ()),
     ],
-    ids=["nothing", "another length", "renewed", "released", "taken by another", "taken anew by the same"],
+    ids=[
+        "nothing",
+        "another length",
+        "renewed and vouched for",
+        "renewed",
+        "not renewed",
+        "released",
+        "taken by another",
+        "taken anew by the same",
+    ],
 )
-def test_only_a_renewal_of_the_same_term_counts(now: Term, expected: tuple[float, ...]) -> None:
-    before = Watched(Term("a", "1", "10"), looked=7, since=5, renewed_after=(1,))
+def test_only_a_renewal_of_the_same_term_that_vouches_counts(now: Term, expected: tuple[float, ...]) -> None:
+    before = Watched(Term("a", "1", "10"), looked=7, since=5, vouched_after=(1,))
     after = seen_again(before, now, 8, 9)
-    assert after.renewed_after == expected
+    assert after.vouched_after == expected
     assert (after.term, after.looked) == (now, 8)
     assert after.since == (5 if now.renewed == "10" else 9)
 
@@ -36,6 +48,17 @@ def test_a_lease_is_read_as_it_is_and_an_empty_one_is_nobodys() -> None:
     spec = {"holderIdentity": "a", "acquireTime": "1", "renewTime": "2", "leaseDurationSeconds": 7}
     assert term_of({"spec": spec}) == Term("a", "1", "2", 7)
     assert term_of({}) == term_of({"spec": {"holderIdentity": None}}) == Term()
+    assert not vouches({"metadata": {"annotations": {VOUCHED: ""}}, "spec": {}})
+
+
+@pytest.mark.parametrize(("word", "expected"), [("2", True), ("1", False), ("", False), (None, False)])
+def test_an_annotation_vouches_with_the_renewal_that_it_came_with(word: str | None, expected: bool) -> None:
+    """An operator that knows nothing of it leaves an older one's word standing."""
+    lease = {
+        "metadata": {"annotations": {VOUCHED: word} if word is not None else {}},
+        "spec": {"renewTime": "2"},
+    }
+    assert term_of(lease).vouches is expected
 
 
 def test_nobodys_lease_lapses_as_one_that_is_not_renewed() -> None:
@@ -62,12 +85,14 @@ class History:
 
         return reduce(look, self.looks, None)
 
-    def renewals(self, term: Term) -> list[float]:
-        """When this reign of a holder was renewed: not when it began."""
+    def vouched(self, term: Term) -> list[float]:
+        """When this reign of a holder was renewed and vouched for: not when it began."""
         reign = [
-            when for when, one in self.written if (one.holder, one.acquired) == (term.holder, term.acquired)
+            (when, one)
+            for when, one in self.written
+            if (one.holder, one.acquired) == (term.holder, term.acquired)
         ]
-        return reign[1:]
+        return [when for when, one in reign[1:] if one.vouches]
 
 
 @st.composite
@@ -79,7 +104,9 @@ def histories(draw: st.DrawFn) -> History:
         event = draw(st.sampled_from(["renew"] * 6 + ["take", "let go"]))
         if event == "take":
             holder, acquired = draw(st.sampled_from("ab")), f"taken {number}"
-        written.append((now, Term("" if event == "let go" else holder, acquired, str(number + 1))))
+        vouched = draw(st.sampled_from([True, True, False]))
+        term = Term("" if event == "let go" else holder, acquired, str(number + 1), vouches=vouched)
+        written.append((now, term))
     looks, begun = [], 0.0
     for _ in range(draw(st.integers(1, 12))):
         begun += draw(st.floats(0, 15))
@@ -91,7 +118,7 @@ def histories(draw: st.DrawFn) -> History:
 
 
 @given(histories(), st.floats(0, 100), st.floats(0, 30))
-def test_what_is_proven_was_renewed_twice_since_the_order_was_seen_and_has_not_run_out(
+def test_what_is_proven_was_vouched_for_twice_since_the_order_was_seen_and_has_not_run_out(
     history: History, seen: float, later: float
 ) -> None:
     watched = history.watched()
@@ -101,7 +128,7 @@ def test_what_is_proven_was_renewed_twice_since_the_order_was_seen_and_has_not_r
     if proven(watched, seen, now):
         term = history.at(served)
         assert term.holder
-        since = [when for when in history.renewals(term) if seen < when <= served]
+        since = [when for when in history.vouched(term) if seen < when <= served]
         assert len(since) >= 2
         assert now - since[-1] < term.seconds
         # So it is for every order that was seen earlier still.
@@ -114,7 +141,7 @@ def test_what_is_proven_was_renewed_twice_since_the_order_was_seen_and_has_not_r
 
 @given(st.floats(0, 5), st.lists(st.floats(1, 3), min_size=7, max_size=7))
 def test_of_a_leader_that_lives_a_few_looks_are_enough(start: float, pauses: list[float]) -> None:
-    written = [(5.0 * number, Term("a", "0", str(number))) for number in range(10)]
+    written = [(5.0 * number, Term("a", "0", str(number), vouches=True)) for number in range(10)]
     times = [start]
     for pause in pauses:
         times.append(times[-1] + pause)

@@ -14,6 +14,7 @@ from imageprepull.controller import lease as lease_module
 from imageprepull.controller.lease import LOST_EXIT_CODE, Lease, LeaseLost, start_watchdog
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
+from imageprepull.resources.vouching import VOUCHED, vouches
 from tests.unit.virtual_time import run_virtually
 
 SECONDS = 6.0
@@ -34,6 +35,7 @@ class FakeLeases:
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
         self.hanging = False
+        self.refusing = 0
 
     async def _answer(self) -> None:
         if self.hanging:
@@ -60,8 +62,13 @@ class FakeLeases:
         version = self.lease["metadata"]["resourceVersion"]
         if body["metadata"]["resourceVersion"] != version:
             raise ApiError(409, "Conflict", "stale")
+        if self.refusing:
+            self.refusing -= 1
+            raise ApiError(500, "InternalError", "by order of the test")
         spec = {**self.lease["spec"], **body["spec"]}
-        self.lease = {"metadata": {"name": name, "resourceVersion": str(int(version) + 1)}, "spec": spec}
+        annotations = self.lease["metadata"].get("annotations", {}) | body["metadata"].get("annotations", {})
+        metadata = {"name": name, "resourceVersion": str(int(version) + 1), "annotations": annotations}
+        self.lease = {"metadata": metadata, "spec": spec}
         return self.lease
 
     def of(self, identity: str, seconds: float = SECONDS) -> Lease:
@@ -162,3 +169,55 @@ async def test_the_watchdog_ends_a_process_whose_loop_hangs() -> None:
     assert ended.wait(60)
     stop.set()
     assert codes == [LOST_EXIT_CODE]
+
+
+class Voucher:
+    """In the place of vouching.py: says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.word = True
+        self.turns = 0
+
+    def vouches(self) -> bool:
+        return self.word
+
+    def renewed(self) -> None:
+        self.turns += 1
+
+
+def test_a_renewal_vouches_when_it_may_and_an_old_word_does_not_count(virtually: Virtually) -> None:
+    async def story() -> None:
+        api, voucher = FakeLeases(), Voucher()
+        lease = api.of("first")
+        lease.voucher = voucher
+        await lease.acquire()
+        assert api.lease is not None
+        assert not vouches(api.lease), "who begins to lead has read nothing"
+        keeping = asyncio.create_task(lease.keep())
+        await asyncio.sleep(SECONDS / 2)
+        assert vouches(api.lease)
+        assert voucher.turns == 1
+        voucher.word = False
+        await asyncio.sleep(SECONDS / 2)
+        assert VOUCHED in api.lease["metadata"]["annotations"]
+        assert not vouches(api.lease)
+        keeping.cancel()
+
+    virtually(story())
+
+
+def test_a_renewal_without_an_answer_uses_its_word_up(virtually: Virtually) -> None:
+    """It may have come through: the next one needs another look."""
+
+    async def story() -> None:
+        api, voucher = FakeLeases(), Voucher()
+        lease = api.of("first")
+        lease.voucher = voucher
+        await lease.acquire()
+        keeping = asyncio.create_task(lease.keep())
+        api.refusing = 1
+        await asyncio.sleep(SECONDS * 2 / 3)
+        assert voucher.turns == 2
+        keeping.cancel()
+
+    virtually(story())

@@ -1,4 +1,6 @@
-"""Whether an operator lives: its leader renews the Lease under our eyes. Asked before anything is deleted.
+"""Whether an operator lives and sees: its leader renews the Lease under our eyes, and vouches for what it orders.
+
+Asked before anything is deleted.
 
 An order of an operator that is away is nobody's: a newer object may want the image, or the order may come from a
 restored backup, and nobody is there to take it back. What looks prove is told by renewals.py.
@@ -32,19 +34,21 @@ class OperatorLease:
         self._margin = margin
         self._clock = clock
         self._watched: Watched | None = None
+        self._doubted = False
+        """Whether an earlier order waited for a word in vain, and none came since."""
         self._turn = asyncio.Lock()
 
     def __str__(self) -> str:
         return f"Lease {self._namespace}/{self._name}"
 
     async def prove(self, order_seen: float) -> None:
-        """Return when the leader was seen to renew it twice after `order_seen`, on the agent's clock.
+        """Return when the leader was seen to renew it twice after `order_seen`, on the agent's clock, and to vouch.
 
         Always looks once: whoever leads may have let it go. After that it costs nothing where earlier looks, asked
         for by whatever order, prove it already.
 
         Raises:
-            NodeError: OperatorAway; OrderNotConfirmed when the Lease cannot be read.
+            NodeError: OperatorAway; OrderNotConfirmed when the Lease cannot be read, or its leader does not vouch.
         """
         # One looks at a time, and whoever comes next goes on from what was seen.
         async with self._turn:
@@ -55,8 +59,12 @@ class OperatorLease:
             while not proven(watched, order_seen, self._clock.now()):
                 if problem is None and lapsed(watched, self._margin):
                     raise self._away(watched.term)
-                if self._clock.now() >= until:
-                    raise problem or NodeError(NOT_CONFIRMED, f"it takes too long to see the {self} renewed")
+                if problem is None and (self._doubted or self._clock.now() >= until):
+                    # Not each of many orders waits as long as the first.
+                    self._doubted = True
+                    raise self._unvouched(watched.term)
+                if problem is not None and self._clock.now() >= until:
+                    raise problem
                 # All nodes look at the one Lease.
                 await self._clock.sleep(self._poll * (0.5 + self._clock.uniform()))
                 try:
@@ -70,6 +78,8 @@ class OperatorLease:
         begun = self._clock.now()
         term = await self._read()
         self._watched = seen_again(self._watched, term, begun, self._clock.now())
+        if term.vouches:
+            self._doubted = False
         return self._watched
 
     async def _read(self) -> Term:
@@ -88,6 +98,13 @@ class OperatorLease:
                 permanent=not error.temporary,
                 retry_after=error.retry_after,
             ) from error
+
+    def _unvouched(self, term: Term) -> NodeError:
+        return NodeError(
+            NOT_CONFIRMED,
+            f"{term.holder} leads and does not vouch for what it has ordered ({self}): it cannot see everything that may "
+            f"want the image, or cannot take orders back, as its /readyz?verbose says; or it is older than this agent",
+        )
 
     def _away(self, term: Term) -> NodeError:
         whose = f"{term.holder} has not renewed it" if term.holder else "nobody holds it"

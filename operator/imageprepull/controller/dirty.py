@@ -42,6 +42,14 @@ class DirtyKeys(Generic[K]):
         """Whether no key is marked or worked on."""
         return not self._due and not self._working
 
+    def behind(self, key: K) -> bool:
+        """Whether a key is worked on, is due, or has failed. A mark for later is none of these."""
+        return (
+            key in self._working
+            or key in self.failures
+            or self._due.get(key, float("inf")) <= time.monotonic() + self._debounce
+        )
+
     def add(self, key: K, delay: float = 0) -> None:
         """Mark a key; a mark that is due earlier wins."""
         due = time.monotonic() + max(delay, self._debounce)

@@ -25,8 +25,10 @@ def add_checks(
     health.live["resync"] = _resync_alive(leader, lease, settings)
     health.live["lease"] = lambda: "the lease ran out" if _overdue(lease) else None
     health.ready["role"] = _role(leader, lease)
+    health.ready["imageprepulls"] = lambda: leader.vouching.unreadable
     # Said, not failed: an operator that holds removals back does the rest of its work.
     health.notes["removals"] = leader.removals.problem
+    health.notes["orders"] = leader.vouching.note
 
 
 def _watch_alive(informer: Informer) -> Check:

@@ -24,6 +24,7 @@ from imageprepull.controller.standby import Standby
 from imageprepull.controller.status_writer import StatusWriter
 from imageprepull.controller.ticker import Ticker
 from imageprepull.controller.trust import object_missing
+from imageprepull.controller.vouching import Vouching
 from imageprepull.controller.world import Key
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -34,6 +35,8 @@ logger = structlog.get_logger(__name__)
 SECOND_LIST = 10.0
 """Seconds after the first list: kopf's watch began somewhere in between, and what was deleted there is found."""
 RESYNC_RETRY = 5.0
+LOOK_AT_REST = 30.0
+"""Seconds between two looks at what is there, while nothing is to be deleted."""
 STATUS_WORKERS = 2
 SPEC_BURST = 20
 
@@ -81,6 +84,9 @@ class Leader:
             lease=lease,
             poll=min(1.0, settings.confirm_interval / 3),
         )
+        self.vouching = Vouching(
+            api, standby, poll=settings.lease_seconds / 6, rest=min(LOOK_AT_REST, settings.resync)
+        )
         self._ticker = Ticker(
             api,
             world,
@@ -108,6 +114,7 @@ class Leader:
             tasks.create_task(self._events.run(), name="events")
             tasks.create_task(self._ticker.run(), name="ticker")
             tasks.create_task(self.removals.run(), name="removals")
+            tasks.create_task(self.vouching.run(), name="vouching")
             tasks.create_task(work(queues.prepulls, self._read, beat=self._beat("read")), name="read")
             tasks.create_task(work(queues.plan, self._planner.plan, beat=self._beat("plan")), name="plan")
             for _ in range(self._settings.spec_workers):
@@ -139,6 +146,7 @@ class Leader:
                 await self._list()
             except ApiError as error:
                 logger.warning("ImagePrepulls not listed", error=str(error))
+                self.vouching.unreadable = str(error)
                 await asyncio.sleep(RESYNC_RETRY)
 
     async def _list(self) -> None:

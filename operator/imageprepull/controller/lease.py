@@ -3,6 +3,8 @@
 The official client's leader election goes on leading while its requests hang, and keeps renewing for a led task
 that is dead. Here every request has a deadline, the lease is lost on this process's monotonic clock before
 anybody else may take it, and a watchdog thread ends a process whose event loop hangs.
+
+Agents that have something to delete watch it being renewed; a renewal vouches for that, or does not (vouching.py).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -21,6 +23,7 @@ from imageprepull.controller import clock
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import LEASES
+from imageprepull.resources.vouching import VOUCHED
 
 logger = structlog.get_logger(__name__)
 LOST_EXIT_CODE = 70
@@ -28,6 +31,18 @@ LOST_EXIT_CODE = 70
 
 class LeaseLost(Exception):
     """Another replica may lead by now: this process must stop writing at once."""
+
+
+class Voucher(Protocol):
+    """Who knows whether the orders that stand may be obeyed."""
+
+    def vouches(self) -> bool:
+        """Whether all were right at a moment since the last `renewed`."""
+        ...
+
+    def renewed(self) -> None:
+        """A renewal was sent, whatever became of it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,7 @@ class Lease:
         self._observed: Observed | None = None
         self._renewed = 0.0
         self.leading = False
+        self.voucher: Voucher | None = None
 
     @property
     def deadline(self) -> float:
@@ -105,8 +121,13 @@ class Lease:
             seconds = float(spec.get("leaseDurationSeconds") or self._seconds)
             self._observed = Observed(spec.get("holderIdentity") or "", version, seconds, now)
 
-    async def _write(self, version: str, spec: dict[str, Any], began: float) -> None:
-        body = {"metadata": {"resourceVersion": version}, "spec": spec}
+    async def _write(
+        self, version: str, spec: dict[str, Any], began: float, *, vouched: bool = False
+    ) -> None:
+        metadata: dict[str, Any] = {"resourceVersion": version}
+        if vouched:
+            metadata["annotations"] = {VOUCHED: spec["renewTime"]}
+        body = {"metadata": metadata, "spec": spec}
         lease = await self._api.merge_patch(LEASES, self._name, body, namespace=self._namespace)
         self._won(lease, began)
 
@@ -150,12 +171,22 @@ class Lease:
                     if holder != self._identity:
                         self.leading = False
                         raise LeaseLost(f"lease {self._namespace}/{self._name} is held by {holder!r} now")
-                    await self._write(lease["metadata"]["resourceVersion"], self._spec(), began)
+                    await self._renew_once(lease["metadata"]["resourceVersion"], began)
             except (ApiError, TimeoutError) as error:
                 logger.warning("lease not renewed", lease=self._name, error=str(error) or "no answer in time")
                 await asyncio.sleep(min(self._retry, max(0.0, self.deadline - time.monotonic())))
             else:
                 return
+
+    async def _renew_once(self, version: str, began: float) -> None:
+        if self.voucher is None:
+            await self._write(version, self._spec(), began)
+            return
+        try:
+            await self._write(version, self._spec(), began, vouched=self.voucher.vouches())
+        finally:
+            # It may have come through without an answer: one look must not vouch twice.
+            self.voucher.renewed()
 
     async def release(self) -> None:
         """Let the next replica lead at once. Best effort: without it the lease runs out by itself."""

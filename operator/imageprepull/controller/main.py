@@ -54,6 +54,7 @@ async def run(settings: OperatorSettings) -> None:
             seconds=settings.lease_seconds,
         )
         leader = Leader(api, registry, standby, settings)
+        lease.voucher = leader.vouching
         add_checks(health, standby, leader, lease, settings)
         async with health.serve(settings.health_port, settings.health_host or None):
             watchdog = start_watchdog(lease)

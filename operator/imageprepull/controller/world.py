@@ -14,10 +14,11 @@ from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.policies import DeletionPolicies
+from imageprepull.controller.render import done_removals
 from imageprepull.controller.retries import RetryOrder
 from imageprepull.controller.strays import believed
 from imageprepull.resources.imageprepull import ImagePrepull
-from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
 
 Key = tuple[str, str]
 
@@ -86,6 +87,10 @@ class World:
         known = self.node_prepulls.get(node)
         return known.object.spec.images if known else self.leftover.get(node, [])
 
+    def deleting(self) -> set[str]:
+        """The nodes where an order to delete an image stands."""
+        return {name for name, known in self.node_prepulls.items() if orders_to_delete(known.object)}
+
     def reported_strays(self) -> dict[str, frozenset[tuple[str, str]]]:
         """What agents report at this moment, by node."""
         found = {name: believed(known.object) for name, known in self.node_prepulls.items()}
@@ -113,6 +118,16 @@ class World:
                     if namespace and prepull and uid:
                         found.setdefault(uid, (namespace, prepull))
         return found
+
+
+def orders_to_delete(prepull: NodePrepull) -> bool:
+    """Whether an agent has an image left to delete."""
+    orders = {
+        (entry.reference, entry.digest)
+        for entry in prepull.spec.images
+        if entry.state is Desired.ABSENT and entry.on_removal is OnRemoval.DELETE
+    }
+    return bool(orders) and not orders <= done_removals(prepull.status, prepull.metadata.generation)
 
 
 def read_agent(pod: Mapping[str, Any]) -> tuple[str, AgentPod]:

@@ -22,6 +22,7 @@ from imageprepull.kube.kinds import Kind
 SUCCESSES = range(200, 300)
 READ_BUFFER = 2**21
 """aiohttp refuses lines over twice this; an object may approach etcd's 1.5 MiB."""
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 Document = dict[str, Any]
 Documents = list[Document]
@@ -71,24 +72,28 @@ class ApiClient:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        metadata_only: bool = False,
     ) -> tuple[Documents, str]:
         """All objects by pages of `limit`, and the resourceVersion from which a watch continues.
+
+        `metadata_only`: as PartialObjectMetadata, without spec and status.
 
         When the pages' snapshot is compacted in between (410), the list is taken once more, in one piece.
         """
         path = kind.path(namespace)
         query = selectors(label_selector, field_selector)
+        accept = METADATA_ONLY if metadata_only else ""
         try:
-            return await self._pages(path, query | {"limit": str(limit)})
+            return await self._pages(path, query | {"limit": str(limit)}, accept)
         except ApiError as error:
             if not error.gone:
                 raise
-        return await self._pages(path, query)
+        return await self._pages(path, query, accept)
 
-    async def _pages(self, path: str, query: dict[str, str]) -> tuple[Documents, str]:
+    async def _pages(self, path: str, query: dict[str, str], accept: str) -> tuple[Documents, str]:
         found: Documents = []
         while True:
-            page = await self._document("GET", path, query=query)
+            page = await self._document("GET", path, query=query, accept=accept)
             found += page.get("items") or []
             metadata = page.get("metadata") or {}
             token = metadata.get("continue")
@@ -190,13 +195,20 @@ class ApiClient:
         query: Mapping[str, str] | None = None,
         body: Document | None = None,
         content_type: str = "application/json",
+        accept: str = "",
     ) -> Document:
         """Send one request and decode its answer; everything that goes wrong becomes an `ApiError`."""
         request = f"{method} {path}"
         limits = aiohttp.ClientTimeout(total=self._timeout)
         try:
             async with self._send(
-                method, path, query=query, body=body, content_type=content_type, timeout=limits
+                method,
+                path,
+                query=query,
+                body=body,
+                content_type=content_type,
+                accept=accept,
+                timeout=limits,
             ) as response:
                 await raise_for_status(response, request)
                 return decoded(await response.read(), request)
@@ -216,10 +228,13 @@ class ApiClient:
         query: Mapping[str, str] | None = None,
         body: Document | None = None,
         content_type: str = "application/json",
+        accept: str = "",
     ) -> aiohttp.client._RequestContextManager:
         if self._session is None:
             raise RuntimeError("ApiClient is used outside its `async with`")
         headers = {"Content-Type": content_type} if body is not None else {}
+        if accept:
+            headers["Accept"] = accept
         try:
             token = self._access.token()
         except AccessError as error:

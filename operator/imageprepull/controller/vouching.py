@@ -1,0 +1,118 @@
+"""Whether the orders to delete that stand may still be obeyed: what the leader says with each renewal of its Lease.
+
+Between the caches and lease.py, which asks before every renewal. A leader that lives and is blind would never take an
+order back: who wants an image again would lose it. So it vouches only when it has looked since its last word: a quorum
+list showed no ImagePrepull that is not in the plan, the caches follow, and no node with such an order waits for a write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from imageprepull.controller.standby import Standby
+from imageprepull.controller.world import World
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.kinds import IMAGEPREPULLS
+
+logger = structlog.get_logger(__name__)
+SETTLING = 0.1
+"""Seconds between two looks at queues that are being worked on."""
+
+
+class Vouching:
+    """Looks once between two renewals while an order to delete stands, and else every `rest` seconds.
+
+    `poll`: seconds until an order that was just given is noticed.
+    """
+
+    def __init__(self, api: ApiClient, standby: Standby, *, poll: float, rest: float) -> None:
+        self.unreadable: str | None = None
+        """Why ImagePrepulls, or their CRDs, could not be read at the last attempt."""
+        self.doubt = ""
+        """Why nobody may delete at this moment."""
+        self._api = api
+        self._world = standby.world
+        self._queues = standby.queues
+        self._trust = standby.trust
+        self._poll = poll
+        self._rest = rest
+        self._next = 0.0
+        self._turn = 0
+        self._sure: int | None = None
+        self._renewed = asyncio.Event()
+
+    def vouches(self) -> bool:
+        """Whether all orders that stand were right at a moment since the last `renewed`."""
+        return self._sure == self._turn
+
+    def renewed(self) -> None:
+        """A renewal was sent, whatever became of it: the next needs another look."""
+        self._turn += 1
+        self._renewed.set()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll):
+                    await self._renewed.wait()
+            self._renewed.clear()
+
+    async def look(self) -> None:
+        """Look now if it is time to."""
+        if self.vouches() or not (self._world.deleting() or time.monotonic() >= self._next):
+            return
+        turn = self._turn
+        try:
+            found, _ = await self._api.list(IMAGEPREPULLS, metadata_only=True)
+            trusted = await self._trust.holds()
+        except ApiError as error:
+            if self.unreadable is None:
+                logger.warning("ImagePrepulls cannot be read, no order is vouched for", error=str(error))
+            self.unreadable = self.doubt = str(error)
+            return
+        self.unreadable = None
+        self._next = time.monotonic() + self._rest
+        for document in unread(found, self._world):
+            self._queues.prepulls.add((document["metadata"]["namespace"], document["metadata"]["name"]))
+        while self._turn == turn:
+            self.doubt = self._doubt(found, trusted=trusted)
+            if not self.doubt:
+                self._sure = turn
+            if not self.doubt or not trusted:
+                return
+            await asyncio.sleep(SETTLING)
+
+    def _doubt(self, found: list[dict[str, Any]], *, trusted: bool) -> str:
+        if not trusted:
+            return "the caches do not follow the API server"
+        if missing := unread(found, self._world):
+            return f"{len(missing)} ImagePrepulls are not read yet: {missing[0]['metadata']['name']}"
+        if not (self._queues.prepulls.idle and self._queues.plan.idle):
+            return "not everything that was read is in the plan yet"
+        if waiting := sorted(name for name in self._world.deleting() if self._queues.nodes.behind(name)):
+            return f"{len(waiting)} NodePrepulls are not written yet: {waiting[0]}"
+        return ""
+
+    def note(self) -> str | None:
+        """A line for /readyz?verbose while orders to delete stand and are not vouched for."""
+        if not self.doubt or not self._world.deleting():
+            return None
+        return f"not vouched for, nothing is deleted: {self.doubt}"
+
+
+def unread(found: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
+    """Which of these ImagePrepulls are not known, or not as they are by now."""
+    known = {one.uid: one.generation for one in world.prepulls.values()}
+    return [
+        document
+        for document in found
+        if known.get(document["metadata"]["uid"], -1) != document["metadata"]["generation"]
+    ]

@@ -1,0 +1,234 @@
+"""When the leader vouches for the orders that stand, and above all when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from imageprepull.controller.dirty import DirtyKeys
+from imageprepull.controller.intake import PLAN
+from imageprepull.controller.settings import OperatorSettings
+from imageprepull.controller.standby import Standby
+from imageprepull.controller.vouching import Vouching
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.informer import Change
+
+LONG = 10_000.0
+
+
+class Api:
+    """A FAKE API server that lists what it is told to, and whose CRDs are in order or not."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = [prepull("web")]
+        self.error: ApiError | None = None
+        self.trusted = True
+        self.lists = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def list(self, kind: object, *, metadata_only: bool) -> tuple[list[dict[str, Any]], str]:
+        assert metadata_only
+        self.lists += 1
+        if self.error is not None:
+            raise self.error
+        self.meanwhile()
+        return self.found, "1"
+
+    async def holds(self) -> bool:
+        return self.trusted
+
+
+def prepull(name: str, generation: int = 1) -> dict[str, Any]:
+    metadata = {"namespace": "shop", "name": name, "uid": f"uid-{name}", "resourceVersion": str(generation)}
+    return {"metadata": metadata | {"generation": generation}, "spec": {"images": [{"image": "redis:7"}]}}
+
+
+def ordered(state: str = "Absent", on_removal: str = "Delete", *, done: bool = False) -> dict[str, Any]:
+    image = {"reference": "a", "digest": "sha256:" + "a" * 64}
+    status = {"observedGeneration": 1, "images": [image | {"state": "Absent"}] if done else []}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "generation": 1}
+    spec = {"images": [image | {"state": state, "onRemoval": on_removal}]}
+    return {"metadata": metadata, "spec": spec, "status": status}
+
+
+async def settle(standby: Standby) -> None:
+    """Whatever was marked has been worked on."""
+    queues = standby.queues
+    for queue in (queues.prepulls, queues.plan, queues.nodes, queues.statuses):
+        await work_off(cast("DirtyKeys[Any]", queue))
+
+
+async def work_off(queue: DirtyKeys[Any]) -> None:
+    while len(queue):
+        queue.done(await queue.take())
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Nothing here waits for anything but other tasks."""
+    while not check():  # noqa: ASYNC110 - no event tells it
+        await asyncio.sleep(0)
+
+
+async def operator(document: dict[str, Any] | None = None) -> tuple[Api, Standby, Vouching]:
+    """One that knows its only object and a node where an order stands, and has nothing left to do."""
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
+    standby = Standby(cast("Any", api), settings)
+    standby.trust.holds = api.holds  # type: ignore[method-assign]
+    standby.intake.prepull(prepull("web"))
+    standby.intake.node_prepull(Change("added", document or ordered(), None, witnessed=True))
+    await settle(standby)
+    return api, standby, Vouching(cast("Any", api), standby, poll=LONG, rest=LONG)
+
+
+async def test_one_look_vouches_for_one_renewal() -> None:
+    api, _, vouching = await operator()
+    assert not vouching.vouches()
+    await vouching.look()
+    assert vouching.vouches()
+    await vouching.look()
+    assert api.lists == 1, "enough was seen for this renewal"
+    vouching.renewed()
+    assert not vouching.vouches()
+    await vouching.look()
+    assert (vouching.vouches(), api.lists) == (True, 2)
+
+
+async def test_a_look_that_a_renewal_has_overtaken_vouches_for_nothing() -> None:
+    """It may have begun before the order was seen that the second word is for."""
+    api, _, vouching = await operator()
+    api.meanwhile = vouching.renewed
+    await vouching.look()
+    assert not vouching.vouches()
+
+
+async def test_a_renewal_brings_the_next_look() -> None:
+    api, _, vouching = await operator()
+    running = asyncio.create_task(vouching.run())
+    async with asyncio.timeout(30):
+        for number in (1, 2, 3):
+            await until(vouching.vouches)
+            assert api.lists == number
+            vouching.renewed()
+    running.cancel()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [ordered("Present"), ordered(on_removal="Unpin"), ordered(done=True)],
+    ids=["none", "Unpin", "done"],
+)
+async def test_while_there_is_nothing_to_delete_it_looks_seldom(document: dict[str, Any]) -> None:
+    api, _, vouching = await operator(document)
+    await vouching.look()
+    assert api.lists == 1, "whether objects can be read is always of interest"
+    for _ in range(3):
+        vouching.renewed()
+        await vouching.look()
+    assert (api.lists, vouching.vouches()) == (1, False)
+
+
+async def unreadable(api: Api, standby: Standby) -> None:
+    api.error = ApiError(403, "Forbidden", "by order of the test")
+
+
+async def not_following(api: Api, standby: Standby) -> None:
+    api.trusted = False
+
+
+async def unheard_of(api: Api, standby: Standby) -> None:
+    api.found = [prepull("web"), prepull("anew")]
+
+
+async def edited(api: Api, standby: Standby) -> None:
+    api.found = [prepull("web", 2)]
+
+
+async def not_planned(api: Api, standby: Standby) -> None:
+    standby.queues.plan.add(PLAN)
+
+
+async def to_be_read(api: Api, standby: Standby) -> None:
+    standby.queues.prepulls.add(("shop", "web"))
+
+
+async def to_be_written(api: Api, standby: Standby) -> None:
+    standby.queues.nodes.add("n1")
+
+
+async def being_written(api: Api, standby: Standby) -> None:
+    standby.queues.nodes.add("n1")
+    await standby.queues.nodes.take()
+
+
+async def refused_a_write(api: Api, standby: Standby) -> None:
+    standby.queues.nodes.failures["n1"] = 1
+    standby.queues.nodes.add("n1", LONG)
+
+
+Doubt = Callable[[Api, Standby], Awaitable[None]]
+DOUBTS: list[tuple[Doubt, str]] = [
+    (unreadable, "403 Forbidden"),
+    (not_following, "caches do not follow"),
+    (unheard_of, "1 ImagePrepulls are not read yet: anew"),
+    (edited, "1 ImagePrepulls are not read yet: web"),
+    (not_planned, "not everything that was read is in the plan"),
+    (to_be_read, "not everything that was read is in the plan"),
+    (to_be_written, "1 NodePrepulls are not written yet: n1"),
+    (being_written, "1 NodePrepulls are not written yet: n1"),
+    (refused_a_write, "1 NodePrepulls are not written yet: n1"),
+]
+
+
+@pytest.mark.parametrize(("doubt", "message"), DOUBTS, ids=[doubt.__name__ for doubt, _ in DOUBTS])
+async def test_nothing_is_vouched_for_that_might_have_to_be_taken_back(doubt: Doubt, message: str) -> None:
+    api, standby, vouching = await operator()
+    await doubt(api, standby)
+    looking = asyncio.create_task(vouching.look())
+    async with asyncio.timeout(30):
+        await until(lambda: bool(vouching.doubt))
+    assert not vouching.vouches()
+    note = vouching.note()
+    assert note is not None
+    assert note.startswith("not vouched for, nothing is deleted: ")
+    assert message in note
+    vouching.renewed()
+    await looking
+    assert not vouching.vouches()
+    assert (vouching.unreadable is not None) is (doubt is unreadable)
+    assert bool(standby.queues.prepulls) is (doubt in (unheard_of, edited, to_be_read))
+
+
+async def test_what_settles_before_the_next_renewal_is_vouched_for() -> None:
+    api, standby, vouching = await operator()
+    await unheard_of(api, standby)
+    looking = asyncio.create_task(vouching.look())
+    async with asyncio.timeout(30):
+        await until(lambda: bool(vouching.doubt))
+        standby.intake.prepull(prepull("anew"))
+        await settle(standby)
+        await looking
+    assert vouching.vouches()
+    assert vouching.note() is None
+    assert api.lists == 1
+
+
+async def test_objects_that_can_be_read_again_are_ready_again() -> None:
+    api, _, vouching = await operator()
+    api.error = ApiError(403, "Forbidden", "by order of the test")
+    await vouching.look()
+    assert vouching.unreadable is not None
+    assert "403 Forbidden" in vouching.unreadable
+    api.error = None
+    await vouching.look()
+    assert vouching.unreadable is None
+
+
+async def test_a_node_that_is_looked_at_again_later_is_written() -> None:
+    _, standby, vouching = await operator()
+    standby.queues.nodes.add("n1", LONG)
+    await vouching.look()
+    assert vouching.vouches()

@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import pytest
@@ -43,6 +44,31 @@ async def test_what_an_object_says_last_counts_whether_its_end_was_seen_or_not()
     assert policies.retaining == {"anew"}
     intake.prepull_event("DELETED", prepull(8, "Delete", uid="anew"))
     assert policies.retaining == set()
+
+
+async def test_after_a_restored_backup_the_lower_version_is_the_newer_word() -> None:
+    world = World()
+    intake = Intake(world, Queues(), Witness())
+    asked = time.monotonic()
+    intake.prepull_event("MODIFIED", prepull(5000, "Retain"))
+    intake.prepull(prepull(3010, "Delete"), asked=asked)
+    assert world.policies.retaining == {"uid"}, "the request was under way before that was heard"
+    intake.prepull(prepull(3010, "Delete"), asked=time.monotonic())
+    assert world.policies.retaining == set()
+    intake.prepull_event("MODIFIED", prepull(3011, "Retain"))
+    assert world.policies.retaining == {"uid"}
+    intake.prepull_event("MODIFIED", prepull(3009, "Delete"))
+    assert world.policies.retaining == {"uid"}, "an event that an answer has overtaken"
+
+
+async def test_the_last_word_counts_even_when_nothing_was_read_since_a_restored_backup() -> None:
+    world = World()
+    intake = Intake(world, Queues(), Witness())
+    intake.prepull_event("MODIFIED", prepull(5000, "Delete"))
+    asked = time.monotonic()
+    intake.prepull_event("DELETED", prepull(3012, "Retain"))
+    intake.prepull(prepull(3010, "Delete"), asked=asked)
+    assert world.policies.retaining == {"uid"}
 
 
 @pytest.mark.parametrize(

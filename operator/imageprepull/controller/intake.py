@@ -62,7 +62,7 @@ class Intake:
         metadata = body["metadata"]
         key = (metadata["namespace"], metadata["name"])
         known = self._world.prepulls.get(key)
-        self._world.policies.note(body)
+        self._world.policies.note(body, last=event == "DELETED")
         if event == "DELETED":
             self._witness.deleted(metadata["uid"], *key)
         elif known is not None and known.resource_version == metadata["resourceVersion"]:
@@ -70,10 +70,10 @@ class Intake:
             return
         self._queues.prepulls.add(key)
 
-    def prepull(self, document: dict[str, Any]) -> KnownPrepull:
-        """An ImagePrepull as just read."""
+    def prepull(self, document: dict[str, Any], *, asked: float | None = None) -> KnownPrepull:
+        """An ImagePrepull as just read, by a request that was sent at the monotonic time `asked`."""
         found = read_prepull(document)
-        self._world.policies.note(document)
+        self._world.policies.note(document, asked=asked)
         known = self._world.prepulls.get(found.key)
         self._world.prepulls[found.key] = found
         self._witness.seen(found.uid)

@@ -131,6 +131,7 @@ class Leader:
     async def _read(self, key: Key) -> None:
         """Read one ImagePrepull by quorum GET."""
         namespace, name = key
+        asked = time.monotonic()
         try:
             document = await self._api.get(IMAGEPREPULLS, name, namespace)
         except ApiError as error:
@@ -138,7 +139,7 @@ class Leader:
                 raise
             self._standby.intake.no_prepull(key)
         else:
-            self._standby.intake.prepull(document)
+            self._standby.intake.prepull(document, asked=asked)
 
     async def _list_at_first(self) -> None:
         while not self.listed:
@@ -154,8 +155,9 @@ class Leader:
         standby = self._standby
         # Whoever means one of these is in the list.
         strays = standby.world.reported_strays()
+        asked = time.monotonic()
         documents, _ = await self._api.list(IMAGEPREPULLS)
-        found = [standby.intake.prepull(document) for document in documents]
+        found = [standby.intake.prepull(document, asked=asked) for document in documents]
         present = {known.key for known in found}
         referenced = standby.world.referenced()
         for key in standby.world.prepulls.keys() - present:

@@ -112,10 +112,7 @@ class Intake:
         name = change.object["metadata"]["name"]
         before = self._world.node_prepulls.get(name)
         if change.type == "deleted":
-            if before is not None:
-                # The orders to let go would be lost with the object; while the Node is there they stand.
-                self._world.leftover[name] = before.object.spec.images
-                del self._world.node_prepulls[name]
+            self.no_node_prepull(name)
         else:
             self.node_prepull_read(change.object)
             now = self._world.node_prepulls.get(name)
@@ -153,6 +150,13 @@ class Intake:
             name = found.object.metadata.name
             self._world.node_prepulls[name] = found
             self._world.leftover.pop(name, None)
+
+    def no_node_prepull(self, name: str) -> None:
+        """There is no NodePrepull for this node any more."""
+        before = self._world.node_prepulls.pop(name, None)
+        if before is not None:
+            # The orders to let go would be lost with the object; while the Node is there they stand.
+            self._world.leftover[name] = before.object.spec.images
 
     def agent_pod(self, change: Change) -> None:
         """An agent's pod changed its readiness, came or went."""

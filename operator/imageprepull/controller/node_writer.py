@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import structlog
 
 from imageprepull.controller import clock
 from imageprepull.controller.asked import Owners
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.older_crd import without
 from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.registries import behind, ordered_holds, standing
 from imageprepull.controller.render import Rendered, done_removals, render
@@ -75,19 +77,31 @@ class NodeWriter:
         order = _repair_order(known)
         images = self._retried(name, ordered(rendered.images, order))
         spec = known.object.spec if known else NodePrepullSpec()
-        holds = self._holds() if images else []
-        heedless = node.kubelet_without_pins if images else ""
-        if (images, heedless) == (spec.images, spec.kubelet_without_pins) and not behind(
-            spec.registries, holds
-        ):
+        wanted = NodePrepullSpec(
+            images=images,
+            registries=self._holds() if images else [],
+            # Nobody chose the node otherwise, and an object would only say which kubelet it has.
+            kubelet_without_pins=node.kubelet_without_pins if images else "",
+        )
+        wanted = without(wanted, self._trust.lacking)
+        if (wanted.images, wanted.kubelet_without_pins) == (
+            spec.images,
+            spec.kubelet_without_pins,
+        ) and not behind(spec.registries, wanted.registries):
             if known is not None and ANNOTATION in known.object.metadata.annotations:
                 await self._end_repair(name, known, order)
             return
-        registries = standing(spec.registries, holds, clock.now())
+        registries = standing(spec.registries, wanted.registries, clock.now())
         await self._rate.slot()
-        spec = NodePrepullSpec(images=images, registries=registries, kubelet_without_pins=heedless)
-        body = _body(node, known, spec)
-        document = await self._api.apply(NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True)
+        body = _body(node, known, msgspec.structs.replace(wanted, registries=registries))
+        try:
+            document = await self._api.apply(
+                NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True
+            )
+        except ApiError as error:
+            if error.conflict and known is not None:
+                await self._read_again(name)
+            raise
         self._writes.inc()
         self._intake.node_prepull_written(document)
         logger.info("node prepull written", node=name, images=len(images))
@@ -170,6 +184,20 @@ class NodeWriter:
         if confirmed and not await self._trust.holds():
             return frozenset()
         return frozenset(confirmed)
+
+    async def _read_again(self, name: str) -> None:
+        """What it was decided on is not what stands there, and no event may ever say so.
+
+        After a restored backup the watch finds the object as it had it, and what our own last write answered is gone.
+        """
+        try:
+            document = await self._api.get(NODEPREPULLS, name)
+        except ApiError as error:
+            if not object_missing(error, name):
+                raise
+            self._intake.no_node_prepull(name)
+        else:
+            self._intake.node_prepull_read(document)
 
     async def _end_repair(self, name: str, known: KnownNodePrepull, order: RepairOrder | None) -> None:
         """Take away an order that was carried out, or that cannot be."""

@@ -1,4 +1,7 @@
-"""Whether an absence means anything now: both CRDs are in order and all caches follow the API server."""
+"""Whether an absence means anything now: both CRDs are in order and all caches follow the API server.
+
+Whoever reads the CRDs also sees what an older one has no place for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from imageprepull.controller.older_crd import Path, lacking
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Informer
@@ -16,6 +20,7 @@ from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, NODEPREPULLS
 
 logger = structlog.get_logger(__name__)
 NAMES = tuple(f"{kind.plural}.{kind.group}" for kind in (IMAGEPREPULLS, NODEPREPULLS))
+NODEPREPULL_CRD = NAMES[1]
 POLL = 1.0
 
 
@@ -47,6 +52,8 @@ class Trust:
         self._api = api
         self._uids: tuple[str, ...] = ()
         self.informers: Sequence[Informer] = ()
+        self.lacking: frozenset[Path] = frozenset()
+        """Fields of a NodePrepull's spec that its CRD has no place for, as last read."""
 
     @property
     def prepulls_uid(self) -> str:
@@ -85,11 +92,26 @@ class Trust:
 
     async def _uid(self, name: str) -> str:
         try:
-            return crd_uid(await self._api.get(CRDS, name))
+            document = await self._api.get(CRDS, name)
         except ApiError as error:
             if not error.not_found:
                 raise
             return ""
+        if name == NODEPREPULL_CRD:
+            self._note_fields(lacking(document))
+        return crd_uid(document)
+
+    def _note_fields(self, found: frozenset[Path]) -> None:
+        if found == self.lacking:
+            return
+        self.lacking = found
+        fields = sorted(".".join(path) for path in found)
+        if found:
+            logger.warning(
+                "CRD older than this operator, fields are left out", crd=NODEPREPULL_CRD, fields=fields
+            )
+        else:
+            logger.info("CRD has all fields now", crd=NODEPREPULL_CRD)
 
     async def guard(self, interval: float) -> None:
         """Look every `interval` seconds until cancelled.

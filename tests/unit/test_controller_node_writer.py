@@ -1,0 +1,100 @@
+"""When a NodePrepull is written, and what happens when the API server does not take it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from imageprepull.controller.assign import assign
+from imageprepull.controller.dirty import Rate
+from imageprepull.controller.node_writer import NodeWriter
+from imageprepull.controller.settings import OperatorSettings
+from imageprepull.controller.standby import Standby
+from imageprepull.kube.errors import ApiError
+from imageprepull.kube.informer import Change
+from tests.unit.controller_doubles import candidate, digest, nodes, resolution
+
+NGINX = "docker.io/library/nginx:1"
+OLD = "v1.24.0"
+
+
+class Api:
+    """A FAKE API server with one NodePrepull, or none; it compares resourceVersions as the real one does."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Any] | None = None
+        self.applied: list[dict[str, Any]] = []
+        self.version = 1
+
+    async def apply(self, kind: object, name: str, body: dict[str, Any], **_: object) -> dict[str, Any]:
+        known = self.stored["metadata"]["resourceVersion"] if self.stored else None
+        if body["metadata"].get("resourceVersion", known) != known:
+            raise ApiError(409, "Conflict", "the object has been modified")
+        self.applied.append(body)
+        self.version += 1
+        metadata = {"uid": name, "resourceVersion": str(self.version), "generation": self.version}
+        self.stored = {**body, "metadata": body["metadata"] | metadata}
+        return self.stored
+
+    async def get(self, kind: object, name: str) -> dict[str, Any]:
+        if self.stored is None:
+            raise ApiError(404, "NotFound", f'nodeprepulls.imageprepull.io "{name}" not found')
+        return self.stored
+
+
+def operator(*, chosen: bool = True, kubelet: str = "") -> tuple[Api, Standby, NodeWriter]:
+    api = Api()
+    standby = Standby(cast("Any", api), OperatorSettings(access=cast("Any", None), identity="one"))
+    standby.world.nodes.update(nodes("n1", kubelet_without_pins=kubelet))
+    web = candidate(nodeSelector={} if chosen else {"zone": "nowhere"})
+    standby.world.planned = {web.uid: web}
+    standby.world.choices = assign([web], standby.world.nodes, {NGINX: resolution(NGINX, 1)})
+    return api, standby, NodeWriter(cast("Any", api), standby, Rate(1000))
+
+
+@pytest.mark.parametrize("kubelet", ["", OLD])
+async def test_a_node_that_nobody_chose_gets_no_object_whatever_its_kubelet_is(kubelet: str) -> None:
+    api, _, writer = operator(chosen=False, kubelet=kubelet)
+    await writer.write("n1")
+    assert api.applied == []
+
+
+async def test_a_node_that_was_chosen_is_told_that_its_kubelet_pays_no_heed() -> None:
+    api, _, writer = operator(kubelet=OLD)
+    await writer.write("n1")
+    assert [body["spec"]["kubeletWithoutPins"] for body in api.applied] == [OLD]
+
+
+async def test_what_the_crd_has_no_place_for_is_neither_written_nor_missed() -> None:
+    api, standby, writer = operator(kubelet=OLD)
+    standby.trust.lacking = frozenset({("kubeletWithoutPins",), ("images", "pin")})
+    for _ in range(2):
+        await writer.write("n1")
+    assert [set(body["spec"]) for body in api.applied] == [{"images"}]
+    assert "pin" not in api.applied[0]["spec"]["images"][0]
+    standby.trust.lacking = frozenset()
+    for _ in range(2):
+        await writer.write("n1")
+    assert len(api.applied) == 2
+    assert api.applied[1]["spec"]["kubeletWithoutPins"] == OLD
+
+
+@pytest.mark.parametrize("restored", ["an older one", "none"])
+async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restored: str) -> None:
+    """The watch finds what it had before our last write was answered: nothing has changed for it."""
+    api, standby, writer = operator()
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
+    backup = {"metadata": metadata, "spec": {"images": []}}
+    api.stored = backup
+    standby.intake.node_prepull(Change("added", backup, None, witnessed=True))
+    await writer.write("n1")
+    api.stored = backup if restored == "an older one" else None
+    web = candidate(priority=7)
+    standby.world.planned = {web.uid: web}
+    with pytest.raises(ApiError, match="Conflict"):
+        await writer.write("n1")
+    await writer.write("n1")
+    assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
+    assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]

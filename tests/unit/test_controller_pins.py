@@ -7,13 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from imageprepull.controller.asked import Owners
+from imageprepull.controller.assign import assign
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.pins import PinNotices, yielded
+from imageprepull.controller.render import render
 from imageprepull.controller.witness import Witness
-from imageprepull.controller.world import World
+from imageprepull.controller.world import KnownPrepull, World
 from imageprepull.kube.informer import Change
+from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import Disk, NodePrepull
-from tests.unit.controller_doubles import candidate, node_prepull
+from tests.unit.controller_doubles import candidate, node_prepull, nodes, resolution
 
 CALM, SHORT = Disk(capacity=100), Disk(capacity=100, pressure=True, pins_yielded=True, message="10 GB free")
 
@@ -91,3 +95,22 @@ def test_the_objects_that_pin_something_there_are_told_once(pin: bool, objects: 
         assert reason == "PinsYielded"
         assert "node n1 is short of disk" in message
         assert "10 GB free" in message
+
+
+def test_whoever_an_entry_has_no_room_to_list_is_told_as_well() -> None:
+    world, told = World(), Told()
+    pinning = [candidate(f"o{number:03d}") for number in range(bounds.OWNERS + 1)]
+    others = [candidate("z-never", pinPolicy="Never"), candidate("z-elsewhere", nodeSelector={"zone": "x"})]
+    known = {image.record: resolution(image.record, 1) for one in (*pinning, *others) for image in one.images}
+    world.choices = assign([*pinning, *others], nodes("n1"), known)
+    for one in (*pinning, *others):
+        metadata = one.prepull.metadata
+        world.planned[one.uid] = one
+        world.prepulls["shop", metadata.name] = KnownPrepull(
+            "shop", metadata.name, one.uid, 1, "1", one.prepull, one
+        )
+    entries = render("n1", [], Owners(world.planned, world.choices)).images
+    short = node_prepull("n1", entries=entries)
+    short = msgspec.structs.replace(short, status=msgspec.structs.replace(short.status, disk=SHORT))
+    PinNotices(world, told).tell(short)  # type: ignore[arg-type]
+    assert sorted(name for name, _, _ in told.said) == [one.prepull.metadata.name for one in pinning]

@@ -10,6 +10,7 @@ from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.nodes import NodeFacts, Taint
 from imageprepull.controller.render import Rendered, done_removals, render
 from imageprepull.controller.resolution import Resolution
+from imageprepull.resources import bounds
 from imageprepull.resources.imageprepull import DeletionPolicy
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
@@ -26,6 +27,7 @@ def planned(
     gone: Iterable[str] = (),
     confirmed: Iterable[str] = (),
     retaining: Iterable[str] = (),
+    complete: bool = False,
 ) -> Owners:
     choices = assign(candidates, facts or nodes("n1"), resolutions)
     retained = {
@@ -37,6 +39,7 @@ def planned(
         set(gone),
         set(confirmed),
         retained | set(retaining),
+        complete,
     )
 
 
@@ -282,3 +285,54 @@ def test_nothing_that_has_an_owner_left_is_ever_let_go(data: st.DataObject) -> N
             assert uid in gone or (uid in by_uid and uid in confirmed)
             if uid in by_uid and facts.get("n1"):
                 assert by_uid[uid].images[0].record != NGINX
+
+
+def many(number: int = bounds.OWNERS + 1) -> list[Candidate]:
+    return [candidate(f"o{place:03d}", deletionPolicy="Delete") for place in range(number)]
+
+
+def test_where_more_own_an_image_than_are_listed_nothing_is_withdrawn_while_anybody_may_be_one_of_them() -> (
+    None
+):
+    objects = many()
+    current = render("n1", [], planned(*objects, complete=True)).images
+    assert len(current[0].owners) == bounds.OWNERS
+    assert objects[-1].owner not in current[0].owners
+    # The last one is refused by now; the others go one after the other.
+    for number in range(1, bounds.OWNERS + 1):
+        gone = [one.uid for one in objects[:number]]
+        rendered = render("n1", current, planned(*objects[number:-1], gone=gone))
+        assert states(rendered) == {NGINX: "Present"}
+        assert rendered.unsure
+        current = rendered.images
+    assert len(current[0].owners) == bounds.OWNERS, "that there are so many must stay on record"
+    rendered = render("n1", current, planned(gone=[one.uid for one in objects], complete=True))
+    (entry,) = rendered.images
+    assert (entry.state, entry.on_removal, rendered.unsure) == (Desired.ABSENT, OnRemoval.DELETE, False)
+
+
+def test_when_all_are_in_the_plan_the_owners_are_counted_anew() -> None:
+    objects = many()
+    current = render("n1", [], planned(*objects)).images
+    gone = [one.uid for one in objects[:-1]]
+    (entry,) = render("n1", current, planned(objects[-1], gone=gone, complete=True)).images
+    assert (entry.state, entry.owners) == (Desired.PRESENT, [objects[-1].owner])
+
+
+def test_the_last_word_of_an_owner_that_is_not_listed_counts() -> None:
+    objects = many()
+    current = render("n1", [], planned(*objects)).images
+    gone = [one.uid for one in objects]
+    for retaining, expected in (
+        ([objects[-1].uid], OnRemoval.UNPIN),
+        (["somebody that lives"], OnRemoval.DELETE),
+    ):
+        owners = planned(gone=gone, retaining=retaining, complete=True)
+        assert [image.on_removal for image in render("n1", current, owners).images] == [expected]
+
+
+def test_as_many_owners_as_there_is_room_for_wait_for_nobody_else_once_they_are_fewer() -> None:
+    objects = many(bounds.OWNERS - 1)
+    current = render("n1", [], planned(*objects)).images
+    (entry,) = render("n1", current, planned(gone=[one.uid for one in objects])).images
+    assert entry.state is Desired.ABSENT

@@ -18,7 +18,8 @@ class Owners:
     `candidates` and `choices` are by uid, of objects that exist and can be acted on. `gone` are uids whose
     deletion was witnessed (causes a and c). `confirmed` are uids whose current generation was just read again:
     only for those an entry that they no longer name is withdrawn (cause b). `retaining` are uids, gone ones too, whose
-    newest seen version says Retain.
+    newest seen version says Retain. `complete`: every object that exists is among the candidates as it is now, and
+    nobody is suspected to be gone; only then an entry that may have more owners than it lists is withdrawn.
     """
 
     candidates: Mapping[str, Candidate]
@@ -26,6 +27,7 @@ class Owners:
     gone: Collection[str] = ()
     confirmed: Collection[str] = ()
     retaining: Collection[str] = ()
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

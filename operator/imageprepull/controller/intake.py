@@ -19,6 +19,7 @@ from imageprepull.controller.images import BadSpec, read_images
 from imageprepull.controller.nodes import read_node
 from imageprepull.controller.pins import yielded
 from imageprepull.controller.registries import behind, has_work, ordered_holds
+from imageprepull.controller.render import cut_short, uid_of
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownNodePrepull, KnownPrepull, World, read_agent
 from imageprepull.kube.informer import Change
@@ -173,7 +174,11 @@ class Intake:
             self.mark_node_statuses(node)
 
     def _mark_owners(self, node: str) -> None:
-        uids = {owner.rpartition("/")[2] for entry in self._world.current(node) for owner in entry.owners}
+        entries = self._world.current(node)
+        if any(map(cut_short, entries)):
+            # Not all owners are listed.
+            self.mark_node_statuses(node)
+        uids = {uid_of(owner) for entry in entries for owner in entry.owners}
         for known in self._world.prepulls.values():
             if known.uid in uids:
                 self._queues.statuses.add(known.key)

@@ -146,8 +146,8 @@ class Leader:
             try:
                 await self._list()
             except ApiError as error:
-                logger.warning("ImagePrepulls not listed", error=str(error))
                 self.vouching.unreadable = str(error)
+                logger.warning("ImagePrepulls not listed", error=str(error))
                 await asyncio.sleep(RESYNC_RETRY)
 
     async def _list(self) -> None:
@@ -163,8 +163,9 @@ class Leader:
         for key in standby.world.prepulls.keys() - present:
             standby.intake.no_prepull(key)
         standby.witness.listed({known.uid for known in found}, referenced)
-        standby.witness.forget(referenced)
-        standby.world.policies.forget(referenced)
+        if not standby.world.owners_cut():
+            standby.witness.forget(referenced)
+            standby.world.policies.forget(referenced)
         standby.world.strays = strays
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()

@@ -18,7 +18,7 @@ from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.older_crd import without
 from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.registries import behind, ordered_holds, standing
-from imageprepull.controller.render import Rendered, done_removals, render
+from imageprepull.controller.render import Rendered, cut_short, done_removals, render
 from imageprepull.controller.repairs import (
     ANNOTATION,
     RepairOrder,
@@ -68,7 +68,7 @@ class NodeWriter:
             await self._delete(name, known)
             return
         rendered = await self._decide(name)
-        if rendered.confirm:
+        if rendered.confirm or rendered.unsure:
             # No event announces that a cache follows again, so the rest is asked for once more.
             self._queues.nodes.add(name, CONFIRM_AGAIN)
         if rendered.omitted:
@@ -124,8 +124,11 @@ class NodeWriter:
         listed = self._world.strays.get(name)
         if known is None or not listed:
             return frozenset()
-        certain = self._witness.settled and self._queues.prepulls.idle and self._world.all_planned
-        return listed & believed(known.object) if certain else frozenset()
+        return listed & believed(known.object) if self._complete() else frozenset()
+
+    def _complete(self) -> bool:
+        """Whether every object that exists is in the plan as it is, as far as anybody has heard."""
+        return self._witness.settled and self._queues.prepulls.idle and self._world.all_planned
 
     def _render(
         self,
@@ -135,14 +138,17 @@ class NodeWriter:
     ) -> Rendered:
         known = self._world.node_prepulls.get(name)
         done = done_removals(known.object.status, known.object.metadata.generation) if known else set()
+        current = self._world.current(name)
         owners = Owners(
             self._world.planned,
             self._world.choices,
             self._witness.gone,
             confirmed,
             self._world.policies.retaining,
+            # Of all objects, and for no other entries.
+            any(map(cut_short, current)) and self._complete(),
         )
-        return render(name, self._world.current(name), owners, done, strays)
+        return render(name, current, owners, done, strays)
 
     def _retried(self, name: str, images: list[DesiredImage]) -> list[DesiredImage]:
         known = self._world.node_prepulls.get(name)

@@ -2,7 +2,9 @@
 
 Only this module's answer is ever written. It never drops an entry by itself: an entry is withdrawn as `Absent`
 when each of its owners has let go of it for a witnessed cause, and leaves the spec when the agent reports that
-done. (Pins that the agent reports beside all entries are withdrawn like that, too.) An owner that is merely unknown, unreadable or unsure keeps its entries exactly as they are.
+done. (Pins that the agent reports beside all entries are withdrawn like that, too.) An owner that is merely unknown,
+unreadable or unsure keeps its entries exactly as they are; where there are more owners than an entry lists, anybody may
+be one.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ from imageprepull.resources.nodeprepull import (
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The entries, and the uids that must be confirmed before more of them can be withdrawn."""
+    """The entries, and the uids that must be confirmed before more of them can be withdrawn.
+
+    `unsure`: an entry stays because its owners are not all listed.
+    """
 
     images: list[DesiredImage]
     confirm: frozenset[str]
     omitted: int = 0
+    unsure: bool = False
 
 
 def render(
@@ -52,6 +58,7 @@ def render(
     asked = asked_of(node, owners)
     images = {key: merge(entries) for key, entries in asked.wanted.items()}
     confirm: set[str] = set()
+    unsure = False
     for entry in current:
         key = (entry.reference, entry.digest)
         if entry.state is Desired.ABSENT:
@@ -60,6 +67,7 @@ def render(
             continue
         held = _held(entry, owners, asked)
         confirm |= held.confirm
+        unsure = unsure or (cut_short(entry) and not owners.complete)
         if held.wishes:
             state = Desired.PAUSED if held.paused else entry.state
             state = Desired.PRESENT if key in images else state
@@ -72,7 +80,10 @@ def render(
     images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))
     fitting = sorted(images, key=lambda key: _rank(images[key]))[: schema.IMAGES]
     return Rendered(
-        [images[key] for key in sorted(fitting)], frozenset(confirm), omitted=len(images) - len(fitting)
+        [images[key] for key in sorted(fitting)],
+        frozenset(confirm),
+        omitted=len(images) - len(fitting),
+        unsure=unsure,
     )
 
 
@@ -110,9 +121,11 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
     """The order to let go of an image. The owners stay named, for whoever asks why.
 
     An owner that said Retain in the end, in the edit that drops the image or right before it was deleted, is enough
-    to keep it.
+    to keep it. Whoever is gone and said so may be one that there was no room for.
     """
     retained = any(uid_of(owner) in owners.retaining for owner in entry.owners)
+    if cut_short(entry):
+        retained = retained or any(uid in owners.retaining for uid in owners.gone)
     on_removal = OnRemoval.UNPIN if retained else entry.on_removal
     return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False, on_removal=on_removal)
 
@@ -133,7 +146,8 @@ def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
     wishes = [entry_of(candidate, entry.reference, entry.digest) for candidate in (*unresolved, *kept)]
     wanted = asked.wanted.get((entry.reference, entry.digest), ())
     named = {owner for wish in (*wishes, *wanted) for owner in wish.owners}
-    doubtful, confirm = [], set()
+    doubtful: list[str] = []
+    confirm: set[str] = set()
     for owner in entry.owners:
         uid = uid_of(owner)
         if owner in named or uid in owners.gone:
@@ -145,10 +159,18 @@ def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
         doubtful.append(owner)
         if known:
             confirm.add(uid)
+    if cut_short(entry) and not owners.complete:
+        # Whoever is not in the plan may be an owner that there was no room for. That there are so many stays on record.
+        doubtful = entry.owners
     if doubtful:
         # What these ask for is what the entry says.
         wishes.append(msgspec.structs.replace(entry, owners=doubtful))
     return _Held(wishes, frozenset(confirm), paused=not unresolved and not doubtful)
+
+
+def cut_short(entry: DesiredImage) -> bool:
+    """Whether an entry may have more owners than it lists: the schema has no room for another one."""
+    return len(entry.owners) >= schema.OWNERS
 
 
 def uid_of(owner: str) -> str:

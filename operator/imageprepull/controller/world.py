@@ -14,7 +14,7 @@ from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
 from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.policies import DeletionPolicies
-from imageprepull.controller.render import done_removals
+from imageprepull.controller.render import cut_short, done_removals
 from imageprepull.controller.retries import RetryOrder
 from imageprepull.controller.strays import believed
 from imageprepull.resources.imageprepull import ImagePrepull
@@ -86,6 +86,14 @@ class World:
         """The entries that stand for a node now."""
         known = self.node_prepulls.get(node)
         return known.object.spec.images if known else self.leftover.get(node, [])
+
+    def owners_cut(self) -> bool:
+        """Whether an entry anywhere may have more owners than it lists, so that no uid is known to be unreferenced."""
+        return any(
+            cut_short(entry)
+            for name in self.node_prepulls.keys() | self.leftover.keys()
+            for entry in self.current(name)
+        )
 
     def deleting(self) -> set[str]:
         """The nodes where an order to delete an image stands."""

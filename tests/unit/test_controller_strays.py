@@ -17,7 +17,7 @@ from imageprepull.controller.render import render
 from imageprepull.controller.resolution import Resolution
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
-from imageprepull.controller.strays import believed
+from imageprepull.controller.strays import believed, order_of
 from imageprepull.controller.uninstall import has_let_go, is_ordered, let_go_spec
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
@@ -137,6 +137,31 @@ def test_an_uninstall_orders_them_away_as_well() -> None:
         "n1", report(f"{REPOSITORY}:2", 2, "Absent"), report(NGINX, 1, "Absent"), entries=orders
     )
     assert has_let_go(done)
+
+
+def test_an_uninstall_is_not_done_with_a_node_whose_orders_are_others() -> None:
+    """All that stands there is done, and one more pin is not ordered away yet."""
+    order = order_of((f"{REPOSITORY}:2", digest(2)))
+    found = node_prepull("n1", report(f"{REPOSITORY}:2", 2, "Absent"), entries=[order])
+    assert has_let_go(found)
+    more = StrayPin(reference=NGINX, digest=digest(1))
+    assert not has_let_go(
+        msgspec.structs.replace(found, status=msgspec.structs.replace(found.status, stray_pins=[more]))
+    )
+    pinned = msgspec.structs.replace(order, pin=True)
+    assert not has_let_go(node_prepull("n1", report(f"{REPOSITORY}:2", 2, "Absent"), entries=[pinned]))
+
+
+def test_an_uninstall_waits_until_the_pins_were_listed_after_its_orders() -> None:
+    """A status has no room for all pins: when those it named are gone, others may be behind them."""
+    order = order_of(STRAY)
+    found = node_prepull("n1", report(NGINX, 1, "Absent"), entries=[order])
+    before = StrayPin(reference=NGINX, digest=digest(1))
+    status = msgspec.structs.replace(found.status, stray_pins=[before])
+    stale = msgspec.structs.replace(found, status=status)
+    assert is_ordered(stale)
+    assert not has_let_go(stale)
+    assert has_let_go(found)
 
 
 class Api:

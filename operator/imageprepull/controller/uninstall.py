@@ -204,6 +204,12 @@ def is_ordered(prepull: NodePrepull) -> bool:
 
 
 def has_let_go(prepull: NodePrepull) -> bool:
-    """Whether the node's agent has said that it has done just that."""
+    """Whether the node's agent has said that it has done just that.
+
+    A status that still names a pin beside the spec which the spec names by now is from before the agent listed the pins
+    again: there may be more than a status has room for.
+    """
     done = done_removals(prepull.status, prepull.metadata.generation)
-    return is_ordered(prepull) and all((one.reference, one.digest) in done for one in prepull.spec.images)
+    named = {(one.reference, one.digest) for one in prepull.spec.images}
+    listed_before = any((stray.reference, stray.digest) in named for stray in prepull.status.stray_pins)
+    return is_ordered(prepull) and named <= done and not listed_before

@@ -1,0 +1,212 @@
+"""Orders that stand, and objects that the operator cannot see or cannot count. Real API server; the agents are FAKE.
+
+All objects here ask for Delete: an order that is wrong costs images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator
+
+import pytest
+import yaml
+
+from imageprepull.agent.clock import Clock
+from imageprepull.agent.node import NodeError
+from imageprepull.agent.operator_lease import OperatorLease
+from imageprepull.agent.orders import order_in
+from imageprepull.agent.sightings import Sightings
+from imageprepull.kube.client import ApiClient
+from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
+from imageprepull.resources import bounds
+from imageprepull.resources.base import decode
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
+from imageprepull.resources.vouching import vouches
+from tests.cluster.bare_api import BareApi, Operator, running
+from tests.cluster.fake_agents import FakeAgents
+from tests.cluster.operator_bench import CRD_FILES, NODE_NAMES, PINNED, create, eventually, holds, ready
+from tests.cluster.test_operator_removal import (
+    allow,
+    crd_noted,
+    deleting,
+    operator,
+    orders,
+    refused,
+    stays_without_orders,
+    unharmed,  # noqa: F401 - a fixture
+    user,  # noqa: F401 - a fixture
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+async def confirmed(api: ApiClient, node: str) -> list[DesiredImage]:
+    """What a real agent that sees the node's only order now would go by before it deletes."""
+    clock = Clock()
+    sightings = Sightings(clock)
+    found = decode(NodePrepull, await api.get(NODEPREPULLS, node))
+    sightings.take(found.metadata.uid, found.spec.images)
+    lease = OperatorLease(
+        api, namespace="default", name="imageprepull-operator", poll=0.3, margin=1, clock=clock
+    )
+    (order,) = found.spec.images
+    return list(await order_in(api, node, sightings.of, lease.prove)(order))
+
+
+async def readiness(child: Operator, code: int, text: str) -> bool:
+    answered, said = await asyncio.to_thread(child.ask, "/readyz?verbose")
+    assert answered == code, said
+    assert text in said, said
+    return True
+
+
+@pytest.fixture
+async def keeping(agents: FakeAgents) -> AsyncIterator[FakeAgents]:
+    """Agents that carry out no order: a container uses the image, say."""
+    agents.keeps.update(NODE_NAMES)
+    yield agents
+    agents.keeps.clear()
+
+
+async def test_an_order_that_stands_is_not_obeyed_while_the_operator_cannot_see_who_wants_the_image(
+    bare_api: BareApi,
+    api: ApiClient,
+    keeping: FakeAgents,
+    user: None,  # noqa: F811
+) -> None:
+    """It leads and renews its Lease: it is only blind, and would never take the order back."""
+    child = operator(bare_api, f"--token-file={bare_api.user_token_file}")
+    with running(child):
+        await deleting(api, "web", PINNED)
+        await eventually(holds(api, "n1", pinned="Present"))
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        await eventually(holds(api, "n1", pinned="Absent"))
+        (order,) = await confirmed(api, "n1")
+        assert order.state == "Absent", "that it stands is nobody's doubt"
+        await allow(api, without="imageprepulls")
+        await eventually(lambda: refused(child, "imageprepulls"))
+        await create(api, "anew", PINNED)
+        with pytest.raises(NodeError, match="does not vouch for what it has ordered") as caught:
+            await confirmed(api, "n1")
+        assert (caught.value.reason, caught.value.permanent) == ("OrderNotConfirmed", False)
+        await readiness(child, 503, "imageprepulls: GET /apis/imageprepull.io/v1alpha1/imageprepulls: 403")
+        await readiness(child, 503, "orders: not vouched for, nothing is deleted: GET /apis/")
+        assert child.ended() is None, child.tail()
+        await allow(api)
+        await eventually(holds(api, "n1", pinned="Present"), within=40)
+        await eventually(lambda: readiness(child, 200, "[+]imageprepulls ok"))
+
+
+async def test_nothing_is_read_again_and_again_while_there_is_nothing_to_delete(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    with running(Operator(bare_api, "op", "--resync=300")):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+
+        async def renewed_without_a_word() -> bool:
+            lease = await api.get(LEASES, "imageprepull-operator", "default")
+            assert lease["spec"]["renewTime"] != lease["spec"]["acquireTime"]
+            return not vouches(lease)
+
+        await eventually(renewed_without_a_word)
+
+
+async def test_beyond_the_owners_that_an_entry_lists_nobody_is_forgotten(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    names = [f"o{number:03d}" for number in range(bounds.OWNERS + 1)]
+    with running(operator(bare_api)):
+        for name in names:
+            await deleting(api, name, PINNED)
+        await eventually(ready(api, names[-1]), 60)
+
+        async def cut() -> bool:
+            (entry,) = (await api.get(NODEPREPULLS, "n1"))["spec"]["images"]
+            assert len(entry["owners"]) == bounds.OWNERS
+            return not any(names[-1] in owner for owner in entry["owners"])
+
+        await eventually(cut)
+        # It names the image still, and is refused from now on.
+        by_tag_too = [{"image": PINNED}, {"image": PINNED.replace("@", ":1@")}]
+        patch = {"spec": {"images": by_tag_too}}
+        await api.merge_patch(IMAGEPREPULLS, names[-1], patch, namespace="default")
+        await eventually(lambda: stalled(api, names[-1]))
+        for name in names[:-1]:
+            await api.delete(IMAGEPREPULLS, name, namespace="default")
+        await stays_without_orders(agents)
+        for node in NODE_NAMES:
+            assert await holds(api, node, pinned="Present")()
+        await api.delete(IMAGEPREPULLS, names[-1], namespace="default")
+        for node in NODE_NAMES:
+            await eventually(holds(api, node), 40)
+    assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
+
+
+async def stalled(api: ApiClient, name: str) -> bool:
+    document = await api.get(IMAGEPREPULLS, name, "default")
+    (found,) = [one for one in document["status"]["conditions"] if one["type"] == "Stalled"]
+    assert found["observedGeneration"] == document["metadata"]["generation"]
+    return bool(found["status"] == "True")
+
+
+async def test_an_operator_that_lives_through_a_restored_backup_goes_by_what_is_there_now(
+    unharmed: BareApi,  # noqa: F811
+    api: ApiClient,
+    agents: FakeAgents,
+) -> None:
+    """It has seen higher resourceVersions than the objects will have for long, its own last writes among them."""
+    child = operator(unharmed, "--lease-seconds=120")
+    with running(child):
+        await deleting(api, "web", PINNED)
+        await eventually(ready(api, "web"))
+        await eventually(lambda: crd_noted(api))
+        backup = await asyncio.to_thread(unharmed.back_up)
+        for number in range(100):
+            patch = {"metadata": {"labels": {"number": str(number)}}, "spec": {"priority": 1}}
+            seen = await api.merge_patch(IMAGEPREPULLS, "web", patch, namespace="default")
+        await eventually(lambda: written_with_priority(api, 1))
+        await asyncio.to_thread(unharmed.restore, backup)
+        edit = {"spec": {"priority": 2, "deletionPolicy": "Retain"}}
+        restored = await eventually(lambda: api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default"))
+        assert int(restored["metadata"]["resourceVersion"]) < int(seen["metadata"]["resourceVersion"])
+        await eventually(lambda: written_with_priority(api, 2), 60)
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        for node in NODE_NAMES:
+            await eventually(holds(api, node), 60)
+        assert child.ended() is None, "its memory of what was is the danger"
+    assert orders(agents) == {(node, "Unpin") for node in NODE_NAMES}
+
+
+async def written_with_priority(api: ApiClient, priority: int) -> bool:
+    (entry,) = (await api.get(NODEPREPULLS, "n1"))["spec"]["images"]
+    return bool(entry.get("priority") == priority)
+
+
+async def test_a_crd_that_is_older_than_the_operator_takes_from_a_node_what_it_lacks_and_nothing_else(
+    bare_api: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """As after an upgrade with crds.enabled=false."""
+    full = yaml.safe_load(next(file for file in CRD_FILES if file.stem == "nodeprepulls").read_text())
+    older = copy.deepcopy(full)
+    spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del spec["kubeletWithoutPins"]
+    del spec["images"]["items"]["properties"]["priority"]
+    name = full["metadata"]["name"]
+    await api.apply(CRDS, name, older, field_manager="test", force=True)
+    node_info = {"status": {"nodeInfo": {"kubeletVersion": "v1.24.0"}}}
+    await api.merge_patch(NODES, "n1", node_info, subresource="status")
+    child = operator(bare_api)
+    with running(child):
+        await deleting(api, "web", PINNED, priority=5)
+        for node in NODE_NAMES:
+            await eventually(holds(api, node, pinned="Present"))
+        await eventually(ready(api, "web"))
+        assert child.tail(1000).count("CRD older than this operator") == 1
+        generation = (await api.get(NODEPREPULLS, "n1"))["metadata"]["generation"]
+        await api.apply(CRDS, name, full, field_manager="test", force=True)
+        await eventually(lambda: written_with_priority(api, 5))
+        found = await api.get(NODEPREPULLS, "n1")
+        assert found["spec"]["kubeletWithoutPins"] == "v1.24.0"
+        assert found["metadata"]["generation"] == generation + 1, "nothing was written again and again"

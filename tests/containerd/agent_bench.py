@@ -14,7 +14,7 @@ from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.kube.access import ClusterAccess
 from imageprepull.pulling.space import NoRoom
-from imageprepull.resources.nodeprepull import ImageState
+from imageprepull.resources.nodeprepull import Desired, ImageState
 from imageprepull.runtime.discovery import discover
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.containerd.pull_bench import BOOT, OWNER, PullBench
@@ -49,6 +49,12 @@ class Agent:
     async def until_ended(self) -> None:
         """Wait until nothing is pulled."""
         await self._until(lambda: not self.reconciler.running)
+
+    async def until_let_go(self) -> None:
+        """Wait until every order to let go of an image is carried out, or says what it waits for."""
+        views = self.reconciler.views.values()
+        gone = [view for view in views if view.desired.state is Desired.ABSENT]
+        await self._until(lambda: all(view.released or view.backoff is not None for view in gone))
 
     async def until_given_back(self) -> None:
         """Wait until no unfinished pull holds anything, under a gate for the whole node."""

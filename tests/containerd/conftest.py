@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from imageprepull.pulling.given_tags import GIVEN
+from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.snapshots import SnapshotKind
 from imageprepull.unpacking.messages import Settings
@@ -38,8 +40,14 @@ class Leftovers:
 
 
 async def leftovers(containerd: Containerd) -> Leftovers:
+    """Also what is remembered of a tag, when the image that was given it is not there."""
+    there = {record.target.digest for record in await containerd.images.list()}
     return Leftovers(
-        [lease.id for lease in await containerd.leases.list()],
+        [
+            lease.id
+            for lease in await containerd.leases.list()
+            if GIVEN not in lease.labels or lease.labels[LEASE_IMAGE] not in there
+        ],
         [ingest.ref for ingest in await containerd.content.list_ingests()],
         [
             found.name
@@ -57,10 +65,9 @@ async def collect_garbage(containerd: Containerd) -> None:
 
 async def wipe(containerd: Containerd) -> None:
     """Empty the namespace."""
-    found = await leftovers(containerd)
-    for lease in found.leases:
-        await containerd.leases.delete(lease)
-    for ref in found.ingests:
+    for lease in await containerd.leases.list():
+        await containerd.leases.delete(lease.id)
+    for ref in (await leftovers(containerd)).ingests:
         await containerd.content.abort(ref)
     for record in await containerd.images.list():
         await containerd.images.delete(record.name)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
 
 import msgspec
 import pytest
 
 from imageprepull.agent.status import image_status
+from imageprepull.oci.reference import Reference
+from imageprepull.pulling.given_tags import GIVEN, note
+from imageprepull.pulling.labels import LEASE_IMAGE
+from imageprepull.pulling.leases import expires_at
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import Unavailable
 from imageprepull.runtime.images import ImageRecord, Images
 from tests.containerd.agent_bench import Agent, agent_of
+from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.pull_bench import PullBench, fake_serve, layer, pull_as_the_kubelet, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import FaultyRegistry
@@ -196,6 +203,8 @@ async def test_a_tag_that_somebody_else_moves_is_left_and_the_image_held(
             assert written == []
         (view,) = agent.reconciler.views.values()
         assert new.digest in image_status(view).message
+    # As at a start on a node whose NodePrepull is gone: that no order is seen ends none.
+    await bench.sweep(())
     async with agent_of(bench, runs=False) as agent:
         agent.reconciler.take_spec([entry])
         await settled(agent)
@@ -230,6 +239,8 @@ async def test_a_tag_that_was_moved_follows_the_next_order_and_the_one_after_it(
         assert tag is not None
         assert tag.target.digest == new.digest
         assert "io.cri-containerd.pinned" in tag.labels
+        await agent.node.unpin(msgspec.structs.replace(first, **gone))
+        assert await notes(bench) == [(reference, new.digest)], "what ends is that order's alone"
         agent.reconciler.take_spec([first])
         await settled(agent)
         assert said(agent)[:2] == ("Ready", "")
@@ -237,7 +248,169 @@ async def test_a_tag_that_was_moved_follows_the_next_order_and_the_one_after_it(
     await bench.puller.finish()
 
 
+@pytest.mark.parametrize("pin", [True, False], ids=["pinned", "not pinned"])
+@pytest.mark.parametrize("then", ["pulled by its digest", "collected", "removed by hand"])
+async def test_a_moved_tag_is_left_whatever_becomes_of_the_images_records(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, *, pin: bool, then: str
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    by_digest = f"{reference.rpartition(':')[0]}@{old.digest}"
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest, pin=pin)])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        await settled(agent)
+        if then == "pulled by its digest":
+            await pull_as_the_kubelet(daemon, by_digest)
+        else:
+            # As the kubelet does it, or `crictl rmi`.
+            for name in (old.config.digest, by_digest):
+                await bench.containerd.images.delete(name)
+            if then == "collected":
+                await collect_garbage(bench.containerd)
+        await settled(agent)
+        losses = 0 if then == "pulled by its digest" else 1
+        assert said(agent) == ("Ready", "HeldByDigest", losses)
+        assert (await records(bench))[reference] == new.digest
+        assert (await records(bench))[by_digest] == old.digest
+    await bench.puller.finish()
+
+
+async def test_a_tag_that_moves_before_the_agent_has_looked_at_what_it_pulled_is_left(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
+        await agent.passed()
+        assert (await records(bench))[reference] == old.digest
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        await settled(agent)
+        assert said(agent) == ("Ready", "HeldByDigest", 0)
+        assert (await records(bench))[reference] == new.digest
+    await bench.puller.finish()
+
+
+@pytest.mark.parametrize("moved", [True, False])
+async def test_a_tag_that_vanishes_is_given_again(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, *, moved: bool
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
+        await settled(agent)
+        if moved:
+            fake_serve(fake, new)
+            await pull_as_the_kubelet(daemon, reference)
+            await settled(agent)
+        await bench.containerd.images.delete(reference)
+        await settled(agent)
+        assert said(agent)[:2] == ("Ready", "")
+        assert (await records(bench))[reference] == old.digest
+    await bench.puller.finish()
+
+
+async def notes(bench: PullBench) -> list[tuple[str, str]]:
+    """The digests that tags were given to, by tag."""
+    leases = [lease.labels for lease in await bench.containerd.leases.list() if GIVEN in lease.labels]
+    return sorted((labels[GIVEN], labels[LEASE_IMAGE]) for labels in leases)
+
+
+async def test_what_is_remembered_of_a_tag_is_kept_anew_for_as_long_as_the_order_stands(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, old, new = moving(fake, daemon)
+
+    async def ends() -> float:
+        (lease,) = [lease for lease in await bench.containerd.leases.list() if GIVEN in lease.labels]
+        return expires_at(lease) or inf
+
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        await settled(agent)
+        before = await ends()
+        await settled(agent)
+        assert await ends() == before, "not at each look"
+        # As after half of the time.
+        monkeypatch.setattr("imageprepull.pulling.memory._SECONDS", 100 * 24 * 3600.0)
+        await settled(agent)
+        assert before + 60 * 24 * 3600 < await ends() < inf
+        assert said(agent) == ("Ready", "HeldByDigest", 0)
+        assert (await records(bench))[reference] == new.digest
+    await bench.puller.finish()
+
+
+async def test_an_agent_that_died_between_two_notes_of_a_tag_leaves_it_to_the_newer_order(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    first, second = (DesiredImage(reference=reference, digest=image.digest) for image in (old, new))
+
+    async def die(*_: object, **__: object) -> None:
+        raise Unavailable("delete a lease", "the agent dies here")
+
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([first])
+        await settled(agent)
+        fake_serve(fake, new)
+        with monkeypatch.context() as patched:
+            patched.setattr("imageprepull.pulling.given_tags.drop_lease", die)
+            with pytest.raises(Unavailable):
+                await note(bench.containerd, Reference.parse(reference), new.digest)
+        assert len(await notes(bench)) == 2
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([second])
+        await settled(agent)
+        assert await notes(bench) == [(reference, new.digest)]
+        agent.reconciler.take_spec([first])
+        await settled(agent)
+        assert (await records(bench))[reference] == old.digest, "an order back is an order, too"
+        assert await notes(bench) == [(reference, old.digest)]
+    await bench.puller.finish()
+
+
+@pytest.mark.parametrize("end", ["unpinned", "kept", "in use", "removed"])
 async def test_an_order_that_is_given_again_gets_its_tag_again(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, end: str
+) -> None:
+    reference, old, new = moving(fake, daemon)
+    entry = DesiredImage(reference=reference, digest=old.digest)
+    by_digest = f"{reference.rpartition(':')[0]}@{old.digest}"
+    snapshots = bench.containerd.snapshots
+    async with agent_of(bench, runs=False) as agent:
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+        await settled(agent)
+        if end == "kept":
+            await pull_as_the_kubelet(daemon, by_digest)
+        if end == "in use":
+            kept = {"containerd.io/gc.root": "as what a container uses"}
+            await snapshots.prepare(SNAPSHOTTER, "a container", old.chain_ids[-1], kept)
+        removal = OnRemoval.UNPIN if end == "unpinned" else OnRemoval.DELETE
+        agent.reconciler.take_spec([msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=removal)])
+        await agent.passed()
+        await agent.until_let_go()
+        assert said(agent)[0] == ("Waiting" if end == "in use" else "Absent")
+        assert (by_digest in await records(bench)) is (end != "removed")
+        assert await notes(bench) == []
+        agent.reconciler.take_spec([entry])
+        await settled(agent)
+        assert said(agent)[:2] == ("Ready", "")
+        assert (await records(bench))[reference] == old.digest
+        assert await notes(bench) == [(reference, old.digest)]
+        if end == "in use":
+            await snapshots.remove(SNAPSHOTTER, "a container")
+    await bench.puller.finish()
+
+
+async def test_an_order_to_remove_an_image_ends_nothing_before_it_is_confirmed(
     bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
 ) -> None:
     reference, old, new = moving(fake, daemon)
@@ -248,12 +421,12 @@ async def test_an_order_that_is_given_again_gets_its_tag_again(
         fake_serve(fake, new)
         await pull_as_the_kubelet(daemon, reference)
         await settled(agent)
-        agent.reconciler.take_spec([msgspec.structs.replace(entry, state=Desired.ABSENT)])
+        # What comes first of a removal, while the order is asked for once more.
+        gone = msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+        await agent.node.unpin(gone)
         await settled(agent)
-        agent.reconciler.take_spec([entry])
-        await settled(agent)
-        assert said(agent)[:2] == ("Ready", "")
-        assert (await records(bench))[reference] == old.digest
+        assert said(agent) == ("Ready", "HeldByDigest", 0)
+        assert (await records(bench))[reference] == new.digest
     await bench.puller.finish()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from imageprepull.agent.losses import follow_losses
 from imageprepull.oci.descriptor import Descriptor
-from imageprepull.resources.nodeprepull import DesiredImage, ImageState
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.agent_bench import Agent, agent_of
 from tests.containerd.conftest import SNAPSHOTTER
@@ -73,7 +73,9 @@ async def test_all_that_a_present_image_stands_on_is_named_when_it_goes(
         documents = {image.digest, image.config.digest}
         layers = {one.blob.digest for one in image.layers}
         assert view.held.parts == documents | layers | set(image.chain_ids)
-        agent.reconciler.take_spec([])
+        gone = DesiredImage(reference=reference, digest=image.digest, state=Desired.ABSENT)
+        agent.reconciler.take_spec([gone])
+        await agent.until(ImageState.ABSENT)
         await subscribed(bench.containerd, ears)
         # What others stand on last: the runtime itself takes what nothing names any more.
         for chain_id in reversed(image.chain_ids):

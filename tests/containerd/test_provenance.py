@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
 
 from imageprepull.oci.reference import Reference
+from imageprepull.pulling.given_tags import forget as forget_tag
+from imageprepull.pulling.given_tags import note
 from imageprepull.pulling.labels import CRI_PINNED, LEASE, MANAGED, PINNED, RESTORED, UNSYNCED
+from imageprepull.pulling.leases import INGESTS, discard_lease
 from imageprepull.pulling.provenance import forget, remember, remembered
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
 from imageprepull.pulling.unsynced import remove_unsynced
+from imageprepull.pulling.urgency import wanted_elsewhere
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, OnRemoval
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import Unavailable
 from imageprepull.runtime.images import Images
+from imageprepull.runtime.leases import LeasedResource, Leases
 from tests.containerd.agent_bench import agent_of
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.layer_trees import layer_folders
@@ -190,3 +195,32 @@ async def test_what_is_remembered_only_grows_until_it_is_forgotten(containerd: C
     for digest in (one, two, two):
         await forget(containerd, digest)
         assert await remembered(containerd, digest) == set()
+
+
+async def test_nobody_asks_what_leases_hold_that_only_remember(
+    containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be one per image of the node, and a polite pull asks who holds its image all the time."""
+    digest = f"sha256:{'3' * 64}"
+    tag = Reference.parse("registry.example/tag:1")
+    await remember(containerd, {digest: frozenset({"made"})})
+    await note(containerd, tag, digest)
+    await containerd.leases.create("pull", {LEASE: OWNER}, 60)
+    await containerd.leases.add_resource("pull", INGESTS, "layer-of-a-pull")
+    await containerd.leases.create("theirs", {}, 60)
+    asked: set[str] = set()
+    plain = Leases.resources
+
+    async def resources(self: Leases, id: str) -> Sequence[LeasedResource]:  # noqa: A002
+        asked.add(id)
+        return await plain(self, id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Leases, "resources", resources)
+        assert not await wanted_elsewhere(containerd, {digest})
+        assert asked == {"theirs"}
+        assert await discard_lease(containerd, "pull") == ["layer-of-a-pull"]
+        assert asked == {"theirs", "pull"}
+    await forget(containerd, digest)
+    await forget_tag(containerd, tag, digest)
+    await containerd.leases.delete("theirs")

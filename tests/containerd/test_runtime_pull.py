@@ -11,7 +11,14 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNSYNCED
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
-from tests.containerd.pull_bench import PullBench, Watched, fake_serve, layer, pull_bench
+from tests.containerd.pull_bench import (
+    PullBench,
+    Watched,
+    fake_serve,
+    layer,
+    pull_as_the_kubelet,
+    pull_bench,
+)
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
@@ -115,3 +122,40 @@ async def test_row_66_who_wants_our_path_or_none_gets_none(
             await bench.pull(reference, digest=image.manifest.digest)
         assert "runtime" not in caught.value.message
         assert await containerd.images.list() == []
+
+
+@pytest.mark.parametrize("moved", ["before", "after"])
+async def test_a_tag_that_somebody_moves_is_left_when_the_runtime_pulls_the_image(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, moved: str
+) -> None:
+    old, new = (build_image([layer(f"ill-{moved}-{number}")]) for number in range(2))
+    reference = fake_serve(fake, old)
+    by_digest = f"{reference.rpartition(':')[0]}@{old.digest}"
+    daemon.trust(fake.address)
+
+    async def move() -> None:
+        fake_serve(fake, new)
+        await pull_as_the_kubelet(daemon, reference)
+
+    async def pull() -> str:
+        progress = Watched(reference)
+        await bench.pull(reference, progress, digest=old.digest, pin=True, tag_once=True)
+        return progress.note
+
+    if moved == "before":
+        assert await pull() == ""
+        await move()
+        for name in (by_digest, old.config.digest):
+            await bench.containerd.images.delete(name)
+        await collect_garbage(bench.containerd)
+    fake.faults[old.layers[0].blob.digest] = [Fault(lengths="twice") for _ in range(20)]
+    assert "runtime's own pull" in await pull()
+    if moved == "after":
+        assert (await bench.presence(reference, old.digest, pin=True)).tag_means == "", "it was given it"
+        await move()
+    found = await bench.presence(reference, old.digest, pin=True)
+    assert found.present, found.missing
+    assert (found.tag_noted, found.tag_means) == (True, new.digest)
+    tag = await bench.containerd.images.get(reference)
+    assert tag is not None
+    assert tag.target.digest == new.digest

@@ -16,6 +16,7 @@ from imageprepull.pulling.labels import (
     CRI_MANAGED,
     CRI_PINNED,
     MANAGED,
+    MEMORY,
     PINNED,
     UNSYNCED,
     config_labels,
@@ -66,7 +67,10 @@ async def complaints(
 
 
 async def empty(machine: Machine, containerd: Containerd) -> list[str]:
-    """Remove the image: then nothing at all may be left."""
+    """Remove the image: then nothing at all may be left, but what is remembered until an order ends or for a while."""
+    for lease in await containerd.leases.list():
+        if MEMORY in lease.labels:
+            await containerd.leases.delete(lease.id)
     for record in await containerd.images.list():
         await containerd.images.delete(record.name)
     await _make_dirty(containerd)

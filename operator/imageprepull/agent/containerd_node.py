@@ -13,6 +13,7 @@ import structlog
 
 from imageprepull import __version__
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
+from imageprepull.agent.orders import ordered
 from imageprepull.agent.registries import hold_times, registry_statuses
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
@@ -148,13 +149,15 @@ class ContainerdNode:
 
         async def work(reference: Reference) -> None:
             await unpin(self.containerd, reference, image.digest, others)
-            if image.state is Desired.ABSENT:
+            # Before a removal nobody has confirmed the order yet.
+            if image.state is Desired.ABSENT and not ordered(image):
                 await forget(self.containerd, reference, image.digest)
 
         await self._do(image, work)
 
     async def remove(self, image: DesiredImage, wanted: Callable[[], Collection[str]]) -> str:
         """As `Node.remove`."""
+        await self._do(image, lambda reference: forget(self.containerd, reference, image.digest))
         if image.digest not in wanted():
             # Its lease would keep what is to go.
             await self.abandon(image)
@@ -168,8 +171,6 @@ class ContainerdNode:
                 lease_labels=self._lease_labels,
             ),
         )
-        if verdict.kept:
-            await self._do(image, lambda reference: forget(self.containerd, reference, image.digest))
         return verdict.kept
 
     async def pins(self) -> list[Pin]:

@@ -1,43 +1,56 @@
 """Which digest we gave a tag to on this node, and whether somebody has moved the tag since.
 
-Asked by presence.py and naming.py, noted when an agent has brought or found an image. A pod that always pulls moves its tag to what the registry says
-now, and that is the kubelet's good right: an order names a digest, and the tag is given to it once. It is noted on the
-record by digest, since the kubelet's pull of a tag leaves nothing of ours on the tag's own.
+Asked by presence.py and naming.py, noted when an agent has brought or found an image. A pod that always pulls moves its
+tag to what the registry says now, and that is the kubelet's good right: an order names a digest, and the tag is given to
+it once. That is remembered in a lease (memory.py) until the order ends, or the tag is given to another digest; the agent
+that looks after the image keeps it anew before it expires.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from imageprepull.oci.reference import Reference
+from imageprepull.pulling.labels import LEASE_IMAGE
+from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.memory import is_fading, keep
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import NotFound
+from imageprepull.runtime.leases import Lease
 
-GIVEN = "imageprepull.io/tag."
-
-
-def is_noted(reference: Reference, labels: Mapping[str, str]) -> bool:
-    """Whether the record by digest with these `labels` says that it was given the tag; one without a tag needs no note."""
-    return reference.tag is None or GIVEN + reference.tag in labels
+GIVEN = "imageprepull.io/given"
+"""The name of the tag's record; `LEASE_IMAGE` says to which digest it was given."""
 
 
-async def moved_to(containerd: Containerd, reference: Reference, digest: str) -> str:
-    """What the tag means now, if it was given to `digest` and somebody has moved it since; else ""."""
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A reference's tag, as its digest is concerned.
+
+    `noted`: it is remembered, for some time to come, that this digest was given the tag, and no other.
+    `means`: the digest to which somebody has moved it since; else "".
+    """
+
+    noted: bool = True
+    means: str = ""
+
+
+async def ask_tag(containerd: Containerd, reference: Reference, digest: str) -> Tag:
+    """What is remembered of the tag, and what became of it. A reference without a tag needs no note."""
     if reference.tag_record is None:
-        return ""
-    tag = await containerd.images.get(reference.tag_record)
-    if tag is None or tag.target.digest == digest:
-        return ""
-    given = await containerd.images.get(reference.digest_record(digest))
-    if given is None or given.target.digest != digest or not is_noted(reference, given.labels):
-        return ""
-    return tag.target.digest
+        return Tag()
+    notes = await _notes(containerd, reference.tag_record)
+    # Also where another digest is noted beside it: whoever noted this one died before the other was forgotten.
+    if not any(_is_of(digest, one) for one in notes):
+        return Tag(noted=False)
+    record = await containerd.images.get(reference.tag_record)
+    means = record.target.digest if record is not None else digest
+    return Tag(_is_settled(notes, digest), "" if means == digest else means)
 
 
 async def without_moved_tag(containerd: Containerd, reference: Reference, digest: str) -> Reference:
     """The name to bring an image of `digest` under: the reference, or its digest alone where its tag was moved."""
-    if await moved_to(containerd, reference, digest):
+    if (await ask_tag(containerd, reference, digest)).means:
         return by_digest(reference, digest)
     return reference
 
@@ -49,25 +62,36 @@ def by_digest(reference: Reference, digest: str) -> Reference:
 
 async def note(containerd: Containerd, reference: Reference, digest: str) -> None:
     """Note that `digest` was given the tag, and no other of its repository: whose it was is to get it anew."""
-    if reference.tag is None:
+    if reference.tag_record is None:
         return
-    label = GIVEN + reference.tag
-    ours = reference.digest_record(digest)
-    for record in await containerd.images.list([f'labels."{label}"==true']):
-        if record.name != ours and record.name.startswith(f"{reference.name}@"):
-            await _label(containerd, record.name, {label: ""})
-    await _label(containerd, ours, {label: "true"})
+    notes = await _notes(containerd, reference.tag_record)
+    lasting = [one.id for one in notes if _is_of(digest, one) and not is_fading(one)][:1]
+    if not lasting:
+        # First, and under a new ID each time: who dies in between leaves one note too many, not none.
+        labels = {LEASE_IMAGE: digest, GIVEN: reference.tag_record}
+        await keep(containerd, f"imageprepull-given-{secrets.token_hex(16)}", labels)
+    for one in notes:
+        if one.id not in lasting:
+            await drop_lease(containerd, one.id)
 
 
 async def forget(containerd: Containerd, reference: Reference, digest: str) -> None:
     """The order is gone: one that comes later for this digest gets the tag."""
-    if reference.tag is None:
+    if reference.tag_record is None:
         return
-    record = await containerd.images.get(reference.digest_record(digest))
-    if record is not None and is_noted(reference, record.labels):
-        await _label(containerd, record.name, {GIVEN + reference.tag: ""})
+    for one in await _notes(containerd, reference.tag_record):
+        if _is_of(digest, one):
+            await drop_lease(containerd, one.id)
 
 
-async def _label(containerd: Containerd, name: str, labels: Mapping[str, str]) -> None:
-    with contextlib.suppress(NotFound):
-        await containerd.images.update_labels(name, labels)
+async def _notes(containerd: Containerd, tag: str) -> list[Lease]:
+    return await containerd.leases.list([f'labels."{GIVEN}"=="{tag}"'])
+
+
+def _is_of(digest: str, note: Lease) -> bool:
+    return note.labels.get(LEASE_IMAGE) == digest
+
+
+def _is_settled(notes: Iterable[Lease], digest: str) -> bool:
+    lasting = [one for one in notes if not is_fading(one)]
+    return bool(lasting) and all(_is_of(digest, one) for one in notes)

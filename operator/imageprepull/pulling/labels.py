@@ -17,6 +17,8 @@ from imageprepull.runtime.labels import LABEL_LIMIT, SOURCE_PREFIX
 LEASE = "imageprepull.io/lease"
 LEASE_IMAGE = "imageprepull.io/image"
 LEASE_PROCESS = "imageprepull.io/process"
+MEMORY = "imageprepull.io/memory"
+"""Of a lease that holds nothing and is no pull's (memory.py)."""
 UNSYNCED = "imageprepull.io/unsynced"
 MANAGED = "imageprepull.io/managed"
 PINNED = "imageprepull.io/pinned"

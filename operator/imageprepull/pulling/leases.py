@@ -13,7 +13,7 @@ from math import inf
 
 from imageprepull.oci.platform import Platform
 from imageprepull.pulling.cleanup import finish_anyway, patiently
-from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE
+from imageprepull.pulling.labels import EXTRACT, LEASE, LEASE_IMAGE, MEMORY
 from imageprepull.pulling.request import PullRequest
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import AlreadyExists, LeaseGone, NotFound
@@ -213,7 +213,7 @@ async def discard_lease(containerd: Containerd, lease_id: str, *, sync: bool = F
     mine = await _held(containerd, lease_id, INGESTS)
     if mine:
         for other in await containerd.leases.list():
-            if other.id != lease_id:
+            if other.id != lease_id and MEMORY not in other.labels:
                 mine -= await _held(containerd, other.id, INGESTS)
     for ref in sorted(mine):
         await containerd.content.abort(ref)

@@ -1,4 +1,4 @@
-"""The last step of a pull (image.py): the records that give the image its names, when its layers are there."""
+"""The last step of a pull (image.py, runtime_pull.py): the records that give the image its names, when its layers are there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def name_image(
 
     With `tag_once`, a tag that somebody has moved since it was given to the image is left where it is.
 
-    `containerd` is bound to the lease of the pull, `unleased` to none.
+    `containerd` is bound to the lease of the pull, if that has one, `unleased` to none.
 
     Raises:
         ChainLostError: something below the records is gone; they are taken back.

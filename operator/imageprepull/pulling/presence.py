@@ -15,7 +15,7 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling.chain_folders import ChainFolders
 from imageprepull.pulling.documents import ChainLayer, ImageDocuments, read_stored
 from imageprepull.pulling.durability import believed
-from imageprepull.pulling.given_tags import by_digest, is_noted, moved_to
+from imageprepull.pulling.given_tags import Tag, ask_tag, by_digest
 from imageprepull.pulling.labels import CRI_PINNED, GC_CONTENT, GC_SNAPSHOT, PINNED, UNSYNCED
 from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.runtime.connection import Containerd
@@ -30,7 +30,7 @@ class Presence:
     `missing` says in words what is not. `complete` is `present` but for the pin. `pinned` is what the CRI says:
     False for good on runtimes that know no pinning. `our_pin`: some record carries a pin that we set, present or not.
     `tag_means`: the digest to which somebody has moved the tag since the image was given it; it is held by its own
-    digest then. `tag_noted`: it is noted whether it was.
+    digest then. `tag_noted`: it is remembered that it was given the tag.
     `digest`, `config_digest` and `layers` as far as known. `documents`: digests of indexes, manifest and config, of an
     image that lacks nothing but perhaps its pin.
     """
@@ -91,8 +91,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         RuntimeFault: the runtime does not answer.
     """
     wanted = digest or reference.digest
-    tag_means = await moved_to(containerd, reference, wanted) if wanted else ""
-    if tag_means and wanted:
+    tag = await ask_tag(containerd, reference, wanted) if wanted else Tag()
+    if tag.means and wanted:
         reference = by_digest(reference, wanted)
     names = [
         name for name in (reference.tag_record, reference.digest_record(wanted) if wanted else None) if name
@@ -110,7 +110,6 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         if folders is not None:
             await _folders(containerd, snapshotter, image.layers, folders, lease_labels)
         pinned = await _visible(containerd, names, image.manifest.config.digest)
-        noted = any("@" in record.name and is_noted(reference, record.labels) for record in records)
         # Of an index, its manifest and other packings of one config only one can be the target of the ID's record.
         records += await _records(containerd, [image.manifest.config.digest], None)
     except _MissingError as missing:
@@ -134,8 +133,8 @@ async def presence(  # noqa: PLR0917 - six things make the question.
         pinned=pinned,
         # The ID's record may mean another image of this config, and carry the pin of that one.
         our_pin=any(PINNED in record.labels and record.target.digest == target for record in records),
-        tag_means=tag_means,
-        tag_noted=noted,
+        tag_means=tag.means,
+        tag_noted=tag.noted,
         documents=tuple(
             one.descriptor.digest for one in (*image.indexes, image.manifest_document, image.config_document)
         ),

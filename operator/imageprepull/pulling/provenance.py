@@ -2,27 +2,23 @@
 
 Between chain_removal.py, which deletes the records of layers that are not to be believed, whosever they are, and
 records.py, which writes those of the next pull. That pull may be one of a later life of the agent, so the memory is the
-runtime's: a lease that holds nothing, one per image and deed, which no sweep of ours touches and which expires by itself
-where no pull follows.
+runtime's (memory.py), one lease per image and deed, which expires by itself where no pull follows.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable, Mapping
 
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.leases import drop_lease
+from imageprepull.pulling.memory import keep
 from imageprepull.pulling.ownership import BY_HAND, MADE, done_by_others
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import AlreadyExists
 from imageprepull.runtime.images import ImageRecord
 
 THEIRS = "imageprepull.io/theirs"
 """One of the words of `done_by_others`."""
 _DEEDS = frozenset({MADE, BY_HAND})
-_SECONDS = 30 * 24 * 3600.0
-"""Long beside any registry that is away; an image that was gone for so long is nobody's."""
 
 
 def to_remember(images: Iterable[Iterable[ImageRecord]]) -> dict[str, frozenset[str]]:
@@ -46,9 +42,7 @@ async def remember(containerd: Containerd, done: Mapping[str, Collection[str]]) 
     """
     for digest, deeds in done.items():
         for deed in deeds:
-            labels = {LEASE_IMAGE: digest, THEIRS: deed}
-            with contextlib.suppress(AlreadyExists):
-                await containerd.leases.create(_lease_of(digest, deed), labels, _SECONDS)
+            await keep(containerd, _lease_of(digest, deed), {LEASE_IMAGE: digest, THEIRS: deed})
 
 
 async def remembered(containerd: Containerd, digest: str) -> frozenset[str]:

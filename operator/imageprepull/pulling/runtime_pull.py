@@ -7,20 +7,18 @@ tells no progress; what it brought is given the same records and pins as what we
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import structlog
 
+from imageprepull.pulling.chain import ChainLostError
 from imageprepull.pulling.documents import read_stored
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error
-from imageprepull.pulling.given_tags import note, without_moved_tag
 from imageprepull.pulling.machinery import Machinery
+from imageprepull.pulling.naming import name_image
 from imageprepull.pulling.progress import ImageProgress, LayerProgress
-from imageprepull.pulling.provenance import forget, remembered
-from imageprepull.pulling.records import record_names, write_records
 from imageprepull.pulling.request import PullOutcome, PullRequest
-from imageprepull.pulling.visible import CRI_NAMESPACE, wait_visible
+from imageprepull.pulling.visible import CRI_NAMESPACE
 from imageprepull.registry.faults import PROTOCOL_ERROR
 from imageprepull.resources.nodeprepull import LayerState
 
@@ -52,16 +50,9 @@ async def pull_by_runtime(
     progress.note = f"left to the runtime's own pull, which shows no progress: {failure.message}"
     progress.enter("PullingByRuntime")
     log.warning("an image is left to the runtime", image=name, reason=failure.reason, error=failure.message)
-    containerd, asked = machinery.containerd, request.reference
     try:
-        left = asked
-        if digest and request.tag_once:
-            left = await without_moved_tag(containerd, asked, digest)
-        await containerd.cri.pull_image(name, machinery.settings.runtime_pull_timeout)
-        outcome = await _finish(machinery, replace(request, reference=left), progress, name, began)
-        if digest and request.tag_once:
-            # Also where it was before: the runtime's pull took it off the record by digest.
-            await note(containerd, asked, digest)
+        await machinery.containerd.cri.pull_image(name, machinery.settings.runtime_pull_timeout)
+        outcome = await _finish(machinery, request, progress, name, began)
     except Exception as error:
         found = as_pull_error(error)
         raise PullError(
@@ -99,26 +90,21 @@ async def _finish(
         machinery.boot_id,
         [layer.chain_id for layer in image.layers],
     )
-    config = image.manifest.config.digest
-    theirs = await remembered(containerd, digest)
-    await write_records(
-        containerd, request.reference, image, theirs=theirs, pin=request.pin, by_hand=request.by_hand
-    )
-    if theirs:
-        await forget(containerd, digest)
-    names = record_names(request.reference, digest, config)
-    shown = await wait_visible(containerd, names, config, machinery.settings)
+    try:
+        pinned = await name_image(containerd, containerd, request, image, machinery.settings)
+    except ChainLostError as error:
+        raise PullError("NotVisible", str(error)) from error
     seconds = time.monotonic() - began
     progress.seconds["ready"] = progress.seconds["done"] = seconds
     progress.enter("Done")
     return PullOutcome(
         digest=digest,
-        config_digest=config,
+        config_digest=image.manifest.config.digest,
         layers=tuple(progress.layers),
         seconds_ready=seconds,
         seconds_kept=seconds,
         seconds_done=seconds,
         bytes_downloaded=sum(progress.bytes_by_host.values()),
         bytes_by_host=dict(progress.bytes_by_host),
-        pinned=bool(shown and shown.pinned),
+        pinned=pinned,
     )

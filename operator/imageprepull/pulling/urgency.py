@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from imageprepull.pulling.labels import LEASE
+from imageprepull.pulling.labels import LEASE, MEMORY
 from imageprepull.pulling.leases import CONTENT
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
@@ -89,7 +89,7 @@ async def wanted_elsewhere(containerd: Containerd, documents: Collection[str]) -
         RuntimeFault: the runtime does not answer.
     """
     for lease in await containerd.leases.list():
-        if LEASE in lease.labels:
+        if LEASE in lease.labels or MEMORY in lease.labels:
             continue
         try:
             resources = await containerd.leases.resources(lease.id)

@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import pytest
 
-from imageprepull.controller.assign import assign
+from imageprepull.controller.assign import Choice, assign
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.node_writer import NodeWriter
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Change
+from imageprepull.resources import bounds
 from tests.unit.controller_doubles import candidate, digest, nodes, resolution
 
 NGINX = "docker.io/library/nginx:1"
@@ -98,3 +99,25 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     await writer.write("n1")
     assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("image", "states"), [("No Image", []), ("redis:7", ["Absent"])])
+async def test_an_image_of_many_waits_for_an_object_that_is_refused(image: str, states: list[str]) -> None:
+    """It may be an owner that the entry had no room for. One that is in the plan is not."""
+    api, standby, writer = operator(chosen=False)
+    owners = [f"shop/o{number}/o{number}" for number in range(bounds.OWNERS)]
+    for owner in owners:
+        namespace, name, uid = owner.split("/")
+        standby.witness.deleted(uid, namespace, name)
+        standby.witness.read(uid, found=False, trusted=True, now=0)
+    reference = {"kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [reference]}
+    entry = {"reference": NGINX, "digest": digest(1), "onRemoval": "Delete", "owners": owners}
+    api.stored = {"metadata": metadata, "spec": {"images": [entry]}}
+    standby.intake.node_prepull(Change("added", api.stored, None, witnessed=True))
+    late = {"namespace": "shop", "name": "late", "uid": "late", "resourceVersion": "1", "generation": 1}
+    known = standby.intake.prepull({"metadata": late, "spec": {"images": [{"image": image}]}})
+    standby.world.planned = {known.uid: known.candidate} if known.candidate else {}
+    standby.world.choices = {known.uid: Choice()} if known.candidate else {}
+    await writer.write("n1")
+    assert [one["state"] for body in api.applied for one in body["spec"]["images"]] == states

@@ -85,3 +85,19 @@ async def test_an_api_server_that_does_not_answer_proves_nothing() -> None:
     await one.wait(1)
     with pytest.raises(ApiError):
         await one.holds()
+
+
+async def test_what_an_older_crd_lacks_is_noted_and_forgotten_when_it_is_replaced() -> None:
+    def with_fields(*names: str) -> dict[str, Any]:
+        spec: dict[str, Any] = {"properties": {name: {} for name in names}}
+        schema = {"openAPIV3Schema": {"properties": {"spec": spec}}}
+        return crd() | {"spec": {"versions": [{"name": "v1alpha1", "schema": schema}]}}
+
+    fields = ["resolve", "registries", "kubeletWithoutPins"]
+    older, newer = with_fields(*fields[:2]), with_fields(*fields)
+    found = trust(older, older, newer)
+    await found.wait(1)
+    assert ("kubeletWithoutPins",) in found.lacking
+    assert ("registries",) not in found.lacking
+    await found.holds()
+    assert ("kubeletWithoutPins",) not in found.lacking

@@ -83,3 +83,22 @@ async def test_a_turn_given_back_is_free_again() -> None:
     await rate.slot()
     rate.give_back()
     await asyncio.wait_for(rate.slot(), 30)
+
+
+async def test_keys_that_need_no_request_let_others_in_between() -> None:
+    """Thousands of them must not keep the Lease from being renewed."""
+    queue: DirtyKeys[int] = DirtyKeys()
+    seen: list[int | str] = []
+
+    async def note(key: int) -> None:
+        seen.append(key)
+
+    for key in range(3):
+        queue.add(key)
+    working = asyncio.create_task(work(queue, note))
+    async with asyncio.timeout(30):
+        while len(seen) < 6:
+            seen.append("others")
+            await asyncio.sleep(0)
+    working.cancel()
+    assert "others" in seen[seen.index(0) : seen.index(2)]

@@ -81,6 +81,28 @@ async def test_what_the_crd_has_no_place_for_is_neither_written_nor_missed() -> 
     assert api.applied[1]["spec"]["kubeletWithoutPins"] == OLD
 
 
+@pytest.mark.parametrize(
+    ("chosen", "state", "on_removal", "taken_back"),
+    [
+        (True, "Absent", "Delete", True),
+        (True, "Absent", "Unpin", False),
+        (True, "Present", "Unpin", False),
+        (False, "Absent", "Delete", False),
+    ],
+)
+async def test_a_write_that_takes_an_order_to_delete_back_is_told_from_others(
+    chosen: bool, state: str, on_removal: str, taken_back: bool
+) -> None:
+    _, standby, writer = operator(chosen=chosen)
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
+    entry = {"reference": NGINX, "digest": digest(1), "state": state, "onRemoval": on_removal}
+    spec = {"images": [entry | {"owners": ["shop/old/uid-old"]}]}
+    standby.intake.node_prepull(Change("added", {"metadata": metadata, "spec": spec}, None, witnessed=True))
+    assert (standby.world.deleting() == {"n1"}) is (on_removal == "Delete")
+    assert writer.takes_back("n1") is taken_back
+
+
 @pytest.mark.parametrize("restored", ["an older one", "none"])
 async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restored: str) -> None:
     """The watch finds what it had before our last write was answered: nothing has changed for it."""

@@ -28,6 +28,7 @@ class Api:
         self.trusted = True
         self.lists = 0
         self.meanwhile: Callable[[], None] = lambda: None
+        self.taken_back = {"n1"}
 
     async def list(self, kind: object, *, metadata_only: bool) -> tuple[list[dict[str, Any]], str]:
         assert metadata_only
@@ -81,7 +82,10 @@ async def operator(document: dict[str, Any] | None = None) -> tuple[Api, Standby
     standby.intake.prepull(prepull("web"))
     standby.intake.node_prepull(Change("added", document or ordered(), None, witnessed=True))
     await settle(standby)
-    return api, standby, Vouching(cast("Any", api), standby, poll=LONG, rest=LONG)
+    vouching = Vouching(
+        cast("Any", api), standby, takes_back=lambda name: name in api.taken_back, poll=LONG, rest=LONG
+    )
+    return api, standby, vouching
 
 
 async def test_one_look_vouches_for_one_renewal() -> None:
@@ -103,6 +107,9 @@ async def test_a_look_that_a_renewal_has_overtaken_vouches_for_nothing() -> None
     api.meanwhile = vouching.renewed
     await vouching.look()
     assert not vouching.vouches()
+    note = vouching.note()
+    assert note is not None
+    assert "takes longer than the Lease is left without a renewal" in note
 
 
 async def test_a_renewal_brings_the_next_look() -> None:
@@ -177,9 +184,9 @@ DOUBTS: list[tuple[Doubt, str]] = [
     (edited, "1 ImagePrepulls are not read yet: web"),
     (not_planned, "not everything that was read is in the plan"),
     (to_be_read, "not everything that was read is in the plan"),
-    (to_be_written, "1 NodePrepulls are not written yet: n1"),
-    (being_written, "1 NodePrepulls are not written yet: n1"),
-    (refused_a_write, "1 NodePrepulls are not written yet: n1"),
+    (to_be_written, "1 NodePrepulls are not written yet, where an order is to be taken back: n1"),
+    (being_written, "1 NodePrepulls are not written yet, where an order is to be taken back: n1"),
+    (refused_a_write, "1 NodePrepulls are not written yet, where an order is to be taken back: n1"),
 ]
 
 
@@ -225,6 +232,16 @@ async def test_objects_that_can_be_read_again_are_ready_again() -> None:
     api.error = None
     await vouching.look()
     assert vouching.unreadable is None
+
+
+@pytest.mark.parametrize("doubt", [to_be_written, being_written, refused_a_write])
+async def test_writes_that_take_nothing_back_can_wait(doubt: Doubt) -> None:
+    """As thousands do in a roll-out, and as one does that is refused for days."""
+    api, standby, vouching = await operator()
+    api.taken_back = set()
+    await doubt(api, standby)
+    await vouching.look()
+    assert vouching.vouches()
 
 
 async def test_a_node_that_is_looked_at_again_later_is_written() -> None:

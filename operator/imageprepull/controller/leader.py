@@ -85,7 +85,11 @@ class Leader:
             poll=min(1.0, settings.confirm_interval / 3),
         )
         self.vouching = Vouching(
-            api, standby, poll=settings.lease_seconds / 6, rest=min(LOOK_AT_REST, settings.resync)
+            api,
+            standby,
+            takes_back=self._nodes.takes_back,
+            poll=settings.lease_seconds / 6,
+            rest=min(LOOK_AT_REST, settings.resync),
         )
         self._ticker = Ticker(
             api,

@@ -30,7 +30,7 @@ from imageprepull.controller.retries import handed_on
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.strays import believed
 from imageprepull.controller.trust import object_missing
-from imageprepull.controller.world import KnownNodePrepull
+from imageprepull.controller.world import KnownNodePrepull, is_order_to_delete
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
@@ -105,6 +105,21 @@ class NodeWriter:
         self._writes.inc()
         self._intake.node_prepull_written(document)
         logger.info("node prepull written", node=name, images=len(images))
+
+    def takes_back(self, name: str) -> bool:
+        """Whether a write that is due for the node takes back an order to delete that stands there.
+
+        What else is due can wait without harm.
+        """
+        wanted = {(entry.reference, entry.digest): entry for entry in self._render(name).images}
+        return any(
+            entry is not None and not is_order_to_delete(entry)
+            for entry in (
+                wanted.get((order.reference, order.digest))
+                for order in self._world.current(name)
+                if is_order_to_delete(order)
+            )
+        )
 
     async def _decide(self, name: str) -> Rendered:
         """What the spec should be. Whatever lets go of an image is confirmed first."""

@@ -34,7 +34,7 @@ from imageprepull.resources.nodeprepull import (
 class Rendered:
     """The entries, and the uids that must be confirmed before more of them can be withdrawn.
 
-    `unsure`: an entry stays because its owners are not all listed.
+    `unsure`: an entry stays only because its owners are not all listed.
     """
 
     images: list[DesiredImage]
@@ -63,11 +63,11 @@ def render(
         key = (entry.reference, entry.digest)
         if entry.state is Desired.ABSENT:
             if key not in images and key not in done:
-                images[key] = entry
+                images[key] = _still_ordered(entry, asked)
             continue
         held = _held(entry, owners, asked)
         confirm |= held.confirm
-        unsure = unsure or (cut_short(entry) and not owners.complete)
+        unsure = unsure or held.unsure
         if held.wishes:
             state = Desired.PAUSED if held.paused else entry.state
             state = Desired.PRESENT if key in images else state
@@ -121,29 +121,46 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
     """The order to let go of an image. The owners stay named, for whoever asks why.
 
     An owner that said Retain in the end, in the edit that drops the image or right before it was deleted, is enough
-    to keep it. Whoever is gone and said so may be one that there was no room for.
+    to keep it. Whoever says so may be one that there was no room for.
     """
     retained = any(uid_of(owner) in owners.retaining for owner in entry.owners)
     if cut_short(entry):
-        retained = retained or any(uid in owners.retaining for uid in owners.gone)
+        retained = retained or bool(owners.retaining)
     on_removal = OnRemoval.UNPIN if retained else entry.on_removal
     return msgspec.structs.replace(entry, state=Desired.ABSENT, pin=False, on_removal=on_removal)
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What those ask for who have not let go of an entry; `paused` when all of them skip the node for now."""
+    """What those ask for who have not let go of an entry; `paused` when all of them skip the node for now.
+
+    `unsure`: nobody is known to hold it, and not all who may are listed.
+    """
 
     wishes: list[DesiredImage]
     confirm: frozenset[str]
     paused: bool
+    unsure: bool
+
+
+def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
+    """An order to let go of an image that nobody is known to want again.
+
+    One who names it, and whose digest is not known yet or who skips the node for now, may mean this very image: until
+    that is known it stays what and where it is.
+    """
+    wishes = _wishes(entry, asked)
+    return msgspec.structs.replace(merge(wishes), state=Desired.PAUSED) if wishes else entry
+
+
+def _wishes(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
+    # Not the entry's owners alone: one made anew may mean this very digest, or skip the node for now.
+    candidates = (*asked.unresolved.get(entry.reference, ()), *asked.kept.get(entry.reference, ()))
+    return [entry_of(candidate, entry.reference, entry.digest) for candidate in candidates]
 
 
 def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
-    # Not the entry's owners alone: one made anew may mean this very digest, or skip the node for now.
-    unresolved = asked.unresolved.get(entry.reference, [])
-    kept = asked.kept.get(entry.reference, [])
-    wishes = [entry_of(candidate, entry.reference, entry.digest) for candidate in (*unresolved, *kept)]
+    wishes = _wishes(entry, asked)
     wanted = asked.wanted.get((entry.reference, entry.digest), ())
     named = {owner for wish in (*wishes, *wanted) for owner in wish.owners}
     doubtful: list[str] = []
@@ -159,13 +176,16 @@ def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
         doubtful.append(owner)
         if known:
             confirm.add(uid)
-    if cut_short(entry) and not owners.complete:
+    unsure = cut_short(entry) and not owners.complete
+    if unsure:
         # Whoever is not in the plan may be an owner that there was no room for. That there are so many stays on record.
+        unsure = not (wishes or wanted or doubtful)
         doubtful = entry.owners
     if doubtful:
         # What these ask for is what the entry says.
         wishes.append(msgspec.structs.replace(entry, owners=doubtful))
-    return _Held(wishes, frozenset(confirm), paused=not unresolved and not doubtful)
+    paused = not asked.unresolved.get(entry.reference) and not doubtful
+    return _Held(wishes, frozenset(confirm), paused, unsure)
 
 
 def cut_short(entry: DesiredImage) -> bool:

@@ -2,13 +2,15 @@
 
 Between the caches and lease.py, which asks before every renewal. A leader that lives and is blind would never take an
 order back: who wants an image again would lose it. So it vouches only when it has looked since its last word: a quorum
-list showed no ImagePrepull that is not in the plan, the caches follow, and no node with such an order waits for a write.
+list showed no ImagePrepull that is not in the plan, the caches follow, and no node waits for a write that takes such an
+order back. Other writes, thousands of them in a roll-out, are none of its business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,10 +30,19 @@ SETTLING = 0.1
 class Vouching:
     """Looks once between two renewals while an order to delete stands, and else every `rest` seconds.
 
-    `poll`: seconds until an order that was just given is noticed.
+    `takes_back`: whether a write that is due for a node takes back an order to delete. `poll`: seconds until an order
+    that was just given is noticed.
     """
 
-    def __init__(self, api: ApiClient, standby: Standby, *, poll: float, rest: float) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        standby: Standby,
+        *,
+        takes_back: Callable[[str], bool],
+        poll: float,
+        rest: float,
+    ) -> None:
         self.unreadable: str | None = None
         """Why ImagePrepulls, or their CRDs, could not be read at the last attempt."""
         self.doubt = ""
@@ -40,6 +51,7 @@ class Vouching:
         self._world = standby.world
         self._queues = standby.queues
         self._trust = standby.trust
+        self._takes_back = takes_back
         self._poll = poll
         self._rest = rest
         self._next = 0.0
@@ -82,13 +94,28 @@ class Vouching:
         self._next = time.monotonic() + self._rest
         for document in unread(found, self._world):
             self._queues.prepulls.add((document["metadata"]["namespace"], document["metadata"]["name"]))
+        if self._turn != turn:
+            self.doubt = "to list all ImagePrepulls takes longer than the Lease is left without a renewal"
         while self._turn == turn:
-            self.doubt = self._doubt(found, trusted=trusted)
+            # What is in the plan by now stays there while the nodes are looked at.
+            self.doubt = self._doubt(found, trusted=trusted) or await self._unwritten()
             if not self.doubt:
                 self._sure = turn
             if not self.doubt or not trusted:
                 return
             await asyncio.sleep(SETTLING)
+
+    async def _unwritten(self) -> str:
+        waiting = []
+        for name in sorted(self._world.deleting()):
+            if not self._queues.nodes.behind(name):
+                continue
+            if self._takes_back(name):
+                waiting.append(name)
+            await asyncio.sleep(0)  # each takes a millisecond, and there may be thousands.
+        if not waiting:
+            return ""
+        return f"{len(waiting)} NodePrepulls are not written yet, where an order is to be taken back: {waiting[0]}"
 
     def _doubt(self, found: list[dict[str, Any]], *, trusted: bool) -> str:
         if not trusted:
@@ -97,8 +124,6 @@ class Vouching:
             return f"{len(missing)} ImagePrepulls are not read yet: {missing[0]['metadata']['name']}"
         if not (self._queues.prepulls.idle and self._queues.plan.idle):
             return "not everything that was read is in the plan yet"
-        if waiting := sorted(name for name in self._world.deleting() if self._queues.nodes.behind(name)):
-            return f"{len(waiting)} NodePrepulls are not written yet: {waiting[0]}"
         return ""
 
     def note(self) -> str | None:

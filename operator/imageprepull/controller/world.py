@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from imageprepull.controller.assign import Candidate, Choice
@@ -47,12 +48,17 @@ class KnownPrepull:
         return replace(self, prepull=prepull, candidate=candidate, resource_version=resource_version)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KnownNodePrepull:
     """A NodePrepull; `node_uid` is the uid of the Node that owns it."""
 
     object: NodePrepull
     node_uid: str
+
+    @cached_property
+    def deletes(self) -> bool:
+        """Whether its agent has an image left to delete. Asked for all nodes again and again."""
+        return orders_to_delete(self.object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class World:
 
     def deleting(self) -> set[str]:
         """The nodes where an order to delete an image stands."""
-        return {name for name, known in self.node_prepulls.items() if orders_to_delete(known.object)}
+        return {name for name, known in self.node_prepulls.items() if known.deletes}
 
     def reported_strays(self) -> dict[str, frozenset[tuple[str, str]]]:
         """What agents report at this moment, by node."""
@@ -130,12 +136,13 @@ class World:
 
 def orders_to_delete(prepull: NodePrepull) -> bool:
     """Whether an agent has an image left to delete."""
-    orders = {
-        (entry.reference, entry.digest)
-        for entry in prepull.spec.images
-        if entry.state is Desired.ABSENT and entry.on_removal is OnRemoval.DELETE
-    }
+    orders = {(entry.reference, entry.digest) for entry in prepull.spec.images if is_order_to_delete(entry)}
     return bool(orders) and not orders <= done_removals(prepull.status, prepull.metadata.generation)
+
+
+def is_order_to_delete(entry: DesiredImage) -> bool:
+    """Whether the image is to go from the node, and not only its pin."""
+    return entry.state is Desired.ABSENT and entry.on_removal is OnRemoval.DELETE
 
 
 def read_agent(pod: Mapping[str, Any]) -> tuple[str, AgentPod]:

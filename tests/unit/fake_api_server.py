@@ -64,6 +64,7 @@ class FakeApiServer:
         uid: str = "",
         namespace: str = "",
         annotations: dict[str, str] | None = None,
+        generation: int = 0,
         **fields: Any,
     ) -> Document:
         self.version += 1
@@ -75,6 +76,8 @@ class FakeApiServer:
             metadata["annotations"] = known["metadata"]["annotations"]
         if namespace:
             metadata["namespace"] = namespace
+        if generation:
+            metadata["generation"] = generation
         document = {"metadata": metadata, **fields}
         self.objects[namespace, name] = document
         await self.tell("MODIFIED" if known else "ADDED", document)

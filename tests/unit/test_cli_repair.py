@@ -29,17 +29,22 @@ from imageprepull.resources.nodeprepull import (
 from tests.unit.agent_doubles import image
 from tests.unit.fake_api_server import FakeApiServer, serve
 
+NOT_PASSED_ON = "the operator has not passed it on yet: is it running?"
+
 
 def order(*references: str, only: str = "") -> Asked:
     return Asked(RepairOrder("now", only), frozenset(references or ("a",)))
 
 
 def node(
-    *entries: DesiredImage, statuses: list[tuple[str, str, str]] | None = None, asked: bool = False
+    *entries: DesiredImage,
+    statuses: list[tuple[str, str, str]] | None = None,
+    asked: bool = False,
+    generation: int = 0,
 ) -> NodePrepull:
-    """`statuses`: (reference, state, repaired)."""
+    """`statuses`: (reference, state, repaired), of generation 0."""
     return NodePrepull(
-        metadata=Metadata(name="n", annotations={ANNOTATION: "now"} if asked else {}),
+        metadata=Metadata(name="n", annotations={ANNOTATION: "now"} if asked else {}, generation=generation),
         spec=NodePrepullSpec(images=list(entries)),
         status=NodePrepullStatus(
             images=[
@@ -69,7 +74,7 @@ def test_what_an_order_is_about_is_remembered() -> None:
 
 def test_it_waits_for_operator_agent_and_the_pull_of_what_was_broken() -> None:
     asked = node(image("a"), asked=True)
-    assert still_waiting(asked, order()) == "the operator has not passed it on yet: is it running?"
+    assert still_waiting(asked, order()) == NOT_PASSED_ON
     passed = node(image("a", repair="now"), asked=True, statuses=[("a", "Ready", "before")])
     assert still_waiting(passed, order()) == "the agent has not checked a yet"
     broken = node(image("a", repair="now"), asked=True, statuses=[("a", "Pulling", "now")])
@@ -100,6 +105,34 @@ def test_an_image_that_could_not_be_pulled_is_an_answer_though_nobody_compared_i
     ended = node(image("a"), statuses=[("a", "Failed", "")])
     assert [found.reference for found in answered(ended, order())] == ["a"], "the operator may be faster"
     assert answered(ended, order("b", only="b")) == []
+
+
+UNSEEN = {"asked": True, "generation": 1}
+
+
+@pytest.mark.parametrize(
+    ("entry", "what", "waiting"),
+    [
+        (image("a"), {"asked": True}, NOT_PASSED_ON),
+        (image("a", repair="now"), UNSEEN, "the agent has not checked a yet"),
+        # The operator has taken the order away, and then the word for it out of the entry.
+        (image("a"), {"generation": 1}, "the agent has not checked a yet"),
+    ],
+    ids=["not passed on", "not seen", "over, and the spec written since not seen"],
+)
+def test_a_failure_from_before_the_order_is_no_answer(
+    entry: DesiredImage, what: dict[str, Any], waiting: str
+) -> None:
+    before = node(entry, statuses=[("a", "Failed", "")], **what)
+    assert still_waiting(before, order()) == waiting
+    assert answered(before, order()) == []
+    assert lost(before, order()) == []
+
+
+def test_a_failure_after_the_comparison_is_an_answer_whatever_was_written_since() -> None:
+    after = node(image("a", repair="now"), statuses=[("a", "Failed", "now")], asked=True, generation=1)
+    assert still_waiting(after, order()) == ""
+    assert [found.reference for found in answered(after, order())] == ["a"]
 
 
 def short_of_room(*, repaired: str = "", omitted: int = 0, generation: int = 0) -> NodePrepull:
@@ -207,8 +240,8 @@ class Asking:
         found: str = body["metadata"]["annotations"][ANNOTATION]
         return found.partition(" ")[0]
 
-    async def now(self, *entries: dict[str, Any], **status: Any) -> None:
-        await self.server.put("n1", spec={"images": list(entries)}, status=status)
+    async def now(self, *entries: dict[str, Any], generation: int = 0, **status: Any) -> None:
+        await self.server.put("n1", generation=generation, spec={"images": list(entries)}, status=status)
 
     async def end(self) -> int:
         async with asyncio.timeout(30):
@@ -300,3 +333,13 @@ async def test_an_order_that_is_gone_is_waited_for_while_the_entry_carries_it(
             entry(repair=it.nonce), **report("Ready", repaired=it.nonce, repairResult="2 layers are whole")
         )
         assert await it.end() == DONE
+
+
+async def test_a_failure_from_before_the_order_does_not_end_it(capsys: pytest.CaptureFixture[str]) -> None:
+    async with asking() as it:
+        passed_on = entry(repair=it.nonce)
+        await it.now(passed_on, generation=1, **report("Failed", reason="NotFound", message="old"))
+        whole = report("Ready", repaired=it.nonce, repairResult="2 layers are whole")
+        await it.now(passed_on, generation=1, **whole, observedGeneration=1)
+        assert await it.end() == DONE
+    assert capsys.readouterr() == ("a: 2 layers are whole\n", "")

@@ -37,8 +37,14 @@ class Asked:
 
     def missed(self, known: NodePrepull, image: DesiredImage, status: NodeImageStatus | None) -> bool:
         """Whether nobody will compare an entry any more, though nobody has: the order is gone."""
+        # A failure may be the answer for which the order was taken away; `failed` waits for the agent to say so.
         settled = self.compared(status) or _failed(status)
         return not (settled or self.standing(known) or image.repair == self.order.nonce)
+
+    def failed(self, known: NodePrepull, image: DesiredImage, status: NodeImageStatus | None) -> bool:
+        """Whether an image could not be pulled, so that there is nothing to compare. One from before the order is no answer."""
+        passed_on = image.repair == self.order.nonce or not self.standing(known)
+        return _failed(status) and (self.compared(status) or (passed_on and has_seen_spec(known)))
 
     def compared(self, status: NodeImageStatus | None) -> bool:
         """Whether the agent has done with an image what was asked for."""
@@ -55,11 +61,12 @@ def _statuses(known: NodePrepull) -> dict[tuple[str, str], NodeImageStatus]:
 
 def answered(known: NodePrepull, asked: Asked) -> list[NodeImageStatus]:
     """The images of this order that the agent has checked, or that it could not pull: those have nothing to check."""
-    entries = {(image.reference, image.digest) for image in asked.named(known)}
+    entries = {(image.reference, image.digest): image for image in asked.named(known)}
     return [
-        image
-        for key, image in _statuses(known).items()
-        if key in entries and (asked.compared(image) or _failed(image))
+        status
+        for key, status in _statuses(known).items()
+        if (image := entries.get(key)) is not None
+        and (asked.compared(status) or asked.failed(known, image, status))
     ]
 
 
@@ -124,7 +131,7 @@ def still_waiting(known: NodePrepull, asked: Asked) -> str:
     statuses = _statuses(known)
     for image in entries:
         status = statuses.get((image.reference, image.digest))
-        if _failed(status) or asked.missed(known, image, status):
+        if asked.failed(known, image, status) or asked.missed(known, image, status):
             continue
         if has_seen_spec(known) and no_answer(known, status) is not None:
             continue

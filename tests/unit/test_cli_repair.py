@@ -14,7 +14,7 @@ from imageprepull.cli import repair
 from imageprepull.cli.kubeconfig import Target
 from imageprepull.cli.repair import NothingToRepair, named
 from imageprepull.cli.repair_answer import Asked, answered, blocked, exit_code, lost, still_waiting
-from imageprepull.cli.waiting import BLOCKED, DONE, FAILED
+from imageprepull.cli.waiting import BLOCKED, DONE, FAILED, IS_IT_RUNNING
 from imageprepull.controller import repairs
 from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.resources.base import Metadata
@@ -29,7 +29,7 @@ from imageprepull.resources.nodeprepull import (
 from tests.unit.agent_doubles import image
 from tests.unit.fake_api_server import FakeApiServer, serve
 
-NOT_PASSED_ON = "the operator has not passed it on yet: is it running?"
+NOT_PASSED_ON = f"the operator has not passed it on yet: {IS_IT_RUNNING}"
 
 
 def order(*references: str, only: str = "") -> Asked:
@@ -133,6 +133,13 @@ def test_a_failure_after_the_comparison_is_an_answer_whatever_was_written_since(
     after = node(image("a", repair="now"), statuses=[("a", "Failed", "now")], asked=True, generation=1)
     assert still_waiting(after, order()) == ""
     assert [found.reference for found in answered(after, order())] == ["a"]
+
+
+def test_an_order_that_is_not_passed_on_makes_think_of_an_older_crd() -> None:
+    said = still_waiting(node(image("a"), asked=True), order())
+    assert "is it running?" in said
+    assert "CRDs may be older than it" in said
+    assert "apply the files of crds/" in said
 
 
 def short_of_room(*, repaired: str = "", omitted: int = 0, generation: int = 0) -> NodePrepull:

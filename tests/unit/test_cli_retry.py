@@ -111,6 +111,20 @@ def test_it_ends_when_another_order_has_taken_its_place() -> None:
     assert verdict(document("n2", nonce="n1", ready=1), ORDER)[0] == 0, "but for an answer that came before"
 
 
+def test_an_order_that_was_taken_back_by_hand_has_no_successor() -> None:
+    taken = document()
+    del taken["metadata"]["annotations"]
+    assert verdict(taken, ORDER) == (FAILED, "the order was taken away")
+    taken["metadata"]["annotations"] = {"else": "x"}
+    assert verdict(taken, ORDER) == (FAILED, "the order was taken away")
+
+
+def test_an_order_without_an_answer_makes_think_of_an_older_crd() -> None:
+    assert "is it running?" in NO_ANSWER
+    assert "CRDs may be older than it" in NO_ANSWER
+    assert "apply the files of crds/" in NO_ANSWER
+
+
 class OneObject:
     """A FAKE API: one object, and somebody who writes it before each of our first `conflicts` writes."""
 

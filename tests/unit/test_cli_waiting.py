@@ -17,7 +17,7 @@ import pytest
 
 from imageprepull.cli import kubeconfig, repair, retry, wait
 from imageprepull.cli.kubeconfig import Target
-from imageprepull.cli.waiting import INTERRUPTED, TIMED_OUT
+from imageprepull.cli.waiting import INTERRUPTED, IS_IT_RUNNING, TIMED_OUT
 from imageprepull.controller import repairs, retries
 from imageprepull.controller.retries import RetryOrder
 from imageprepull.kube.client import ApiClient
@@ -26,11 +26,11 @@ from tests.unit.fake_api_server import FakeApiServer, serve
 
 ENTRY = {"reference": "a", "digest": "sha256:" + "a" * 64}
 RETRY_STANDS = (
-    "the operator has not answered yet: is it running?; the order stands, "
+    f"the operator has not answered yet: {IS_IT_RUNNING}; the order stands, "
     "and status.retry of default/web tells what comes of it\n"
 )
 REPAIR_STANDS = (
-    "the operator has not passed it on yet: is it running?; the order stands, "
+    f"the operator has not passed it on yet: {IS_IT_RUNNING}; the order stands, "
     "and the operator takes it away when the agent has answered\n"
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imageprepull.cli.waiting import BLOCKED, DONE, FAILED
+from imageprepull.cli.waiting import BLOCKED, DONE, FAILED, IS_IT_RUNNING, displaced
 from imageprepull.controller.hopeless import has_seen_spec, no_answer
 from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus, NodePrepull
@@ -113,8 +113,7 @@ def lost(known: NodePrepull, asked: Asked) -> list[str]:
     gone = asked.references - {image.reference for image in entries}
     found = [f"{reference}: no ImagePrepull wants it on the node any more" for reference in sorted(gone)]
     statuses = _statuses(known)
-    other = known.metadata.annotations.get(ANNOTATION)
-    why = "another repair has taken this one's place" if other else "the order was taken away"
+    why = displaced(known.metadata.annotations.get(ANNOTATION), "repair")
     found += [
         f"{image.reference}: not compared: {why}"
         for image in entries
@@ -127,7 +126,7 @@ def still_waiting(known: NodePrepull, asked: Asked) -> str:
     """What is not done yet, in words; "" when all of it is, and what was broken is back or has failed."""
     entries = [image for image in asked.named(known) if asked.order.concerns(image)]
     if entries and asked.standing(known) and not any(image.repair == asked.order.nonce for image in entries):
-        return "the operator has not passed it on yet: is it running?"
+        return f"the operator has not passed it on yet: {IS_IT_RUNNING}"
     statuses = _statuses(known)
     for image in entries:
         status = statuses.get((image.reference, image.digest))

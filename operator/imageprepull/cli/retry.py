@@ -21,11 +21,13 @@ from imageprepull.cli.waiting import (
     BLOCKED,
     DONE,
     FAILED,
+    IS_IT_RUNNING,
     NOT_ASKED,
     TIMED_OUT,
     NothingToDo,
     add_timeout,
     canonical,
+    displaced,
     ended,
 )
 from imageprepull.controller.retries import ANNOTATION, RetryOrder, is_over
@@ -35,7 +37,7 @@ from imageprepull.kube.kinds import IMAGEPREPULLS
 from imageprepull.resources.base import decode
 from imageprepull.resources.imageprepull import RetryStatus
 
-NO_ANSWER = "the operator has not answered yet: is it running?"
+NO_ANSWER = f"the operator has not answered yet: {IS_IT_RUNNING}"
 
 
 class NothingToRetry(NothingToDo):
@@ -67,21 +69,22 @@ def run(arguments: argparse.Namespace) -> int:
 async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds: float) -> int:
     """Ask, and follow the object until all nodes have answered."""
     namespace = target.namespace
+    shown = f"{namespace}/{name}"
     last, stands = NOT_ASKED, ""
     try:
         async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
             document = await api.get(IMAGEPREPULLS, name, namespace)
-            check_named(document["spec"].get("images", []), f"{namespace}/{name}", order.reference)
+            check_named(document["spec"].get("images", []), shown, order.reference)
             body = {"metadata": {"annotations": {ANNOTATION: str(order)}}}
             await api.merge_patch(IMAGEPREPULLS, name, body, namespace=namespace)
             last = NO_ANSWER
-            stands = f"; the order stands, and status.retry of {namespace}/{name} tells what comes of it"
+            stands = f"; the order stands, and status.retry of {shown} tells what comes of it"
             async with aclosing(changes(api, IMAGEPREPULLS, name, namespace)) as found:
                 async for document in found:
                     code, last = verdict(document, order)
                     if code is not None:
                         await take_away(api, document, order)
-                        print(f"{namespace}/{name}: {last}", file=sys.stderr if code else sys.stdout)
+                        print(f"{shown}: {last}", file=sys.stderr if code else sys.stdout)
                         return code
     except TimeoutError:
         print(f"error: not done after {seconds:g} s: {last}{stands}", file=sys.stderr)
@@ -89,7 +92,7 @@ async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds
     except asyncio.CancelledError:
         print(f"interrupted: {last}{stands}", file=sys.stderr)
         raise
-    print(f"error: {namespace}/{name} was deleted", file=sys.stderr)
+    print(f"error: {shown} was deleted", file=sys.stderr)
     return FAILED
 
 
@@ -116,8 +119,9 @@ def verdict(document: dict[str, Any], order: RetryOrder) -> tuple[int | None, st
     """Exit code and what came of the order; no code while it is open."""
     answer = decode(RetryStatus, document.get("status", {}).get("retry") or {})
     if answer.nonce != order.nonce:
-        if document["metadata"].get("annotations", {}).get(ANNOTATION) != str(order):
-            return FAILED, "another retry has taken this one's place"
+        standing = document["metadata"].get("annotations", {}).get(ANNOTATION)
+        if standing != str(order):
+            return FAILED, displaced(standing, "retry")
         return None, NO_ANSWER
     return _judged(answer, order)
 

@@ -16,6 +16,10 @@ TIMEOUT = 600.0
 an image of tens of GB. kubectl's own 30 s would be over before most images are there."""
 DONE, FAILED, TIMED_OUT, BLOCKED, INTERRUPTED = 0, 1, 3, 4, 130
 NOT_ASKED = "the API server has not answered yet"
+IS_IT_RUNNING = (
+    "is it running? If it is, the CRDs may be older than it: apply the files of crds/ of its version"
+)
+"""For an order that the operator does nothing about. A field that a CRD lacks is lost on the way, and no object tells."""
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -54,6 +58,11 @@ def canonical(image: str | None) -> str:
         return Reference.parse(image).canonical if image else ""
     except InvalidReference as error:
         raise NothingToDo(f"{image!r} is no image: {error}") from error
+
+
+def displaced(annotation: str | None, command: str) -> str:
+    """Why an order of a command stands no more, in words; `annotation` is what stands where it was."""
+    return f"another {command} has taken this one's place" if annotation else "the order was taken away"
 
 
 def ended(work: Callable[[], int]) -> int:

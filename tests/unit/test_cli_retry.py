@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
-from imageprepull.cli.retry import NO_ANSWER, NothingToRetry, check_named, take_away, verdict
+from imageprepull.cli.kubeconfig import Target
+from imageprepull.cli.retry import NO_ANSWER, NothingToRetry, check_named, retry, take_away, verdict
 from imageprepull.cli.waiting import BLOCKED, DONE, FAILED, INTERRUPTED, TIMED_OUT
 from imageprepull.controller.retries import ANNOTATION, RetryOrder
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
+from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
 
 WEB = "docker.io/library/web:1"
 ORDER = RetryOrder("n1", "", WEB)
@@ -154,3 +159,114 @@ async def test_somebody_elses_order_is_left_alone() -> None:
     await take_away(cast("ApiClient", api), document(), ORDER)
     await take_away(cast("ApiClient", api), document("n2"), ORDER)
     assert api.removed == []
+
+
+ANSWERS = [
+    ({"nonce": "n1", "ready": 3}, DONE, "Ready on 3 nodes"),
+    (
+        {"nonce": "n1", "failed": 1, "exampleNode": "b", "reason": "NotFound"},
+        FAILED,
+        "failed again on 1 of 1 node, for example b: NotFound",
+    ),
+    (
+        {"nonce": "n1", "blocked": 1, "exampleNode": "b", "reason": "DiskFull"},
+        BLOCKED,
+        "not now on 1 of 1 node, for example b: DiskFull",
+    ),
+]
+STILL_THERE = f"the annotation {ANNOTATION} may still be there"
+NEXT = "the next retry takes its place"
+
+
+@asynccontextmanager
+async def retrying(seconds: float = 0) -> AsyncIterator[tuple[FakeApiServer, asyncio.Task[int]]]:
+    """A retry whose order has been given and which follows what comes of it."""
+    async with serve() as server:
+        await server.put("web", namespace="shop", spec={"images": [{"image": "web:1"}]})
+        task = asyncio.create_task(retry(Target(server.access(), "shop"), "web", RetryOrder("n1"), seconds))
+        try:
+            await server.until_asked("WATCH", 1)
+            yield server, task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def answer_with(server: FakeApiServer, answer: dict[str, Any]) -> None:
+    spec = {"images": [{"image": "web:1"}]}
+    await server.put("web", namespace="shop", spec=spec, status={"retry": answer})
+
+
+def printed(capsys: pytest.CaptureFixture[str], code: int, said: str) -> str:
+    """What was printed after the verdict, which has to be there as always."""
+    out, err = capsys.readouterr()
+    verdict_line = f"shop/web: {said}\n"
+    assert out == ("" if code else verdict_line)
+    assert code == DONE or err.startswith(verdict_line)
+    return err.removeprefix(verdict_line)
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), ANSWERS)
+async def test_a_refusal_to_take_the_annotation_away_does_not_change_the_verdict(
+    answer: dict[str, Any], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with retrying() as (server, task):
+        server.faults.append(Fault("PATCH", 403, status(403, "Forbidden", "you may not")))
+        await answer_with(server, answer)
+        async with asyncio.timeout(30):
+            assert await task == code
+    trouble = printed(capsys, code, said)
+    assert trouble.startswith(f"warning: shop/web: {STILL_THERE}: PATCH ")
+    assert trouble.endswith(f"403 Forbidden: you may not; {NEXT}\n")
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), ANSWERS)
+async def test_a_time_that_runs_out_while_the_annotation_is_taken_away_does_not_change_the_verdict(
+    answer: dict[str, Any],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def runs_out(*_: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("imageprepull.cli.retry.take_away", runs_out)
+    async with retrying(600) as (server, task):
+        await answer_with(server, answer)
+        async with asyncio.timeout(30):
+            assert await task == code
+    assert printed(capsys, code, said) == (
+        f"warning: shop/web: {STILL_THERE}: the time, 600 s, was over; {NEXT}\n"
+    )
+
+
+async def test_an_interruption_while_the_annotation_is_taken_away_comes_after_the_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def hangs(*_: Any) -> None:
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr("imageprepull.cli.retry.take_away", hangs)
+    async with retrying() as (server, task):
+        await answer_with(server, {"nonce": "n1", "ready": 3})
+        async with asyncio.timeout(30):
+            await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    assert printed(capsys, DONE, "Ready on 3 nodes") == (
+        f"warning: shop/web: {STILL_THERE}: interrupted; {NEXT}\n"
+    )
+
+
+async def test_a_refusal_before_the_verdict_is_an_error_and_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serve() as server:
+        with pytest.raises(ApiError, match="404"):
+            await retry(Target(server.access(), "shop"), "web", RetryOrder("n1"), 0)
+    assert capsys.readouterr() == ("", "")

@@ -70,6 +70,7 @@ async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds
     """Ask, and follow the object until all nodes have answered."""
     namespace = target.namespace
     shown = f"{namespace}/{name}"
+    code: int | None = None
     last, stands = NOT_ASKED, ""
     try:
         async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
@@ -83,17 +84,36 @@ async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds
                 async for document in found:
                     code, last = verdict(document, order)
                     if code is not None:
+                        print(f"{shown}: {last}", file=sys.stderr if code else sys.stdout, flush=True)
                         await take_away(api, document, order)
-                        print(f"{shown}: {last}", file=sys.stderr if code else sys.stdout)
                         return code
+    except ApiError as error:
+        if code is None:
+            raise
+        _warn_left(shown, str(error))
+        return code
     except TimeoutError:
+        if code is not None:
+            _warn_left(shown, f"the time, {seconds:g} s, was over")
+            return code
         print(f"error: not done after {seconds:g} s: {last}{stands}", file=sys.stderr)
         return TIMED_OUT
     except asyncio.CancelledError:
+        if code is not None:
+            _warn_left(shown, "interrupted")
+            raise
         print(f"interrupted: {last}{stands}", file=sys.stderr)
         raise
     print(f"error: {shown} was deleted", file=sys.stderr)
     return FAILED
+
+
+def _warn_left(shown: str, why: str) -> None:
+    """The verdict is out and stays; what is left behind does no harm."""
+    print(
+        f"warning: {shown}: the annotation {ANNOTATION} may still be there: {why}; the next retry takes its place",
+        file=sys.stderr,
+    )
 
 
 def check_named(images: Sequence[dict[str, Any]], shown: str, reference: str) -> None:

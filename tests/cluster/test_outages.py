@@ -49,9 +49,13 @@ def half_pulled(product: Product, name: str, built: BuiltImage, *nodes: str) -> 
 
 
 def leases(product: Product, node: str) -> list[str]:
-    """Leases of ours, on a node."""
+    """Leases of ours that hold something, on a node: not the notes of images that are there (given_tags.py)."""
     listed = product.cluster.node(node).ctr("leases", "ls", "-q").split()
-    return [lease for lease in listed if lease.startswith("imageprepull")]
+    return [
+        lease
+        for lease in listed
+        if lease.startswith("imageprepull") and not lease.startswith("imageprepull-given-")
+    ]
 
 
 def active_snapshots(product: Product, node: str) -> list[str]:

@@ -31,9 +31,15 @@ class Life:
     lines: asyncio.Queue[list[str] | None] = field(default_factory=asyncio.Queue)
 
     async def next(self) -> list[str] | None:
-        """What it says next, in words; None when it has ended. Raises TimeoutError."""
-        async with asyncio.timeout(PATIENCE):
-            return await self.lines.get()
+        """What it says next, in words; None when it has ended. Raises TimeoutError, and has it show why in its log."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self.lines.get()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGUSR2)
+            await asyncio.sleep(1)  # it cannot say when it has written all
+            raise
 
     async def until(self, word: str) -> list[str]:
         """Read on until a line that begins so."""

@@ -12,6 +12,8 @@ from tests.faults.faults import AFTER_RECORDS, BEFORE_RECORDS, PORTABLE, Fault, 
 from tests.faults.stage import Stage
 
 pytestmark = pytest.mark.timeout(300)
+LOG = 20_000
+"""Characters of the victim's log that a failure shows."""
 BOTH = pytest.mark.parametrize("victim", [Victim.AGENT, Victim.DAEMON])
 
 
@@ -23,7 +25,7 @@ async def survive(stage: Stage, faults: Sequence[Fault], *options: str) -> None:
     left = list(faults)
     while left:
         outcome = await stage.round(left, options=options)
-        assert not outcome.complaints, first(outcome.complaints)
+        assert not outcome.complaints, f"{first(outcome.complaints)}\n{outcome.log[-LOG:]}"
         hits = [(hit.victim, hit.step) for hit in outcome.hits]
         assert hits, f"{left[0]} never happened"
         assert hits == [(one.victim, one.step) for one in left[: len(hits)]]

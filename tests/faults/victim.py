@@ -264,6 +264,7 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, asked.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, show_tasks)
     try:
         async with (
             locked(settings.spool_dir, retry=0.05, on_wait=note),
@@ -301,6 +302,13 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
                     task.cancel()
     finally:
         await workers.close()
+
+
+def show_tasks() -> None:
+    """What everybody waits for, into the log: of one that has said nothing for too long."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+    sys.stderr.flush()
 
 
 async def tell(reconciler: Any, node: Any, asked: asyncio.Event, executioner: Executioner) -> None:

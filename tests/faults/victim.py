@@ -123,10 +123,13 @@ class Executioner:
                 self._arm()
                 return
             dead = fault.victim is Victim.ZYGOTE and not _lives(self._zygote)
+            if fault.victim is Victim.DAEMON:
+                # Before the parent hears of it: it starts the next one, which this thread must not hit when it gets on.
+                self._strike(fault.victim, victim)
             say("spared" if dead else "fault", self._number, fault.victim, self._last)
             self._number += 1
             self._seen.clear()
-            if not dead:
+            if not dead and fault.victim is not Victim.DAEMON:
                 self._strike(fault.victim, victim)
             self._arm()
 

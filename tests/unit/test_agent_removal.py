@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
-from imageprepull.agent.orders import order_in, ordered, pinned_elsewhere, staying_digests, wanted_digests
+from imageprepull.agent.orders import order_in, pinned_elsewhere, staying_digests, wanted_digests
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.sightings import Sightings, sighted
@@ -65,11 +65,11 @@ def test_only_what_says_so_is_removed_one_at_a_time(spec: list[DesiredImage], ob
     actions = plan(spec, observed, NOW)
     assert len(actions.remove) + len(observed.removing) <= max(1, len(observed.removing))
     for key in actions.remove:
-        assert ordered(wanted[key])
+        assert wanted[key].to_be_deleted
         assert key not in observed.released
         assert observed.due.get(key, NOW) <= NOW
         assert not any(digest == key[1] for _, digest in observed.running)
-    assert not set(actions.unpin) & {key for key, entry in wanted.items() if ordered(entry)}
+    assert not set(actions.unpin) & {key for key, entry in wanted.items() if entry.to_be_deleted}
 
 
 @given(specs, observations)
@@ -113,7 +113,7 @@ def test_a_digest_stays_unless_every_entry_of_it_orders_its_removal(spec: list[D
     wanted = wanted_digests(spec)
     for digest in (ONE, TWO):
         of_digest = [entry for entry in spec if entry.digest == digest]
-        assert (digest in wanted) == (not all(ordered(entry) for entry in of_digest))
+        assert (digest in wanted) == (not all(entry.to_be_deleted for entry in of_digest))
     for entry in spec:
         for other in pinned_elsewhere(entry, spec):
             assert other != entry.reference
@@ -127,7 +127,9 @@ def test_what_is_wanted_by_either_stays_and_the_image_itself_unless_the_newest_o
     going = gone(key[0], digest=key[1])
     staying = staying_digests(going, confirmed, newest)
     assert wanted_digests(confirmed) | wanted_digests(newest) <= staying
-    assert (going.digest not in staying) <= any(ordered(entry) and key_of(entry) == key for entry in newest)
+    assert (going.digest not in staying) <= any(
+        entry.to_be_deleted and key_of(entry) == key for entry in newest
+    )
 
 
 @dataclass
@@ -423,9 +425,9 @@ def test_an_order_counts_from_when_it_was_first_seen_as_it_is(
     before: list[DesiredImage], now: list[DesiredImage], uid: str
 ) -> None:
     first = sighted({}, "same", before, 1)
-    assert [order.entry for order in first.values()] == [entry for entry in before if ordered(entry)]
+    assert [order.entry for order in first.values()] == [entry for entry in before if entry.to_be_deleted]
     found = sighted(first, uid, now, 2)
-    assert [order.entry for order in found.values()] == [entry for entry in now if ordered(entry)]
+    assert [order.entry for order in found.values()] == [entry for entry in now if entry.to_be_deleted]
     for order in found.values():
         assert order.uid == uid
         assert order.seen == (1 if uid == "same" and order.entry in before else 2)

@@ -13,7 +13,6 @@ import structlog
 
 from imageprepull import __version__
 from imageprepull.agent.node import Compared, Held, NodeError, Pulled
-from imageprepull.agent.orders import ordered
 from imageprepull.agent.registries import hold_times, registry_statuses
 from imageprepull.agent.settings import AgentSettings
 from imageprepull.oci.platform import Platform
@@ -150,7 +149,7 @@ class ContainerdNode:
         async def work(reference: Reference) -> None:
             await unpin(self.containerd, reference, image.digest, others)
             # Before a removal nobody has confirmed the order yet.
-            if image.state is Desired.ABSENT and not ordered(image):
+            if image.state is Desired.ABSENT and not image.to_be_deleted:
                 await forget(self.containerd, reference, image.digest)
 
         await self._do(image, work)

@@ -165,8 +165,7 @@ def next_removal(wanted: Mapping[Key, DesiredImage], observed: Observed, now: fl
     due = (
         key
         for key, image in wanted.items()
-        if image.state is Desired.ABSENT
-        and image.on_removal is OnRemoval.DELETE
+        if image.to_be_deleted
         and key not in observed.released
         and observed.due.get(key, now) <= now
         and image.digest not in pulled

@@ -16,7 +16,7 @@ from imageprepull.agent.backoff import Failure
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
-from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, ordered, pinned_elsewhere, staying_digests
+from imageprepull.agent.orders import NOT_CONFIRMED, Confirm, pinned_elsewhere, staying_digests
 from imageprepull.agent.plan import Key, key_of
 from imageprepull.pulling.removal import IN_USE
 from imageprepull.resources.nodeprepull import DesiredImage
@@ -82,7 +82,7 @@ class Removals:
     def look_again(self) -> None:
         """The node's entries changed: what was taken back while it was being confirmed does not hold its image up."""
         for key in self._waiting:
-            if not any(key_of(entry) == key and ordered(entry) for entry in self._newest()):
+            if not any(key_of(entry) == key and entry.to_be_deleted for entry in self._newest()):
                 self._running[key].cancel()
 
     async def stop(self) -> None:
@@ -110,7 +110,7 @@ class Removals:
             logger.exception("removal failed unexpectedly", image=image.reference, digest=image.digest)
             self._failed(view, image, Failure("InternalError", f"{type(error).__name__}: {error}"))
         else:
-            taken_back = not ordered(view.desired)
+            taken_back = not view.desired.to_be_deleted
             logger.info(
                 "the order to remove an image was taken back" if taken_back else "image let go",
                 reference=image.reference,
@@ -125,7 +125,7 @@ class Removals:
         return self._newest()
 
     def _failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
-        if not ordered(view.desired):
+        if not view.desired.to_be_deleted:
             return  # it was taken back meanwhile: what has become of it holds nothing up.
         if view.backoff is None or view.backoff.reason != failure.reason:
             logger.warning(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imageprepull.agent.clock import Clock
-from imageprepull.agent.orders import Order, ordered
+from imageprepull.agent.orders import Order
 from imageprepull.agent.plan import Key, key_of
 from imageprepull.resources.nodeprepull import DesiredImage
 
@@ -21,7 +21,7 @@ def sighted(
     """The orders among the entries of the object `uid`, each with when it was first seen as it is."""
     found = {}
     for entry in entries:
-        if not ordered(entry):
+        if not entry.to_be_deleted:
             continue
         known = before.get(key_of(entry))
         same = known is not None and (known.uid, known.entry) == (uid, entry)

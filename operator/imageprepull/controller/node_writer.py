@@ -30,7 +30,7 @@ from imageprepull.controller.retries import handed_on
 from imageprepull.controller.standby import Standby
 from imageprepull.controller.strays import believed
 from imageprepull.controller.trust import object_missing
-from imageprepull.controller.world import KnownNodePrepull, is_order_to_delete
+from imageprepull.controller.world import KnownNodePrepull
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
@@ -111,14 +111,12 @@ class NodeWriter:
 
         What else is due can wait without harm.
         """
-        wanted = {(entry.reference, entry.digest): entry for entry in self._render(name).images}
+        kept = {
+            (entry.reference, entry.digest) for entry in self._render(name).images if not entry.to_be_deleted
+        }
         return any(
-            entry is not None and not is_order_to_delete(entry)
-            for entry in (
-                wanted.get((order.reference, order.digest))
-                for order in self._world.current(name)
-                if is_order_to_delete(order)
-            )
+            entry.to_be_deleted and (entry.reference, entry.digest) in kept
+            for entry in self._world.current(name)
         )
 
     async def _decide(self, name: str) -> Rendered:

@@ -19,7 +19,7 @@ from imageprepull.controller.render import cut_short, done_removals
 from imageprepull.controller.retries import RetryOrder
 from imageprepull.controller.strays import believed
 from imageprepull.resources.imageprepull import ImagePrepull
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
 
 Key = tuple[str, str]
 
@@ -136,13 +136,8 @@ class World:
 
 def orders_to_delete(prepull: NodePrepull) -> bool:
     """Whether an agent has an image left to delete."""
-    orders = {(entry.reference, entry.digest) for entry in prepull.spec.images if is_order_to_delete(entry)}
+    orders = {(entry.reference, entry.digest) for entry in prepull.spec.images if entry.to_be_deleted}
     return bool(orders) and not orders <= done_removals(prepull.status, prepull.metadata.generation)
-
-
-def is_order_to_delete(entry: DesiredImage) -> bool:
-    """Whether the image is to go from the node, and not only its pin."""
-    return entry.state is Desired.ABSENT and entry.on_removal is OnRemoval.DELETE
 
 
 def read_agent(pod: Mapping[str, Any]) -> tuple[str, AgentPod]:

@@ -93,6 +93,11 @@ class DesiredImage(Model, frozen=True, kw_only=True):
     limits: ImageLimits = ImageLimits()
     retry: Retry = Retry()
 
+    @property
+    def to_be_deleted(self) -> bool:
+        """Whether the image is to go from the node, and not only its pin."""
+        return self.state is Desired.ABSENT and self.on_removal is OnRemoval.DELETE
+
 
 class ResolveRequest(Model, frozen=True, kw_only=True):
     reference: str

@@ -336,7 +336,7 @@ async def tell(reconciler: Any, node: Any, asked: asyncio.Event, executioner: Ex
             quiet = (
                 view.held is not None
                 and view.held.present
-                and not (reconciler.running or reconciler._presence.suspects or reconciler._orphans.images)
+                and not (reconciler.running or reconciler._suspects.keys or reconciler._orphans.images)
                 and not node.puller._background
                 and node.puller.extraction.known(node.runtime.snapshotter)
             )

@@ -23,8 +23,8 @@ from imageprepull.agent.orders import Confirm, pinned_elsewhere
 from imageprepull.agent.orphans import Orphans
 from imageprepull.agent.pin_list import PinList
 from imageprepull.agent.plan import Key, Observed, key_of, next_due, plan
-from imageprepull.agent.presence import Presence
 from imageprepull.agent.removal import Removals
+from imageprepull.agent.suspects import Suspects
 from imageprepull.agent.tags import tags_elsewhere
 from imageprepull.agent.yielding import Yielding
 from imageprepull.pulling.removal import IN_USE
@@ -81,7 +81,7 @@ class Reconciler:
             release=self._orphans.release,
             ended=self._attempt_ended,
         )
-        self._presence = Presence(
+        self._suspects = Suspects(
             node, clock, self._accounts, self._orphans, views=lambda: self.views, changed=on_change
         )
         self._removals = Removals(
@@ -132,14 +132,14 @@ class Reconciler:
             if view is None:
                 view = ImageView(image)
                 view.recall(before.get(key))
-                self._presence.suspects.add(key)
+                self._suspects.keys.add(key)
             elif view.desired != image:
                 # Pressure began or ended, say: what is said of pins then should be of now.
                 self._pins.doubtful |= view.desired.pin != image.pin
                 view.taken_over(image)
-                self._presence.suspects.add(key)
+                self._suspects.keys.add(key)
             if view.give_tag(elsewhere.get(key, "")):
-                self._presence.suspects.add(key)
+                self._suspects.keys.add(key)
             views[key] = view
             self._orphans.claim(key)
         self._orphans.note_vanished(views)
@@ -167,7 +167,7 @@ class Reconciler:
 
     def suspect_all(self) -> None:
         """Whatever was said about presence may be wrong: it is asked anew, whatever that takes."""
-        self._presence.suspects.update(self.views)
+        self._suspects.keys.update(self.views)
         self._pins.doubtful = True
         self.wake()
 
@@ -218,7 +218,7 @@ class Reconciler:
         if self._frozen_since is not None:
             return await self._step_without_object(self._frozen_since)
         turn = self._doubts.take(self.last_step)
-        self._presence.suspects.update(self.views if turn.everything else turn.keys)
+        self._suspects.keys.update(self.views if turn.everything else turn.keys)
         self._pins.doubtful |= turn.everything or bool(turn.keys)
         answered = await self._ask()
         # No await between reading the state and acting on the plan.
@@ -269,7 +269,7 @@ class Reconciler:
     async def _ask(self) -> bool:
         """Ask the runtime about all that is doubtful; False when it did not answer, and it stays doubtful."""
         try:
-            await self._presence.ask()
+            await self._suspects.ask()
             await self._pins.ask()
         except NodeError as error:
             self._note_problem(f"{error.reason}: {error}")
@@ -290,7 +290,7 @@ class Reconciler:
                 self._on_change()
         return observed(
             self.views,
-            self._presence.suspects,
+            self._suspects.keys,
             self._attempts.views,
             self._removals.running,
             self._pins.of(self.views),
@@ -307,14 +307,14 @@ class Reconciler:
 
     def _attempt_ended(self, key: Key) -> None:
         """The slot is free. Even a success is believed only when the runtime is asked."""
-        self._presence.suspects.add(key)
+        self._suspects.keys.add(key)
         self._pins.may_be_set(key)
         self._on_change()
         self.wake()
 
     def _removal_ended(self, view: ImageView) -> None:
         # Who named it anew meanwhile, under whatever reference, has lost it.
-        self._presence.suspects.update(key for key in self.views if key[1] == view.desired.digest)
+        self._suspects.keys.update(key for key in self.views if key[1] == view.desired.digest)
         self._pins.doubtful = True
         self._on_change()
         self.wake()
@@ -330,7 +330,7 @@ class Reconciler:
         except NodeError as error:
             logger.warning("cannot pin", image=view.desired.reference, reason=error.reason, error=str(error))
         else:
-            self._presence.suspects.add(key)
+            self._suspects.keys.add(key)
             self.wake()
         self._on_change()
 
@@ -349,13 +349,11 @@ class Reconciler:
                 await self._orphans.release(view.desired)
                 view.released = view.desired.state is Desired.ABSENT
             else:
-                self._presence.suspects.add(key)
+                self._suspects.keys.add(key)
             view.forget_failures()
             self._pins.doubtful = True
             # Their ID record is the same one: who still wants it pinned pins it again.
-            self._presence.suspects.update(
-                other for other in self.views if other[1] == key[1] and other != key
-            )
+            self._suspects.keys.update(other for other in self.views if other[1] == key[1] and other != key)
             self.wake()
         self._on_change()
 

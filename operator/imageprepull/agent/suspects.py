@@ -1,4 +1,4 @@
-"""Whether the images of a node are there: what the runtime says of those that are suspect, and what follows from it.
+"""Images that may not be as they were said to be: what the runtime says of them when asked, and what follows from it.
 
 Between the reconciler, which suspects, and the node, which asks the runtime. The answers stand in the views.
 """
@@ -17,7 +17,7 @@ from imageprepull.agent.plan import Key
 from imageprepull.resources.nodeprepull import Desired
 
 
-class Presence:
+class Suspects:
     """`views`: the images of the newest spec. `changed` hears that one of them is another than before."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Presence:
         views: Callable[[], Mapping[Key, ImageView]],
         changed: Callable[[], None],
     ) -> None:
-        self.suspects: set[Key] = set()
+        self.keys: set[Key] = set()
         """What was said of these does not count; they are asked about next."""
         self._node = node
         self._clock = clock
@@ -46,21 +46,19 @@ class Presence:
             NodeError: the runtime as a whole does not answer; they stay suspect.
         """
         now = self._clock.now()
-        self.suspects.update(
-            key for key, view in self._views().items() if view.held is None and view.due <= now
-        )
-        for key in [key for key in self._views() if key in self.suspects]:
+        self.keys.update(key for key, view in self._views().items() if view.held is None and view.due <= now)
+        for key in [key for key in self._views() if key in self.keys]:
             view = self._views().get(key)
             if view is None or view.running or view.desired.state is Desired.ABSENT:
-                self.suspects.discard(key)
+                self.keys.discard(key)
                 continue
             # Before the answer: what is suspected meanwhile must be asked once more.
-            self.suspects.discard(key)
+            self.keys.discard(key)
             try:
                 held = await self._node.held(view.asked)
             except NodeError as error:
                 if error.unavailable:
-                    self.suspects.add(key)
+                    self.keys.add(key)
                     raise
                 view.held = None
                 self._accounts.failed(
@@ -72,7 +70,7 @@ class Presence:
                 self._changed()
                 continue
             self._believe(view, held)
-        self.suspects &= self._views().keys()
+        self.keys &= self._views().keys()
 
     def _believe(self, view: ImageView, held: Held) -> None:
         """What follows from the runtime's answer."""

@@ -28,7 +28,7 @@ from tests.cluster.fake_agents import FakeAgents
 from tests.cluster.operator_bench import CRD_FILES, NODE_NAMES, PINNED, create, eventually, holds, ready
 from tests.cluster.test_operator_removal import (
     allow,
-    crd_noted,
+    backed_up,
     deleting,
     operator,
     orders,
@@ -157,12 +157,7 @@ async def test_an_operator_that_lives_through_a_restored_backup_goes_by_what_is_
     agents: FakeAgents,
 ) -> None:
     """It has seen higher resourceVersions than the objects will have for long, its own last writes among them."""
-    child = operator(unharmed, "--lease-seconds=120")
-    with running(child):
-        await deleting(api, "web", PINNED)
-        await eventually(ready(api, "web"))
-        await eventually(lambda: crd_noted(api))
-        backup = await asyncio.to_thread(unharmed.back_up)
+    async with backed_up(unharmed, api) as (child, backup):
         for number in range(100):
             patch = {"metadata": {"labels": {"number": str(number)}}, "spec": {"priority": 1}}
             seen = await api.merge_patch(IMAGEPREPULLS, "web", patch, namespace="default")

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -244,16 +245,22 @@ def unharmed(bare_api: BareApi) -> Iterator[BareApi]:
         bare_api.start()
 
 
-async def test_an_old_backup_takes_nothing_back(
-    unharmed: BareApi, api: ApiClient, agents: FakeAgents
-) -> None:
-    """Objects made after the backup are gone, younger generations too; nobody ordered that."""
-    child = operator(unharmed, "--lease-seconds=120")
+@asynccontextmanager
+async def backed_up(server: BareApi, api: ApiClient) -> AsyncIterator[tuple[Operator, Path]]:
+    """An operator that will live through a restore, and a backup with one object, whose image is on its nodes."""
+    child = operator(server, "--lease-seconds=120")
     with running(child):
         await deleting(api, "web", PINNED)
         await eventually(ready(api, "web"))
         await eventually(lambda: crd_noted(api))
-        backup = await asyncio.to_thread(unharmed.back_up)
+        yield child, await asyncio.to_thread(server.back_up)
+
+
+async def test_an_old_backup_takes_nothing_back(
+    unharmed: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """Objects made after the backup are gone, younger generations too; nobody ordered that."""
+    async with backed_up(unharmed, api) as (child, backup):
         await deleting(api, "late", OTHER)
         edit = {"spec": {"images": [{"image": PINNED}, {"image": OTHER}]}}
         await api.merge_patch(IMAGEPREPULLS, "web", edit, namespace="default")

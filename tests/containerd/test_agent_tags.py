@@ -161,6 +161,16 @@ async def settled(agent: Agent) -> None:
         await agent.passed()
 
 
+async def give_and_move(
+    bench: PullBench, fake: FaultyRegistry, agent: Agent, entry: DesiredImage, new: BuiltImage
+) -> None:
+    """The order gives its image the tag; then a pod that always pulls moves it to what the registry means by it now."""
+    agent.reconciler.take_spec([entry])
+    await settled(agent)
+    fake_serve(fake, new)
+    await pull_as_the_kubelet(bench.daemon, entry.reference)
+
+
 def said(agent: Agent) -> tuple[str, str, int]:
     (view,) = agent.reconciler.views.values()
     shown = image_status(view)
@@ -226,10 +236,7 @@ async def test_a_tag_that_was_moved_follows_the_next_order_and_the_one_after_it(
     first, second = (DesiredImage(reference=reference, digest=image.digest, pin=True) for image in (old, new))
     gone = {"state": Desired.ABSENT, "pin": False}
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([first])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(bench, fake, agent, first, new)
         agent.reconciler.take_spec([second, msgspec.structs.replace(first, **gone)])
         await settled(agent)
         shown = [image_status(view) for view in agent.reconciler.views.values()]
@@ -256,10 +263,9 @@ async def test_a_moved_tag_is_left_whatever_becomes_of_the_images_records(
     reference, old, new = moving(fake, daemon)
     by_digest = f"{reference.rpartition(':')[0]}@{old.digest}"
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest, pin=pin)])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(
+            bench, fake, agent, DesiredImage(reference=reference, digest=old.digest, pin=pin), new
+        )
         await settled(agent)
         if then == "pulled by its digest":
             await pull_as_the_kubelet(daemon, by_digest)
@@ -328,10 +334,7 @@ async def test_what_is_remembered_of_a_tag_is_kept_anew_for_as_long_as_the_order
         return expires_at(lease) or inf
 
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(bench, fake, agent, DesiredImage(reference=reference, digest=old.digest), new)
         await settled(agent)
         before = await ends()
         await settled(agent)
@@ -383,10 +386,7 @@ async def test_an_order_that_is_given_again_gets_its_tag_again(
     by_digest = f"{reference.rpartition(':')[0]}@{old.digest}"
     snapshots = bench.containerd.snapshots
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([entry])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(bench, fake, agent, entry, new)
         await settled(agent)
         if end == "kept":
             await pull_as_the_kubelet(daemon, by_digest)
@@ -416,10 +416,7 @@ async def test_an_order_to_remove_an_image_ends_nothing_before_it_is_confirmed(
     reference, old, new = moving(fake, daemon)
     entry = DesiredImage(reference=reference, digest=old.digest)
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([entry])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(bench, fake, agent, entry, new)
         await settled(agent)
         # What comes first of a removal, while the order is asked for once more.
         gone = msgspec.structs.replace(entry, state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
@@ -435,10 +432,7 @@ async def test_a_pull_by_hand_gives_the_tag_to_what_it_brings(
 ) -> None:
     reference, old, new = moving(fake, daemon)
     async with agent_of(bench, runs=False) as agent:
-        agent.reconciler.take_spec([DesiredImage(reference=reference, digest=old.digest)])
-        await settled(agent)
-        fake_serve(fake, new)
-        await pull_as_the_kubelet(daemon, reference)
+        await give_and_move(bench, fake, agent, DesiredImage(reference=reference, digest=old.digest), new)
         fake_serve(fake, old)
         await bench.pull(reference)
         assert (await records(bench))[reference] == old.digest

@@ -12,8 +12,8 @@ from imageprepull.oci.reference import Reference
 from imageprepull.pulling.given_tags import forget as forget_tag
 from imageprepull.pulling.given_tags import note
 from imageprepull.pulling.labels import CRI_PINNED, LEASE, MANAGED, PINNED, RESTORED, UNSYNCED
-from imageprepull.pulling.leases import INGESTS, discard_lease
-from imageprepull.pulling.provenance import forget, remember, remembered
+from imageprepull.pulling.leases import INGESTS, discard_lease, expires_at
+from imageprepull.pulling.provenance import THEIRS, forget, remember, remembered
 from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
 from imageprepull.pulling.unsynced import remove_unsynced
@@ -22,7 +22,7 @@ from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import Unavailable
 from imageprepull.runtime.images import Images
-from imageprepull.runtime.leases import LeasedResource, Leases
+from imageprepull.runtime.leases import Lease, LeasedResource, Leases
 from tests.containerd.agent_bench import agent_of
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
 from tests.containerd.layer_trees import layer_folders
@@ -195,6 +195,32 @@ async def test_what_is_remembered_only_grows_until_it_is_forgotten(containerd: C
     for digest in (one, two, two):
         await forget(containerd, digest)
         assert await remembered(containerd, digest) == set()
+
+
+async def test_what_is_remembered_counts_from_the_last_time_that_it_was_so(
+    containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, day = f"sha256:{'4' * 64}", 24 * 3600.0
+    deeds = {digest: frozenset({"made"})}
+
+    async def note() -> Lease:
+        (found,) = [lease for lease in await containerd.leases.list() if THEIRS in lease.labels]
+        return found
+
+    await remember(containerd, deeds)
+    first = await note()
+    await remember(containerd, deeds)
+    assert await note() == first, "not at each look"
+    # As after half of the time.
+    monkeypatch.setattr("imageprepull.pulling.memory._SECONDS", 100 * day)
+    await remember(containerd, deeds)
+    before, after = expires_at(first), expires_at(await note())
+    assert before is not None
+    assert after is not None
+    assert before + 60 * day < after
+    assert await remembered(containerd, digest) == {"made"}
+    await forget(containerd, digest)
+    assert await remembered(containerd, digest) == set()
 
 
 async def test_nobody_asks_what_leases_hold_that_only_remember(

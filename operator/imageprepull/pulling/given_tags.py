@@ -8,14 +8,13 @@ that looks after the image keeps it anew before it expires.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.leases import drop_lease
-from imageprepull.pulling.memory import is_fading, keep
+from imageprepull.pulling.memory import is_fading, keep, recall
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.leases import Lease
 
@@ -64,14 +63,10 @@ async def note(containerd: Containerd, reference: Reference, digest: str) -> Non
     """Note that `digest` was given the tag, and no other of its repository: whose it was is to get it anew."""
     if reference.tag_record is None:
         return
-    notes = await _notes(containerd, reference.tag_record)
-    lasting = [one.id for one in notes if _is_of(digest, one) and not is_fading(one)][:1]
-    if not lasting:
-        # First, and under a new ID each time: who dies in between leaves one note too many, not none.
-        labels = {LEASE_IMAGE: digest, GIVEN: reference.tag_record}
-        await keep(containerd, f"imageprepull-given-{secrets.token_hex(16)}", labels)
-    for one in notes:
-        if one.id not in lasting:
+    kept = await keep(containerd, "given", {LEASE_IMAGE: digest, GIVEN: reference.tag_record})
+    # Afterwards: who dies in between leaves one note too many, not none.
+    for one in await _notes(containerd, reference.tag_record):
+        if one.id != kept:
             await drop_lease(containerd, one.id)
 
 
@@ -85,7 +80,7 @@ async def forget(containerd: Containerd, reference: Reference, digest: str) -> N
 
 
 async def _notes(containerd: Containerd, tag: str) -> list[Lease]:
-    return await containerd.leases.list([f'labels."{GIVEN}"=="{tag}"'])
+    return await recall(containerd, {GIVEN: tag})
 
 
 def _is_of(digest: str, note: Lease) -> bool:

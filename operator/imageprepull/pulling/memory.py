@@ -8,26 +8,45 @@ the image: an order that is not seen is none that is gone. They expire by themse
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 import time
 from collections.abc import Mapping
 
 from imageprepull.pulling.labels import MEMORY
-from imageprepull.pulling.leases import is_aged
+from imageprepull.pulling.leases import drop_lease, is_aged
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import AlreadyExists
 from imageprepull.runtime.leases import Lease
 
 _SECONDS = 30 * 24 * 3600.0
-"""Long beside any registry, or agent, that is away; an image that was gone for so long is nobody's."""
+"""Half of it is long beside any registry, or agent, that is away; an image that was gone for so long is nobody's."""
 
 
-async def keep(containerd: Containerd, lease_id: str, labels: Mapping[str, str]) -> None:
-    """Remember `labels` for 30 days. What is known under that ID already stays what it is."""
-    with contextlib.suppress(AlreadyExists):
-        await containerd.leases.create(lease_id, {MEMORY: "true", **labels}, _SECONDS)
+async def keep(containerd: Containerd, purpose: str, labels: Mapping[str, str]) -> str:
+    """Remember `labels` for 15 to 30 days from now; the ID of the lease that does.
+
+    Nothing is written where a lease that is known has that time left.
+    """
+    known = await recall(containerd, labels)
+    kept = next((one.id for one in known if not is_fading(one)), "")
+    if not kept:
+        # A lease cannot be prolonged. First, and under a new ID each time: who dies in between leaves one note too many,
+        # not none.
+        kept = f"imageprepull-{purpose}-{secrets.token_hex(16)}"
+        await containerd.leases.create(kept, {MEMORY: "true", **labels}, _SECONDS)
+    for one in known:
+        if one.id != kept:
+            await drop_lease(containerd, one.id)
+    return kept
+
+
+async def recall(containerd: Containerd, labels: Mapping[str, str]) -> list[Lease]:
+    """What is remembered that has these labels, and perhaps others."""
+    wanted = {MEMORY: "true", **labels}
+    return await containerd.leases.list(
+        [",".join(f'labels."{key}"=="{text}"' for key, text in wanted.items())]
+    )
 
 
 def is_fading(lease: Lease) -> bool:
-    """Whether what still holds true should be kept once more, under another ID: a lease cannot be prolonged."""
+    """Whether what still holds true should be kept once more."""
     return is_aged(lease, _SECONDS, time.time())

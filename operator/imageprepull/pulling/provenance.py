@@ -2,7 +2,7 @@
 
 Between chain_removal.py, which deletes the records of layers that are not to be believed, whosever they are, and
 records.py, which writes those of the next pull. That pull may be one of a later life of the agent, so the memory is the
-runtime's (memory.py), one lease per image and deed, which expires by itself where no pull follows.
+runtime's (memory.py), one lease per image and deed, which expires by itself where no pull follows and nobody did it again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterable, Mapping
 
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.pulling.leases import drop_lease
-from imageprepull.pulling.memory import keep
+from imageprepull.pulling.memory import keep, recall
 from imageprepull.pulling.ownership import BY_HAND, MADE, done_by_others
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.images import ImageRecord
+from imageprepull.runtime.leases import Lease
 
 THEIRS = "imageprepull.io/theirs"
 """One of the words of `done_by_others`."""
@@ -42,21 +43,19 @@ async def remember(containerd: Containerd, done: Mapping[str, Collection[str]]) 
     """
     for digest, deeds in done.items():
         for deed in deeds:
-            await keep(containerd, _lease_of(digest, deed), {LEASE_IMAGE: digest, THEIRS: deed})
+            await keep(containerd, f"theirs-{deed}", {LEASE_IMAGE: digest, THEIRS: deed})
 
 
 async def remembered(containerd: Containerd, digest: str) -> frozenset[str]:
     """What others did to the image of that target before we deleted its records; nothing, if we did not."""
-    leases = await containerd.leases.list([f"id=={_lease_of(digest, deed)}" for deed in _DEEDS])
-    return frozenset(lease.labels.get(THEIRS, "") for lease in leases) & _DEEDS
+    return frozenset(lease.labels[THEIRS] for lease in await _notes(containerd, digest)) & _DEEDS
 
 
 async def forget(containerd: Containerd, digest: str) -> None:
     """For a pull whose records say it themselves, and are there to stay."""
-    for deed in _DEEDS:
-        await drop_lease(containerd, _lease_of(digest, deed))
+    for lease in await _notes(containerd, digest):
+        await drop_lease(containerd, lease.id)
 
 
-def _lease_of(digest: str, deed: str) -> str:
-    # A name of the runtime's has 76 characters at most.
-    return f"imageprepull-theirs-{deed}-{digest.rpartition(':')[2][:32]}"
+async def _notes(containerd: Containerd, digest: str) -> list[Lease]:
+    return [lease for lease in await recall(containerd, {LEASE_IMAGE: digest}) if THEIRS in lease.labels]

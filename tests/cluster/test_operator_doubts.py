@@ -17,6 +17,9 @@ from imageprepull.agent.node import NodeError
 from imageprepull.agent.operator_lease import OperatorLease
 from imageprepull.agent.orders import order_in
 from imageprepull.agent.sightings import Sightings
+from imageprepull.cli import repair, retry
+from imageprepull.cli.older_crds import OlderCrds, check_fields
+from imageprepull.kube.access import ClusterAccess
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES
 from imageprepull.resources import bounds
@@ -205,3 +208,39 @@ async def test_a_crd_that_is_older_than_the_operator_takes_from_a_node_what_it_l
         found = await api.get(NODEPREPULLS, "n1")
         assert found["spec"]["kubeletWithoutPins"] == "v1.24.0"
         assert found["metadata"]["generation"] == generation + 1, "nothing was written again and again"
+
+
+@pytest.mark.parametrize("what", ["retry", "repair"])
+async def test_an_order_that_a_crd_has_no_place_for_is_refused_until_it_is_upgraded(
+    bare_api: BareApi, api: ApiClient, what: str
+) -> None:
+    """A user without any right of ours can tell."""
+    full = yaml.safe_load(next(file for file in CRD_FILES if file.stem == "nodeprepulls").read_text())
+    older = copy.deepcopy(full)
+    spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    entry = spec["images"]["items"]["properties"]
+    if what == "retry":
+        del entry["retry"]["properties"]["nonce"]
+    else:
+        del entry["repair"]
+    needs = {"retry": retry, "repair": repair}[what].NEEDS
+    lost = f"nodeprepulls.imageprepull.io lacks spec.images.{what}"
+    name = full["metadata"]["name"]
+    access = ClusterAccess.from_files(bare_api.server, bare_api.user_token_file, bare_api.ca_file)
+    async with ApiClient(access) as client:
+
+        async def refusal() -> str:
+            try:
+                await check_fields(client, needs)
+            except OlderCrds as error:
+                return str(error)
+            return ""
+
+        async def is_taken() -> bool:
+            return not await refusal()
+
+        assert await is_taken()
+        await api.apply(CRDS, name, older, field_manager="test", force=True)
+        assert lost in await eventually(refusal)
+        await api.apply(CRDS, name, full, field_manager="test", force=True)
+        await eventually(is_taken)

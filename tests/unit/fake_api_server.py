@@ -46,6 +46,7 @@ class FakeApiServer:
     compacted: int = 0
     watch_mode: str = "normal"  # normal, silent (accepts, then nothing), torn (half a line, then closed)
     page_token_expired: bool = False
+    schemas: Document | None = None  # of the OpenAPI document
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     asked: asyncio.Condition = field(default_factory=asyncio.Condition)
     url: str = ""
@@ -135,6 +136,8 @@ class FakeApiServer:
                 return web.Response(status=fault.code, text=text, headers=fault.headers)
         if method == "WATCH":
             return await self.watch(request)
+        if request.path.startswith("/openapi/") and self.schemas is not None:
+            return web.json_response({"openapi": "3.0.0", "components": {"schemas": self.schemas}})
         if method == "GET" and request.path.rsplit("/", 1)[1] in COLLECTIONS:
             return self.collection(request)
         return await self.one(request, method)

@@ -14,6 +14,7 @@ from contextlib import aclosing
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
+from imageprepull.cli.older_crds import Needs, check_fields
 from imageprepull.cli.repair_answer import (
     Asked,
     answered,
@@ -38,6 +39,7 @@ from imageprepull.kube.kinds import NODEPREPULLS
 from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, NodePrepull
 
+NEEDS: Needs = {NODEPREPULLS: ["spec.images.repair", "status.images.repaired"]}
 STANDS = "; the order stands, and the operator takes it away when the agent has answered"
 
 
@@ -77,6 +79,7 @@ async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: 
             asked = Asked(
                 RepairOrder(secrets.token_hex(8), reference), named(known.spec.images, node, reference)
             )
+            await check_fields(api, NEEDS)
             annotations = {ANNOTATION: str(asked.order)}
             await api.merge_patch(NODEPREPULLS, node, {"metadata": {"annotations": annotations}})
             stands = STANDS

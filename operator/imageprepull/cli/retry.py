@@ -17,6 +17,7 @@ from typing import Any
 
 from imageprepull.cli import kubeconfig
 from imageprepull.cli.follow import changes
+from imageprepull.cli.older_crds import Needs, check_fields
 from imageprepull.cli.waiting import (
     BLOCKED,
     DONE,
@@ -33,10 +34,14 @@ from imageprepull.cli.waiting import (
 from imageprepull.controller.retries import ANNOTATION, RetryOrder, is_over
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
-from imageprepull.kube.kinds import IMAGEPREPULLS
+from imageprepull.kube.kinds import IMAGEPREPULLS, NODEPREPULLS
 from imageprepull.resources.base import decode
 from imageprepull.resources.imageprepull import RetryStatus
 
+NEEDS: Needs = {
+    NODEPREPULLS: ["spec.images.retry.nonce"],
+    IMAGEPREPULLS: ["status.retry.nonce", "status.retry.waiting"],
+}
 NO_ANSWER = f"the operator has not answered yet: {IS_IT_RUNNING}"
 
 
@@ -76,6 +81,7 @@ async def retry(target: kubeconfig.Target, name: str, order: RetryOrder, seconds
         async with asyncio.timeout(seconds or None), ApiClient(target.access) as api:
             document = await api.get(IMAGEPREPULLS, name, namespace)
             check_named(document["spec"].get("images", []), shown, order.reference)
+            await check_fields(api, NEEDS)
             body = {"metadata": {"annotations": {ANNOTATION: str(order)}}}
             await api.merge_patch(IMAGEPREPULLS, name, body, namespace=namespace)
             last = NO_ANSWER

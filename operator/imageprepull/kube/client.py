@@ -64,6 +64,11 @@ class ApiClient:
         """One object as etcd's quorum has it now (no resourceVersion is sent, so no cache answers)."""
         return await self._document("GET", kind.path(namespace, name))
 
+    async def schemas(self, group: str, version: str) -> Document:
+        """The OpenAPI v3 schemas of what a group serves in this version, by a name that means nothing here."""
+        found = await self._document("GET", f"/openapi/v3/apis/{group}/{version}")
+        return dict((found.get("components") or {}).get("schemas") or {})
+
     async def list(
         self,
         kind: Kind,

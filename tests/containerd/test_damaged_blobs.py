@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from imageprepull.pulling.chain import Chain, ChainLostError
 from imageprepull.pulling.damaged import Removed, remove_damaged
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import UNCOMPRESSED
+from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.staging import Staging
 from imageprepull.runtime.connection import Containerd, connect
 from imageprepull.runtime.labels import SOURCE_PREFIX
@@ -160,11 +161,18 @@ async def test_a_damaged_blob_is_not_removed_while_another_image_brings_it(
         return await remove_damaged(*arguments, **options)
 
     monkeypatch.setattr("imageprepull.pulling.layer_blobs.remove_damaged", noted)
-    blobs = bench.puller._machinery.blobs
-    async with blobs.hold(digest):
+    blobs, look = bench.puller._machinery.blobs, LayerBlobs.look
+    async with AsyncExitStack() as other:
+
+        async def look_before(self: LayerBlobs, containerd: Containerd, digests: Sequence[str]) -> None:
+            await look(self, containerd, digests)
+            monkeypatch.setattr(LayerBlobs, "look", look)
+            await other.enter_async_context(blobs.hold(digest))
+
+        monkeypatch.setattr(LayerBlobs, "look", look_before)
         pulling = asyncio.create_task(bench.pull(reference))
         async with asyncio.timeout(60):
-            while blobs._users[digest] == 1 and not looked:  # noqa: ASYNC110 - they tell nobody.
+            while blobs._users.get(digest, 0) < 2 and not looked:  # noqa: ASYNC110 - they tell nobody.
                 await asyncio.sleep(0.01)
         assert not looked
         assert not pulling.done()

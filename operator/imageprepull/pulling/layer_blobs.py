@@ -201,10 +201,13 @@ class LayerBlobs:
 
     async def _look(self, containerd: Containerd, digest: str) -> None:
         descriptor = self._descriptor(digest)
-        if await held_content(containerd, self.lease, self.reference, descriptor):
-            self._in_content.add(digest)
-            for layer in self._shown(digest):
-                self.progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
+        # Not while another image reads it to prove it damaged, or adds its own source to its labels.
+        async with self.machinery.blobs.hold(digest):
+            if not await held_content(containerd, self.lease, self.reference, descriptor):
+                return
+        self._in_content.add(digest)
+        for layer in self._shown(digest):
+            self.progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
 
     def _wanted(self, digest: str, lease: str = "") -> Wanted:
         descriptor = self._descriptor(digest)

@@ -17,6 +17,8 @@ import pytest
 from imageprepull.pulling.given_tags import GIVEN
 from imageprepull.pulling.labels import LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd, connect
+from imageprepull.runtime.errors import TimedOut
+from imageprepull.runtime.leases import Leases
 from imageprepull.runtime.snapshots import SnapshotKind
 from imageprepull.unpacking.messages import Settings
 from imageprepull.unpacking.workers import Workers
@@ -61,6 +63,18 @@ async def collect_garbage(containerd: Containerd) -> None:
     """Run a collection and wait for it: the synchronous deletion of a lease does."""
     await containerd.leases.create("collect-garbage", {}, 60)
     await containerd.leases.delete("collect-garbage", sync=True)
+
+
+def fail_collections(patch: pytest.MonkeyPatch) -> None:
+    """A lease that is deleted goes, but the collection that was to be waited for does not come to an end."""
+    plain = Leases.delete
+
+    async def delete(self: Leases, id: str, *, sync: bool = False) -> None:  # noqa: A002
+        await plain(self, id)
+        if sync:
+            raise TimedOut(f"delete lease {id}", "no answer")
+
+    patch.setattr(Leases, "delete", delete)
 
 
 async def wipe(containerd: Containerd) -> None:

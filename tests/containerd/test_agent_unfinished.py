@@ -15,9 +15,10 @@ from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.pulling.leases import terms_of
 from imageprepull.resources.nodeprepull import Desired
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import TimedOut
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.agent_bench import agent_of
-from tests.containerd.conftest import SNAPSHOTTER, leftovers
+from tests.containerd.conftest import SNAPSHOTTER, fail_collections, leftovers
 from tests.containerd.pull_bench import OWNER, PullBench, Watched, fake_serve, layer, pull_bench
 from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
@@ -231,6 +232,24 @@ async def test_what_others_have_given_back_is_collected_though_one_of_them_begin
         assert [found.name for found in await bench.containerd.snapshots.list(SNAPSHOTTER)] == [chain_id]
     assert await bench.puller.give_back(OWNER) == 0
     assert await bench.containerd.snapshots.list(SNAPSHOTTER) == []
+
+
+async def test_a_collection_that_fails_is_asked_for_again_though_nothing_more_is_given_back(
+    bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, chain_id = await left_unfinished(bench, fake, "owed")
+    with monkeypatch.context() as patch:
+        fail_collections(patch)
+        with pytest.raises(TimedOut):
+            await bench.puller.give_back(OWNER)
+    assert (await leftovers(bench.containerd)).leases == []
+    assert [found.name for found in await bench.containerd.snapshots.list(SNAPSHOTTER)] == [chain_id]
+    assert await bench.puller.give_back(OWNER) == 0
+    assert await bench.containerd.snapshots.list(SNAPSHOTTER) == []
+    # It owes nothing more.
+    with monkeypatch.context() as patch:
+        fail_collections(patch)
+        assert await bench.puller.give_back(OWNER) == 0
 
 
 async def test_an_attempt_that_begins_while_its_image_gives_back_waits_and_keeps_its_own_lease(

@@ -16,10 +16,11 @@ from imageprepull.pulling.records import unpin
 from imageprepull.pulling.removal import Verdict, remove_image
 from imageprepull.pulling.visible import wait_visible
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.errors import TimedOut
 from imageprepull.runtime.images import Images
 from imageprepull.runtime.leases import Lease, Leases
 from imageprepull.runtime.snapshots import SnapshotKind
-from tests.containerd.conftest import SNAPSHOTTER
+from tests.containerd.conftest import SNAPSHOTTER, fail_collections
 from tests.containerd.pull_bench import (
     FAST,
     OWNER,
@@ -352,3 +353,18 @@ async def test_whose_the_lease_of_a_collection_is_can_be_told(
     monkeypatch.setattr(Leases, "create", create)
     assert (await remove(bench, image.digest)).records
     assert set(made.values()) == {OWNER}
+
+
+async def test_a_removal_whose_collection_fails_is_none_and_the_next_call_ends_it(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build_image([layer("uncollected")])
+    await bench.pull(serve(registry, image, "removal/uncollected"))
+    with monkeypatch.context() as patched:
+        fail_collections(patched)
+        with pytest.raises(TimedOut):
+            await remove(bench, image.digest)
+    assert await records(bench) == set()
+    assert await chains(bench) == set(image.chain_ids)
+    await remove(bench, image.digest)
+    assert await chains(bench) == set()

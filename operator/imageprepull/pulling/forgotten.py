@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from imageprepull.pulling.labels import GC_SNAPSHOT, LEASE
-from imageprepull.pulling.leases import SNAPSHOTS, short_lease
+from imageprepull.pulling.leases import SNAPSHOTS, collect
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound
 from imageprepull.runtime.leases import LeasedResource
@@ -53,6 +53,5 @@ async def collect_forgotten(
         with contextlib.suppress(NotFound, LeaseGone):
             for resource in held.intersection(await containerd.leases.resources(lease.id)):
                 await containerd.leases.delete_resource(lease.id, resource.type, resource.id)
-    async with short_lease(containerd, "collect", labels, sync=True):
-        pass  # its end is the collection.
+    await collect(containerd, labels)
     return [name for name in names if await containerd.snapshots.stat(snapshotter, name) is None]

@@ -89,7 +89,8 @@ async def short_lease(
     """The connection bound to a lease for the time of the block; afterwards it is discarded, whatever happened.
 
     `labels` say whose it is, should nobody come to discard it; it expires after `seconds`. `cleanup`: how long the
-    end waits for a daemon that is away. `sync`: it ends with a collection.
+    end waits for a daemon that is away. `sync`: it ends with a collection, which may fail like the rest of the end; who
+    has to know calls `collect`.
 
     Raises:
         RuntimeFault: the runtime does not answer.
@@ -193,14 +194,14 @@ async def drop_lease(containerd: Containerd, lease_id: str, *, sync: bool = Fals
 async def collect(containerd: Containerd, labels: Mapping[str, str]) -> None:
     """Have the runtime collect what nothing holds any more; returns when it has. `labels` say whose the lease is.
 
-    A collection is what the deletion of a lease can wait for, so that one is made to be deleted.
+    A collection is what the deletion of a lease can wait for, so that one is made to be deleted. Not by the end of a
+    `short_lease`, which tells nobody when that fails.
 
     Raises:
-        RuntimeFault: the runtime does not answer.
+        RuntimeFault: the runtime does not answer; call again.
     """
-    lease = f"{_OURS}collect-{secrets.token_hex(8)}"
-    await containerd.leases.create(lease, labels, 600)
-    await drop_lease(containerd, lease, sync=True)
+    async with short_lease(containerd, "collect", labels) as leased:
+        await drop_lease(containerd, leased.lease, sync=True)
 
 
 async def discard_lease(containerd: Containerd, lease_id: str, *, sync: bool = False) -> list[str]:

@@ -22,7 +22,8 @@ from imageprepull.runtime.connection import Containerd
 class Machinery:
     """`polite_applies` is taken before `applies` by images that nobody waits for; it follows the disks (pressure.py).
 
-    `writes` is the snapshotter's file system as this process sees it.
+    `writes` is the snapshotter's file system as this process sees it. `uncollected`: leases that were given back, and
+    what they held has not been collected since, as far as is known.
 
     The locks are in this process only. Across processes the ingest's ref and the snapshot's name do their work.
     """
@@ -43,3 +44,4 @@ class Machinery:
     images: KeyedLock = field(default_factory=KeyedLock)
     chains: KeyedLock = field(default_factory=KeyedLock)
     blobs: KeyedLock = field(default_factory=KeyedLock)
+    uncollected: set[str] = field(default_factory=set)

@@ -16,7 +16,7 @@ import structlog
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.labels import EXTRACT, GC_SNAPSHOT, LEASE
 from imageprepull.pulling.leading import records_of
-from imageprepull.pulling.leases import short_lease
+from imageprepull.pulling.leases import collect
 from imageprepull.pulling.ownership import deletion_order, is_of_id, of_somebody_else, taken_since
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.cri import CriContainer
@@ -114,9 +114,8 @@ async def remove_image(
         return verdict
     if why := await _delete(containerd, found, verdict.records, wanted):
         return Verdict(kept=why)
-    # Deletions alone start no collection; the end of a lease does, within the call.
-    async with short_lease(containerd, "collect", lease_labels, sync=True):
-        pass
+    # Deletions alone start none.
+    await collect(containerd, lease_labels)
     if verdict.records:
         log.info("image removed", digest=digest, records=verdict.records)
     return verdict

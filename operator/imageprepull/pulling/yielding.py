@@ -38,17 +38,21 @@ async def give_back(machinery: Machinery, owner: str, only: Collection[str] | No
     # A lease expires; the bytes are as good as they were.
     files_only = await in_thread(lambda: all_owners(spool.folder)) - leases
     found = [lease for lease in (*sorted(files_only), *sorted(leases)) if only is None or lease in only]
-    given = []
+    left = len(found)
     for lease in found:
         if lease in machinery.images:
             continue  # it is at work, perhaps since now, and not waited for.
         async with machinery.images.hold(lease):
+            # Before its lease may be gone, which would tell the next call of it.
+            machinery.uncollected.add(lease)
             # The spool first: without any room the runtime cannot delete a record either.
             await spool.give_up(lease)
             await discard_image_lease(containerd, lease)
-        given.append(lease)
+        left -= 1
+    given = sorted(machinery.uncollected)
     if given:
         # One for all of them: which is the last is known only now, and its lease may have expired.
         await collect(containerd, {LEASE: owner})
+        machinery.uncollected.difference_update(given)
         log.info("unfinished pulls have given back what they held", leases=given)
-    return len(found) - len(given)
+    return left

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from math import inf
 from typing import Generic, TypeVar
 
 import structlog
@@ -126,7 +127,7 @@ class Rate:
     def __init__(self, per_second: float, burst: int = 1) -> None:
         self._interval = 1 / per_second
         self._burst = burst
-        self._next = 0.0
+        self._next = -inf
 
     async def slot(self) -> None:
         """Wait for one's turn."""

@@ -17,14 +17,6 @@ SETUPS = {
     "2.4-tuned": Setup("2.4", tuned=True),
     "1.6": Setup("1.6"),
 }
-BESIDE = """
-"$0" pull "$1" --address "$2" --path fast --polite >/dev/null 2>&1 & ours=$!
-shift 2
-"$@"; code=$?
-kill $ours 2>/dev/null; wait $ours
-exit $code
-"""
-"""A pull of the kubelet's while the agent pulls the same image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +24,13 @@ class Contender:
     """A daemon's setup and a command.
 
     The command has the placeholders {image}, {socket}, {certs} (folder of hosts.toml files) and {folder} (where the
-    daemon works, on the fresh disk).
+    daemon works, on the fresh disk). `beside`: an agent of ours pulls the same image, and is told so as the command begins.
     """
 
     name: str
     setup: Setup
     command: tuple[str, ...]
+    beside: bool = False
 
     def command_line(self, **places: str | Path) -> list[str]:
         """The command with its placeholders filled."""
@@ -71,10 +64,10 @@ def known(*, sync: bool = False) -> dict[str, Contender]:
     ]
     if not sync:
         found.append(Contender("stock-1.6", Setup("1.6"), tuple(cri)))
-        # What a pod waits for while the agent is at the same image: ours begins first, and is stopped when the CRI has it.
-        beside = ["/bin/sh", "-c", BESIDE, str(imageprepull()), "{image}", "unix://{socket}", *cri]
+        # What a pod waits for while the agent is at the same image; it ends when the CRI has it.
         found += [
-            Contender(f"beside-ours-{version}", Setup(version), tuple(beside)) for version in ("2.4", "1.6")
+            Contender(f"beside-ours-{version}", Setup(version), tuple(cri), beside=True)
+            for version in ("2.4", "1.6")
         ]
     return {contender.name: contender for contender in found}
 

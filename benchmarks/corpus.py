@@ -27,6 +27,10 @@ SMALL_LAYERS = 100
 SMALL_FILE = 64 << 10
 SMALL_FILES_PER_LAYER = 150
 
+APP_SIZES = (150_000_000, 60_000_000, 25_000_000, 12_000_000, *[40_000] * 16)
+"""Bytes of a service's layers: a base, a runtime, its libraries, itself, and what the rest of its recipe made."""
+APP_FILE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -89,3 +93,19 @@ def small_layers(
     # From the end, where the sources are: documentation at the front is all links and tiny files.
     small = small[-layers * each :]
     return [small[start : start + each] for start in range(0, len(small), each)]
+
+
+def app_layers(chosen: Sequence[Found], sizes: Sequence[int] = APP_SIZES) -> list[list[Found]]:
+    """Pieces that reach `sizes` bytes each, of files of an ordinary size, as a service's image has them."""
+    ordinary = [one for one in chosen if one.size <= APP_FILE]
+    # Not from the front, where documentation is.
+    files = iter(ordinary[len(ordinary) // 3 :])
+    pieces: list[list[Found]] = []
+    for size in sizes:
+        piece: list[Found] = []
+        taken = 0
+        while taken < size and (one := next(files, None)) is not None:
+            piece.append(one)
+            taken += one.size
+        pieces.append(piece)
+    return pieces

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.corpus import SOURCES, Found, choose, divide, small_layers, walk
+from benchmarks.corpus import SOURCES, Found, app_layers, choose, divide, small_layers, walk
 from benchmarks.layers import write_layers
 from tests.testbed.binaries import cache_root
 from tests.testbed.images import BuiltImage, BuiltLayer, Compression, LayerSpec, build_image, build_layer
 
 RECIPE = 1
 """Part of the folder's name: another way to make the images makes others."""
-NAMES = ("eight", "zstd", "single", "small")
+NAMES = ("eight", "zstd", "single", "small", "app")
 WARM_UP = "warm-up"
 """A tiny image that is pulled before the clock runs."""
 FREE_BYTES = 8 << 30
@@ -127,9 +127,9 @@ class Store:
         self._keep("eight", built[Compression.GZIP], chosen)
         self._keep("zstd", built[Compression.ZSTD], chosen)
         self._keep("single", [whole], chosen)
-        small = small_layers(chosen)
-        built, _ = write_layers(small, self.blobs, (Compression.GZIP,), single=False)
-        self._keep("small", built[Compression.GZIP], [one for layer in small for one in layer])
+        for name, pieces in (("small", small_layers(chosen)), ("app", app_layers(chosen))):
+            built, _ = write_layers(pieces, self.blobs, (Compression.GZIP,), single=False)
+            self._keep(name, built[Compression.GZIP], [one for layer in pieces for one in layer])
         self._keep(WARM_UP, [build_layer(LayerSpec({"warm": b"up"}), self.blobs)], [])
         wanted = {self.blob(digest) for image in self.images().values() for digest in image.digests}
         for blob in set(self.blobs.iterdir()) - wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from benchmarks.watch import Watch
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PULL_SECONDS = 1800.0
 PRESENT_PULLS = 7
+ENVIRONMENT = {"PATH": PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8"}
 
 
 class PullFailed(Exception):
@@ -82,6 +84,38 @@ class Said:
     cpu: float
 
 
+class Resident:
+    """An agent of ours in its place of work (resident.py)."""
+
+    def __init__(self, daemon: BenchDaemon, group: Group) -> None:
+        """Start it and wait until it is ready. Raises PullFailed."""
+        self._said = daemon.folder / "resident"
+        command = [sys.executable, "-m", "benchmarks.resident", f"unix://{daemon.socket}"]
+        with self._said.open("wb") as errors:
+            self._process = subprocess.Popen(  # noqa: S603 - ours
+                group.entering(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=Path(__file__).parents[1],
+                env=ENVIRONMENT,
+                text=True,
+            )
+        self.wait_for("ready")
+
+    def tell(self, reference: str) -> None:
+        """Have it pull an image; it does not wait for that."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(f"{reference}\n")
+            self._process.stdin.flush()
+
+    def wait_for(self, word: str) -> None:
+        """Wait for what it says next. Raises PullFailed for anything else."""
+        said = self._process.stdout.readline().strip() if self._process.stdout is not None else ""
+        if said != word:
+            raise PullFailed(f"the resident did not say {word!r}: {self._said.read_text()[-2000:]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """A contender's daemon on a disk that nobody has used."""
@@ -91,6 +125,7 @@ class Bench:
     disk: Disk
     daemon: BenchDaemon
     group: Group
+    resident: Resident | None = None
 
     def reference(self, image: Image) -> str:
         """How the contender asks for an image of the store."""
@@ -98,7 +133,9 @@ class Bench:
         return self.conditions.registry.reference(image, link.host if link else "")
 
     def pull(self, image: Image) -> Said:
-        """Run the command to its end. Raises PullFailed."""
+        """Run the command to its end, beside the resident's pull where there is one. Raises PullFailed."""
+        if self.resident is not None:
+            self.resident.tell(self.reference(image))
         command = self.contender.command_line(
             image=self.reference(image),
             socket=self.daemon.socket,
@@ -112,7 +149,7 @@ class Bench:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={"PATH": PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8"},
+                env=ENVIRONMENT,
             )
             # Not Popen's own wait: it throws the usage away.
             overdue = threading.Timer(PULL_SECONDS, process.kill)
@@ -188,8 +225,10 @@ def bench(contender: Contender, conditions: Conditions) -> Iterator[Bench]:
         try:
             daemon.start()
             daemon.trust(conditions.link.host if conditions.link else conditions.registry.host)
-            yield Bench(contender, conditions, disk, daemon, cpu_group)
+            resident = Resident(daemon, cpu_group) if contender.beside else None
+            yield Bench(contender, conditions, disk, daemon, cpu_group, resident)
         finally:
+            # The group's end is the resident's, too.
             daemon.kill()
 
 
@@ -198,6 +237,8 @@ def trial(contender: Contender, image: Image, conditions: Conditions) -> Result:
     with bench(contender, conditions) as made:
         # Loads the contender's binaries and tries its way before the clock runs.
         made.pull(conditions.store.image(WARM_UP))
+        if made.resident is not None:
+            made.resident.wait_for("pulled")
         conditions.store.read_ahead(image)
         made.disk.sync()
         conditions.registry.stats()

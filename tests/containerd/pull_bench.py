@@ -225,6 +225,11 @@ async def pull_as_the_kubelet(daemon: ContainerdDaemon, reference: str) -> None:
     endpoints = [f"--runtime-endpoint={daemon.address}", f"--image-endpoint={daemon.address}"]
     command = [str(binaries.path("crictl")), *endpoints, "--timeout=20s", "pull", reference]
     crictl = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    async with asyncio.timeout(60):
-        _, said = await crictl.communicate()
+    try:
+        async with asyncio.timeout(60):
+            _, said = await crictl.communicate()
+    except asyncio.CancelledError:
+        crictl.kill()
+        await crictl.wait()
+        raise
     assert crictl.returncode == 0, said.decode()

@@ -32,7 +32,8 @@ from tests.testbed.daemon import ContainerdDaemon
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
 from tests.testbed.images import build_image
 
-SETTINGS = replace(FAST, wanted_poll=0.02)
+# Layers that are left to the kubelet have tests of their own.
+SETTINGS = replace(FAST, wanted_poll=0.02, aside_small=0)
 
 
 @pytest.fixture

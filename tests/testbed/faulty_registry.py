@@ -22,7 +22,7 @@ class Fault:
 
     `status` answers with that and nothing else. `cut_after` closes the connection after so many bytes of the body.
     `hold_after` sends so many bytes and then waits for `release` (or for ever, without one). `change` replaces the
-    body. `ignore_range` answers 200 with everything. `lengths` answers so, too, and says the length of the body twice
+    body. With `drip` so many more bytes come every hundredth of a second while it waits. `ignore_range` answers 200 with everything. `lengths` answers so, too, and says the length of the body twice
     (`twice`) or beside chunked encoding (`chunked`): clients differ in what they make of it.
     """
 
@@ -31,6 +31,7 @@ class Fault:
     cut_after: int | None = None
     hold_after: int | None = None
     release: asyncio.Event | None = None
+    drip: int = 0
     change: Callable[[bytes], bytes] | None = None
     ignore_range: bool = False
     lengths: Literal["", "twice", "chunked"] = ""
@@ -126,9 +127,14 @@ class FaultyRegistry:
                 request.transport.close()
             return
         if fault.hold_after is not None:
-            await response.write(body[: fault.hold_after])
-            await (fault.release or asyncio.Event()).wait()
-            body = body[fault.hold_after :]
+            sent, release = fault.hold_after, fault.release or asyncio.Event()
+            await response.write(body[:sent])
+            while fault.drip and sent < len(body) and not release.is_set():
+                await asyncio.sleep(0.01)
+                await response.write(body[sent : sent + fault.drip])
+                sent += fault.drip
+            await release.wait()
+            body = body[sent:]
         await response.write(body)
 
     def _note(self, request: web.Request) -> None:

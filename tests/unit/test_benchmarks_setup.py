@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.accounting import Process, role
 from benchmarks.contenders import Contender, custom
-from benchmarks.corpus import HUGE, Found, choose, divide, small_layers, walk
+from benchmarks.corpus import APP_FILE, HUGE, Found, app_layers, choose, divide, small_layers, walk
 from benchmarks.daemon import RANGE_BYTES, Setup
 from benchmarks.disk import own_blkio_group
 from benchmarks.images import Image
@@ -51,6 +51,13 @@ def test_layers_follow_their_shares_and_lose_nothing() -> None:
     layers = divide(chosen, (0.1, 0.6, 0.3))
     assert [len(layer) for layer in layers] == [10, 60, 30]
     assert [one for layer in layers for one in layer] == chosen
+
+
+def test_an_apps_layers_reach_their_sizes_without_large_files() -> None:
+    chosen = [Found(Path(str(number)), 10 if number % 4 else APP_FILE + 1) for number in range(40)]
+    layers = app_layers(chosen, sizes=(35, 10, 10))
+    assert [sum(one.size for one in layer) for layer in layers] == [40, 10, 10]
+    assert [one.path.name for one in layers[1]] != [one.path.name for one in layers[2]]
 
 
 def test_small_layers_have_small_files_only() -> None:

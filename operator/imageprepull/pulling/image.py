@@ -38,7 +38,7 @@ from imageprepull.pulling.resolving import resolve
 from imageprepull.pulling.rooms import largest
 from imageprepull.pulling.space import OF_THE_DISK, OUT_OF_SPACE, NoRoom
 from imageprepull.pulling.steps import Step, reached
-from imageprepull.pulling.urgency import Urgency
+from imageprepull.pulling.urgency import Urgency, wanted_elsewhere
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.errors import LeaseGone, NotFound
 
@@ -251,6 +251,7 @@ class ImagePull:
         progress.enter("Pulling")
         await self._put_documents(containerd, image)
         urgency = Urgency(machinery.settings, request.urgent)
+        documents = {image.manifest_document.descriptor.digest, image.manifest.config.digest}
         self._work = LayerWork(
             machinery,
             containerd,
@@ -260,9 +261,9 @@ class ImagePull:
             progress=progress,
             keep_spooled=request.keep_blobs != "never",
             urgency=urgency,
+            wanted=lambda: wanted_elsewhere(machinery.containerd, documents),
             min_free=request.min_free,
         )
-        documents = {image.manifest_document.descriptor.digest, image.manifest.config.digest}
         async with urgency.watched(machinery.containerd, documents, machinery.slots.look_again):
             await self._work.run()
         if request.keep_blobs == "before":

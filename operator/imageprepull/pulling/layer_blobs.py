@@ -81,6 +81,10 @@ class LayerBlobs:
         """Whether the content store has a blob, as far as known."""
         return digest in self._in_content
 
+    def whole(self, digest: str) -> bool:
+        """Whether all bytes of a blob are here or in the content store, as far as known."""
+        return digest in self._in_content or self._shown(digest)[0].done == self.size(digest)
+
     async def growing(self, digest: str) -> Growing:
         """The blob as it comes, until `release`. One that the content store has comes from there.
 
@@ -191,6 +195,17 @@ class LayerBlobs:
         held = self._held.pop(digest, None)
         if held is not None:
             await held.stack.aclose()
+
+    async def leave(self, digest: str, left: Exception) -> None:
+        """Fetch a blob no further for now; its bytes stay where attempts are resumed. `look_again` before it goes on."""
+        held = self._held.pop(digest, None)
+        if held is not None:
+            await held.stack.__aexit__(type(left), left, None)
+
+    async def look_again(self, containerd: Containerd, digest: str) -> None:
+        """As `look`, for one blob that somebody else may have brought."""
+        if digest not in self._in_content:
+            await self._look(containerd, digest)
 
     async def close(self, error: BaseException | None) -> None:
         """Release all. After an `error` the bytes stay where a next attempt is to find them."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import NoReturn
 
 import structlog
 
@@ -22,6 +23,7 @@ from imageprepull.pulling.extraction import ExtractionPath, required
 from imageprepull.pulling.layer_blobs import LayerBlobs
 from imageprepull.pulling.machinery import Machinery
 from imageprepull.pulling.need import Need
+from imageprepull.pulling.others import Lacking, Others
 from imageprepull.pulling.plan import missing_blobs
 from imageprepull.pulling.progress import ImageProgress
 from imageprepull.pulling.staging import CannotStageError, Staged, Staging
@@ -37,11 +39,16 @@ from imageprepull.unpacking.workers import WorkerDied
 log = structlog.get_logger(__name__)
 
 
+class _Left(Exception):
+    """Work on a blob is better left to somebody else, or was done by it."""
+
+
 class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
     `choose` finds the path, when a layer is missing. `keep_spooled`: blobs stay in the spool when their layers are
-    committed, for whoever ingests them then; those that take no room there stay anyway. `min_free`: as in `PullRequest`.
+    committed, for whoever ingests them then; those that take no room there stay anyway. `wanted`: whether somebody else pulls the
+    image. `min_free`: as in `PullRequest`.
     After a failure the layer at fault is shown as Failed and the others as they stand.
     """
 
@@ -56,6 +63,7 @@ class LayerWork:
         progress: ImageProgress,
         keep_spooled: bool,
         urgency: Urgency,
+        wanted: Callable[[], Awaitable[bool]],
         min_free: Amount | None = None,
     ) -> None:
         """Nothing is asked or fetched yet."""
@@ -70,6 +78,21 @@ class LayerWork:
         self._min_free = min_free
         self._started = 0.0
         self._done = [asyncio.Event() for _ in self._layers]
+        self._found: set[int] = set()
+        """Made by somebody else meanwhile."""
+        self._placing: set[int] = set()
+        """Being committed by us."""
+        self._were_left: set[str] = set()
+        self._others = Others(
+            containerd,
+            urgency,
+            progress,
+            machinery.settings,
+            wanted=wanted,
+            layers=self._layers,
+            lacking=self._lacking,
+            count=self._count,
+        )
         self._choose = choose
         self._staging: Staging | None = None
         self._chosen = False
@@ -114,12 +137,42 @@ class LayerWork:
     async def _make(self, missing: Mapping[str, list[int]]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                choosing = group.create_task(self._choose_staging(), name="extraction path")
-                for digest, positions in missing.items():
-                    group.create_task(self._blob(digest, positions, choosing), name=f"blob {digest}")
+                following = group.create_task(self._others.follow(), name="others")
+                await self._all_blobs(missing)
+                following.cancel()
         finally:
             if self._staging is not None:
                 await finish_anyway(self._staging.close(), self._machinery.settings.cleanup_timeout)
+
+    async def _all_blobs(self, missing: Mapping[str, list[int]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            choosing = group.create_task(self._choose_staging(), name="extraction path")
+            for digest, positions in missing.items():
+                group.create_task(self._blob(digest, positions, choosing), name=f"blob {digest}")
+
+    def _lacking(self) -> list[Lacking]:
+        blobs = {}
+        for layer, done in zip(self._layers, self._done, strict=True):
+            digest = layer.descriptor.digest
+            if not done.is_set():
+                blobs[digest] = Lacking(digest, layer.descriptor.size, self._blobs.whole(digest))
+        return list(blobs.values())
+
+    async def _count(self) -> int:
+        """How many layers are there, from the bottom; our lease holds those, too, that somebody else has made."""
+        for number, layer in enumerate(self._layers):
+            if self._done[number].is_set():
+                continue
+            if not await self._chain.holds(layer):
+                return number
+            if self._done[number].is_set():  # by us, meanwhile.
+                continue
+            if number in self._placing:
+                return number
+            self._progress.advance(self._progress.layers[number], LayerState.EXISTS)
+            self._found.add(number)
+            self._done[number].set()
+        return len(self._layers)
 
     async def _choose_staging(self) -> None:
         path = required(await self._choose())
@@ -137,17 +190,54 @@ class LayerWork:
         )
 
     async def _blob(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:
+        """Every layer that a blob is, by us, or by somebody else whom it is left to."""
+        numbers = set(positions)
+        while True:
+            await self._others.until(lambda: numbers <= self._found or not self._others.left(digest))
+            if numbers <= self._found:
+                break
+            try:
+                async with asyncio.TaskGroup() as group:
+                    stopping = group.create_task(self._until_left(digest, numbers), name=f"left {digest}")
+                    await self._layers_of(digest, positions, choosing)
+                    stopping.cancel()
+            except* _Left as left:
+                await self._leave(digest, positions, left)
+            else:
+                await self._settle(digest)
+                return
+        # Whether its blob is kept is the other's business, too.
+        await self._blobs.release(digest)
+
+    async def _until_left(self, digest: str, numbers: set[int]) -> NoReturn:
+        await self._others.until(lambda: numbers <= self._found or self._others.left(digest))
+        raise _Left
+
+    async def _leave(self, digest: str, positions: list[int], left: Exception) -> None:
+        self._were_left.add(digest)
+        await self._blobs.leave(digest, left)
+        for number in positions:
+            self._progress.layers[number].unpacked = None
+            if not self._done[number].is_set():
+                self._progress.advance(self._progress.layers[number], LayerState.WAITING)
+
+    async def _layers_of(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:
         """One download, and every layer that it is."""
         with self._shown_as_failed(positions):
+            if digest in self._were_left:
+                await self._blobs.look_again(self._containerd, digest)
             if not self._blobs.in_content(digest):
                 # On either path; the trial that chooses it goes on meanwhile.
                 await self._blobs.growing(digest)
-            await choosing
+            await asyncio.shield(choosing)
             if self._staging is None and not self._blobs.in_content(digest):
                 await self._blobs.ingest(self._containerd, digest)
         async with asyncio.TaskGroup() as group:
             for number in positions:
-                group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
+                if not self._done[number].is_set():
+                    group.create_task(self._layer(number), name=f"layer {self._layers[number].chain_id}")
+
+    async def _settle(self, digest: str) -> None:
         await self._blobs.settle_doubt(digest)
         if not self._blobs.in_content(digest):
             needed = self._keep_spooled
@@ -198,8 +288,8 @@ class LayerWork:
     async def _put_in_place(self, staging: Staging, layer: ChainLayer, number: int, staged: Staged) -> None:
         self._progress.advance(self._progress.layers[number], LayerState.EXTRACTED)
         await self._parent(number)
-        await staging.commit(layer, staged)
-        self._done[number].set()
+        with self._being_placed(number):
+            await staging.commit(layer, staged)
 
     def _judge(self, layer: ChainLayer, error: Refused | CannotStageError | WorkerDied) -> None:
         """Say that containerd gets the layer, or why nobody does.
@@ -229,7 +319,8 @@ class LayerWork:
             await self._parent(number)
             try:
                 async with self._turn_to_apply(number):
-                    await self._chain.apply(layer, extracting=lambda: self._extracting(number))
+                    with self._being_placed(number):
+                        await self._chain.apply(layer, extracting=lambda: self._extracting(number))
             except NotAppliedError as error:
                 # No more than two rounds: a blob that is damaged again is an error.
                 if not await self._blobs.remove_damaged(layer.descriptor.digest):
@@ -244,6 +335,16 @@ class LayerWork:
                 await turns.enter_async_context(self._machinery.polite_applies.slot(number))
             await turns.enter_async_context(self._machinery.applies.slot(number))
             yield
+
+    @contextmanager
+    def _being_placed(self, number: int) -> Iterator[None]:
+        """Until the block ends well the layer is not there, or is there by us."""
+        self._placing.add(number)
+        try:
+            yield
+            self._done[number].set()
+        finally:
+            self._placing.discard(number)
 
     async def _parent(self, number: int) -> None:
         if number:

@@ -43,7 +43,12 @@ class PullSettings:
     polite_nice: int = 10
     """Added to the priority of workers whose image is not urgent."""
     wanted_poll: float = 2.0
-    """Between two looks whether somebody else waits for an image that is pulled politely."""
+    """At most between two looks whether somebody else waits for an image; a pull's first ones follow faster."""
+    aside_small: int = 1024 * 1024
+    """Missing layers of so many compressed bytes on the average are left to somebody else who pulls the image now."""
+    aside_poll: float = 0.25
+    aside_stall: float = 10.0
+    """Without a sign of their coming; then ours goes on. The runtime shows a download's progress in steps of a MiB."""
     polite_dirty_bytes: int = 2 * 1024 * 1024
     """How much such a worker writes before it waits for the disk: a neighbour's fsync waits behind it."""
     pressure: PressureTerms = field(default_factory=PressureTerms)

@@ -293,7 +293,7 @@ class Staging:
                     frontier=frontier,
                     progress=unpacked,
                     nice=self._urgency.manners().nice,
-                    hurry=self._urgency.raised,
+                    hurry=self._urgency.wanted,
                 )
             except Refused as refused:
                 return refused

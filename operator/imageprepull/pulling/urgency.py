@@ -17,9 +17,11 @@ from imageprepull.pulling.labels import LEASE, MEMORY
 from imageprepull.pulling.leases import CONTENT
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.runtime.connection import Containerd
-from imageprepull.runtime.errors import NotFound, RuntimeFault
+from imageprepull.runtime.errors import LeaseGone, NotFound, RuntimeFault
 
 log = structlog.get_logger(__name__)
+_SOONEST = 0.1
+_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Manners:
 
 @dataclass(slots=True)
 class Urgency:
-    """Of one image's pull. Once `urgent`, it stays so; `raised` is set when it becomes so.
+    """Of one image's pull. Once `urgent`, it stays so; `wanted` is set when somebody else waits for it, who makes it so.
 
     Workers that are at it already are told by that. Their priority stays: to raise one takes CAP_SYS_NICE, which agents
     do without.
@@ -44,7 +46,7 @@ class Urgency:
 
     settings: PullSettings
     urgent: bool
-    raised: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def manners(self) -> Manners:
         """Those of a worker that starts now."""
@@ -54,10 +56,10 @@ class Urgency:
 
     @asynccontextmanager
     async def watched(
-        self, containerd: Containerd, documents: Collection[str], raised: Callable[[], None] = lambda: None
+        self, containerd: Containerd, documents: Collection[str], told: Callable[[], None] = lambda: None
     ) -> AsyncIterator[None]:
-        """Become urgent when somebody else holds one of the documents while the block runs; `raised` is told so."""
-        watching = asyncio.create_task(self._watch(containerd, documents, raised), name="urgency")
+        """Become urgent when somebody else holds one of the documents while the block runs; `told` is called then."""
+        watching = asyncio.create_task(self._watch(containerd, documents, told), name="urgency")
         try:
             yield
         finally:
@@ -67,19 +69,32 @@ class Urgency:
             watching.result()
 
     async def _watch(
-        self, containerd: Containerd, documents: Collection[str], raised: Callable[[], None]
+        self, containerd: Containerd, documents: Collection[str], told: Callable[[], None]
     ) -> None:
-        while not self.urgent:
-            try:
-                self.urgent = await wanted_elsewhere(containerd, documents)
-            except RuntimeFault as fault:
-                log.debug("cannot ask who else wants an image", error=str(fault))
-            if self.urgent:
-                log.info("somebody waits for an image that is being pulled", documents=sorted(documents))
-                self.raised.set()
-                raised()
-            else:
-                await asyncio.sleep(self.settings.wanted_poll)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        # Nobody in this process could set an event: it is another that comes.
+        while not await self._wanted(containerd, documents):  # noqa: ASYNC110 - as said.
+            await asyncio.sleep(until_next_look(loop.time() - began, self.settings.wanted_poll))
+        log.info("somebody waits for an image that is being pulled", documents=sorted(documents))
+        self.urgent = True
+        self.wanted.set()
+        told()
+
+    async def _wanted(self, containerd: Containerd, documents: Collection[str]) -> bool:
+        try:
+            return await wanted_elsewhere(containerd, documents)
+        except RuntimeFault as fault:
+            log.debug("cannot ask who else wants an image", error=str(fault))
+            return False
+
+
+def until_next_look(age: float, longest: float) -> float:
+    """Seconds until somebody who waits is looked for again, in a pull of that age.
+
+    What both do twice until then is so no more than a tenth of what was done, and `longest` seconds.
+    """
+    return min(max(_SOONEST, age * _SHARE), longest)
 
 
 async def wanted_elsewhere(containerd: Containerd, documents: Collection[str]) -> bool:
@@ -93,7 +108,7 @@ async def wanted_elsewhere(containerd: Containerd, documents: Collection[str]) -
             continue
         try:
             resources = await containerd.leases.resources(lease.id)
-        except NotFound:  # over meanwhile.
+        except (NotFound, LeaseGone):  # over meanwhile.
             continue
         if any(found.type == CONTENT and found.id in documents for found in resources):
             return True

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
 import pytest
 
 from imageprepull.pulling.chain_removal import Removed
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.labels import CRI_PINNED, LEASE, UNSYNCED
+from imageprepull.pulling.labels import CRI_PINNED, GC_SNAPSHOT, LEASE, UNSYNCED
 from imageprepull.pulling.provenance import forget, remembered
+from imageprepull.pulling.removal import remove_image
 from imageprepull.pulling.unsynced import remove_unsynced
 from imageprepull.runtime.connection import Containerd
+from imageprepull.runtime.content import Content, ContentInfo
 from imageprepull.runtime.images import ImageRecord, Images
 from imageprepull.runtime.snapshots import Snapshots
 from tests.containerd.conftest import SNAPSHOTTER, collect_garbage
@@ -172,3 +174,57 @@ async def test_an_image_that_somebody_else_takes_meanwhile_stays_whole_until_it_
     assert (await records(bench), await chains(bench)) == ({}, set())
     assert await remembered(bench.containerd, taken.digest) == {"pinned" if how == "pins" else "made"}
     await forget(bench.containerd, taken.digest)
+
+
+@pytest.mark.parametrize("when", ["before the look", "after it"])
+async def test_an_image_that_somebody_else_names_while_its_layer_is_given_to_the_collection_keeps_its_layers(
+    bench: PullBench, registry: DockerRegistry, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A pull puts the label on the config, then makes its record, then drops its lease. Here it is taken off in between."""
+    base = layer(f"given-{when[:5]}")
+    gone, image = build_image([base, layer("given-gone")]), build_image([base])
+    await bench.pull(serve(registry, gone, "disbelieved/given-gone"))
+    reference = serve(registry, image, "disbelieved/given")
+    await bench.pull(reference)
+    # The runtime says of the base for ever that it has a child.
+    await remove_image(
+        bench.containerd, gone.digest, snapshotter=SNAPSHOTTER, wanted=lambda: (), lease_labels={}
+    )
+    await disbelieve(bench, image)
+    (chain,) = image.chain_ids
+    label = {f"{GC_SNAPSHOT}{SNAPSHOTTER}": chain}
+    target = (await bench.containerd.images.list())[0].target
+    theirs = bench.containerd.with_lease("theirs")
+    update = Content.update_labels
+
+    async def name_it() -> None:
+        await theirs.images.create("theirs:1", target, {})
+
+    async def with_a_pull(self: Content, digest: str, labels: Mapping[str, str]) -> ContentInfo:
+        monkeypatch.undo()
+        await theirs.leases.create("theirs", {}, 3600)
+        for digest_of_theirs in (image.manifest.digest, image.config.digest):
+            await theirs.leases.add_resource("theirs", "content", digest_of_theirs)
+        await update(self, image.config.digest, label)
+        found = await update(self, digest, labels)
+        if when == "before the look":
+            await name_it()
+            await theirs.leases.delete("theirs")
+        return found
+
+    monkeypatch.setattr(Content, "update_labels", with_a_pull)
+    removed = await remove(bench)
+    assert "theirs" not in removed.records
+    if when == "after it":
+        await name_it()
+        await theirs.leases.delete("theirs")
+    await collect_garbage(bench.containerd)
+    # The CRI has made the ID's record beside it.
+    assert {"theirs:1": image.digest}.items() <= (await records(bench)).items()
+    assert await chains(bench) == {chain}
+    assert set(removed.in_use) == {chain}
+
+    again = await remove(bench)
+    assert "theirs:1" in again.records
+    assert (again.snapshots, await chains(bench)) == ([chain], set())
+    await forget(bench.containerd, image.digest)

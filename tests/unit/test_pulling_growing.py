@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +19,10 @@ from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.blobs import Spool, Wanted
 from imageprepull.pulling.errors import PullError
-from imageprepull.pulling.growing import Growing, SpoolRestarted
+from imageprepull.pulling.growing import Growing, SharedBlob, SpoolRestarted
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.settings import PullSettings
+from imageprepull.pulling.spool import SpoolFile
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
 from imageprepull.runtime.errors import NotFound
@@ -304,3 +308,97 @@ async def test_a_blob_without_bytes(bench: Bench) -> None:
     async with bench.spool.growing(replace(bench.wanted(), descriptor=empty)) as growing:
         assert await growing.frontier.beyond(0) == 0
         assert (await growing.verified()).read_bytes() == b""
+
+
+@dataclass
+class Closing:
+    """A download that fails while a user follows it, and whose file takes until `end` to be closed."""
+
+    user: asyncio.Task[None]
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its descriptors are; who waits for the failure is not told yet."""
+    last: threading.Event = field(default_factory=threading.Event)
+
+    async def end(self) -> None:
+        self.last.set()
+        with pytest.raises(PullError):
+            await self.user
+
+
+@asynccontextmanager
+async def closing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Closing]:
+    loop, real = asyncio.get_running_loop(), SpoolFile.close
+
+    def close(self: SpoolFile, **how: Any) -> None:
+        real(self, **how)
+        if not made.closed.is_set():
+            loop.call_soon_threadsafe(made.closed.set)
+            made.last.wait(30)
+
+    async def use() -> None:
+        async with bench.spool.growing(bench.wanted(keep=True)) as growing:
+            await growing.verified()
+
+    monkeypatch.setattr(SpoolFile, "close", close)
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=200_000), Fault(status=403)]
+    made = Closing(asyncio.create_task(use()))
+    try:
+        yield made
+    finally:
+        made.last.set()
+        await asyncio.wait([made.user])
+
+
+@pytest.mark.parametrize("owner", ["lease", "other", ""])
+async def test_who_comes_while_a_failed_download_is_closed_begins_one_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    async def come() -> bytes:
+        async with bench.spool.growing(replace(bench.wanted(), owner=owner)) as growing:
+            return await read_all(growing)
+
+    async with closing(bench, monkeypatch) as failed, asyncio.timeout(30):
+        await failed.closed.wait()
+        coming = asyncio.create_task(come())
+        await asyncio.wait([coming], timeout=0.05)
+        await failed.end()
+        assert await coming == BODY
+    await bench.spool.give_up("lease", entirely=True)
+
+
+async def test_who_came_just_before_a_failed_download_is_closed_learns_of_the_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SharedBlob.readable
+
+    async def readable(self: SharedBlob) -> None:
+        if len(self.users) > 1:
+            await failed.closed.wait()
+        await real(self)
+
+    async def come() -> None:
+        async with bench.spool.growing(bench.wanted()) as growing:
+            await growing.verified()
+
+    monkeypatch.setattr(SharedBlob, "readable", readable)
+    async with closing(bench, monkeypatch) as failed, asyncio.timeout(30):
+        await asyncio.sleep(0)
+        coming = asyncio.create_task(come())
+        await failed.closed.wait()
+        await asyncio.wait([coming], timeout=0.05)
+        await failed.end()
+        with pytest.raises(PullError):
+            await coming
+    await bench.spool.give_up("lease", entirely=True)
+
+
+async def test_who_gives_up_while_a_failed_download_is_closed_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with closing(bench, monkeypatch) as failed, asyncio.timeout(30):
+        await failed.closed.wait()
+        giving_up = asyncio.create_task(bench.spool.give_up("lease", entirely=True))
+        await asyncio.wait([giving_up], timeout=0.05)
+        await failed.end()
+        await giving_up
+    assert bench.left() == []

@@ -127,7 +127,7 @@ class Spool:
     async def _join(self, wanted: Wanted, user: Growing) -> SharedBlob:
         digest = wanted.descriptor.digest
         async with self._opening.hold(digest):
-            while (shared := self._shared.get(digest)) is not None and wanted.owner not in shared.owners:
+            while (shared := await self._going_on(digest)) is not None and wanted.owner not in shared.owners:
                 # It may end meanwhile.
                 await in_thread(partial(shared.file.own, wanted.owner))
             if shared is None:
@@ -139,6 +139,13 @@ class Spool:
                 self._shared[digest] = shared
             shared.join(user)
             return shared
+
+    async def _going_on(self, digest: str) -> SharedBlob | None:
+        """The download of a digest whose file can be had; one that is being closed is waited for. With the digest's lock."""
+        while (shared := self._shared.get(digest)) is not None and shared.closing:
+            # It takes no lock for that.
+            await asyncio.wait([shared.task])
+        return shared
 
     async def _run(self, digest: str, shared: SharedBlob, wanted: Wanted) -> None:
         order = Order(
@@ -154,10 +161,12 @@ class Spool:
             await download(order, wanted.source)
         except BaseException as error:
             # Closed before anybody learns of it: whoever tries again opens the same path.
-            closing = asyncio.to_thread(shared.close)
-            await finish_anyway(closing, self._settings.cleanup_timeout)
-            if self._shared.get(digest) is shared:
-                del self._shared[digest]
+            shared.closing = True
+            try:
+                await finish_anyway(asyncio.to_thread(shared.close), self._settings.cleanup_timeout)
+            finally:
+                if self._shared.get(digest) is shared:
+                    del self._shared[digest]
             if isinstance(error, Exception):
                 shared.ended(error)
             raise
@@ -170,7 +179,7 @@ class Spool:
         """
         for digest in await in_thread(lambda: digests_of(self.folder, owner)):
             async with self._opening.hold(digest):
-                shared = self._shared.get(digest)
+                shared = await self._going_on(digest)
                 if shared is not None:
                     await in_thread(partial(shared.file.disown, owner))
                 elif entirely:

@@ -170,7 +170,7 @@ async def remove_chains(
     if refused:
         # Somebody began to stand on it since it was listed, or it has been forgotten.
         left = forgotten(list(refused), await containerd.snapshots.list(snapshotter, []))
-        gone = chain_of.keys() - staying.keys()
+        gone = {config: chain for config, chain in chain_of.items() if config not in staying}
         went = await collect_forgotten(containerd, snapshotter, left, gone, labels) if left else []
         in_use |= {name: said for name, said in refused.items() if name not in went}
     removed = [name for name in doomed.removable if name not in in_use]

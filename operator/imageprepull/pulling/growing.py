@@ -27,7 +27,8 @@ class SpoolRestarted(Exception):
 class SharedBlob:
     """A download in progress or just finished, and who uses its file. It listens to the download for them.
 
-    `received` is told of bytes by host. `served`: the owners who have got from the file what they wanted.
+    `received` is told of bytes by host. `served`: the owners who have got from the file what they wanted. `closing`: it
+    has failed, and the file can be had no more, though the failure is told only when it is closed.
     """
 
     file: SpoolFile
@@ -36,6 +37,7 @@ class SharedBlob:
     task: asyncio.Task[None] = field(init=False)
     users: list[Growing] = field(default_factory=list)
     served: set[str] = field(default_factory=set)
+    closing: bool = False
     _open: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -92,6 +94,8 @@ class SharedBlob:
             await asyncio.wait([opening, self.task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             opening.cancel()
+        if self.closing:
+            await asyncio.wait([self.task])
         if self.task.done():
             self.task.result()
 

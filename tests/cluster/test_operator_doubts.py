@@ -42,6 +42,8 @@ from tests.cluster.test_operator_removal import (
 )
 
 pytestmark = pytest.mark.timeout(240)
+MIRRORED = "registry.invalid/mirror/pinned@" + PINNED.partition("@")[2]
+"""The same image under another name."""
 
 
 async def confirmed(api: ApiClient, node: str) -> list[DesiredImage]:
@@ -99,6 +101,36 @@ async def test_an_order_that_stands_is_not_obeyed_while_the_operator_cannot_see_
         await allow(api)
         await eventually(holds(api, "n1", pinned="Present"), within=40)
         await eventually(lambda: readiness(child, 200, "[+]imageprepulls ok"))
+
+
+async def test_an_order_is_not_obeyed_while_the_operator_cannot_write_what_keeps_the_image(
+    bare_api: BareApi,
+    api: ApiClient,
+    keeping: FakeAgents,
+    user: None,  # noqa: F811
+) -> None:
+    """It is wanted under another reference; what agents go by is its digest."""
+    child = operator(bare_api, f"--token-file={bare_api.user_token_file}")
+    with running(child):
+        await deleting(api, "web", PINNED)
+        await eventually(holds(api, "n1", pinned="Present"))
+        await api.delete(IMAGEPREPULLS, "web", namespace="default")
+        await eventually(holds(api, "n1", pinned="Absent"))
+        await allow(api, read_only="nodeprepulls")
+        await create(api, "anew", MIRRORED)
+        await eventually(lambda: refused(child, "nodeprepulls"))
+        with pytest.raises(NodeError, match="does not vouch for what it has ordered"):
+            await confirmed(api, "n1")
+        await allow(api)
+        await eventually(lambda: wanted(api, "n1", MIRRORED), 40)
+
+
+async def wanted(api: ApiClient, node: str, reference: str) -> bool:
+    """Whether the node is told to hold it."""
+    images = (await api.get(NODEPREPULLS, node))["spec"]["images"]
+    return any(
+        entry["reference"] == reference and entry.get("state", "Present") == "Present" for entry in images
+    )
 
 
 async def test_nothing_is_read_again_and_again_while_there_is_nothing_to_delete(

@@ -199,9 +199,10 @@ async def user(api: ApiClient) -> AsyncIterator[None]:
     await api.delete(ROLES, "bare-operator")
 
 
-async def allow(api: ApiClient, *, without: str = "") -> None:
+async def allow(api: ApiClient, *, without: str = "", read_only: str = "") -> None:
+    reading = ["get", "list", "watch"]
     rules = [
-        {"apiGroups": [group], "resources": [one], "verbs": ["*"]}
+        {"apiGroups": [group], "resources": [one], "verbs": reading if one == read_only else ["*"]}
         for group, resources in ALL_KINDS.items()
         for one in resources
         if one != without

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
-from imageprepull.agent.orders import order_in, pinned_elsewhere, staying_digests, wanted_digests
+from imageprepull.agent.orders import order_in, pinned_elsewhere, staying_digests
 from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.sightings import Sightings, sighted
 from imageprepull.kube.client import ApiClient
 from imageprepull.oci.reference import Reference
 from imageprepull.resources.base import decode
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval, wanted_digests
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import FakeNode, StillClock, image
 from tests.unit.fake_api_server import serve

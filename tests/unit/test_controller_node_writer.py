@@ -17,6 +17,7 @@ from imageprepull.resources import bounds
 from tests.unit.controller_doubles import candidate, digest, nodes, resolution
 
 NGINX = "docker.io/library/nginx:1"
+STABLE = "docker.io/library/nginx:stable"
 OLD = "v1.24.0"
 
 
@@ -94,13 +95,33 @@ async def test_a_write_that_takes_an_order_to_delete_back_is_told_from_others(
     chosen: bool, state: str, on_removal: str, taken_back: bool
 ) -> None:
     _, standby, writer = operator(chosen=chosen)
-    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
-    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
-    entry = {"reference": NGINX, "digest": digest(1), "state": state, "onRemoval": on_removal}
-    spec = {"images": [entry | {"owners": ["shop/old/uid-old"]}]}
-    standby.intake.node_prepull(Change("added", {"metadata": metadata, "spec": spec}, None, witnessed=True))
+    stand(standby, {"reference": NGINX, "digest": digest(1), "state": state, "onRemoval": on_removal})
     assert (standby.world.deleting() == {"n1"}) is (on_removal == "Delete")
     assert writer.takes_back("n1") is taken_back
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stands", "taken_back"), [(1, False, True), (2, False, False), (1, True, False)]
+)
+async def test_what_keeps_the_digest_takes_its_order_back_under_whatever_reference(
+    wanted: int, stands: bool, taken_back: bool
+) -> None:
+    """The agent goes by digests. What stands in the spec already keeps its digest without another write."""
+    _, standby, writer = operator()
+    standby.world.choices = assign(
+        standby.world.planned.values(), standby.world.nodes, {NGINX: resolution(NGINX, wanted)}
+    )
+    order = {"reference": STABLE, "digest": digest(1), "state": "Absent", "onRemoval": "Delete"}
+    stand(standby, order, *([{"reference": NGINX, "digest": digest(wanted)}] if stands else ()))
+    assert writer.takes_back("n1") is taken_back
+
+
+def stand(standby: Standby, *entries: dict[str, Any]) -> None:
+    """These are the entries of n1's NodePrepull, of an object that nobody knows."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
+    spec = {"images": [entry | {"owners": ["shop/old/uid-old"]} for entry in entries]}
+    standby.intake.node_prepull(Change("added", {"metadata": metadata, "spec": spec}, None, witnessed=True))
 
 
 @pytest.mark.parametrize("restored", ["an older one", "none"])

@@ -16,7 +16,7 @@ from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import NODEPREPULLS
 from imageprepull.resources.base import decode
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, wanted_digests
 
 NOT_CONFIRMED = "OrderNotConfirmed"
 
@@ -36,11 +36,6 @@ class Order:
 def orders(entries: Sequence[DesiredImage], image: DesiredImage) -> bool:
     """Whether these entries, one of a NodePrepull, ask for the removal of this very one."""
     return any(key_of(entry) == key_of(image) and entry.to_be_deleted for entry in entries)
-
-
-def wanted_digests(entries: Sequence[DesiredImage]) -> frozenset[str]:
-    """What stays: an image is removed only when every entry with its digest says so."""
-    return frozenset(entry.digest for entry in entries if not entry.to_be_deleted)
 
 
 def staying_digests(

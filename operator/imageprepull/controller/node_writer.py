@@ -18,7 +18,7 @@ from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.older_crd import without
 from imageprepull.controller.orders import InvalidOrder
 from imageprepull.controller.registries import behind, ordered_holds, standing
-from imageprepull.controller.render import Rendered, cut_short, done_removals, render
+from imageprepull.controller.render import Rendered, cut_short, done_removals, render, takes_back
 from imageprepull.controller.repairs import (
     ANNOTATION,
     RepairOrder,
@@ -111,13 +111,7 @@ class NodeWriter:
 
         What else is due can wait without harm.
         """
-        kept = {
-            (entry.reference, entry.digest) for entry in self._render(name).images if not entry.to_be_deleted
-        }
-        return any(
-            entry.to_be_deleted and (entry.reference, entry.digest) in kept
-            for entry in self._world.current(name)
-        )
+        return takes_back(self._world.current(name), self._render(name))
 
     async def _decide(self, name: str) -> Rendered:
         """What the spec should be. Whatever lets go of an image is confirmed first."""

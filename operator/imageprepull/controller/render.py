@@ -27,6 +27,7 @@ from imageprepull.resources.nodeprepull import (
     NodePrepullStatus,
     OnRemoval,
     Retry,
+    wanted_digests,
 )
 
 
@@ -90,6 +91,15 @@ def render(
 def _rank(entry: DesiredImage) -> tuple[bool, int, str, str]:
     """What stays when a node has more entries than the schema allows: orders to let go, then by priority."""
     return entry.state is not Desired.ABSENT, -entry.priority, entry.reference, entry.digest
+
+
+def takes_back(current: Sequence[DesiredImage], rendered: Rendered) -> bool:
+    """Whether to write this keeps an image from being deleted that the entries as they stand have deleted.
+
+    As agents go by it: an image stays when any entry wants its digest, under whatever reference.
+    """
+    standing = {entry.digest for entry in current if entry.to_be_deleted} - wanted_digests(current)
+    return not standing.isdisjoint(wanted_digests(rendered.images))
 
 
 def merge(entries: Sequence[DesiredImage]) -> DesiredImage:

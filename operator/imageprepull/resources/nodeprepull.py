@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from imageprepull.resources.base import Metadata, Model
@@ -97,6 +98,11 @@ class DesiredImage(Model, frozen=True, kw_only=True):
     def to_be_deleted(self) -> bool:
         """Whether the image is to go from the node, and not only its pin."""
         return self.state is Desired.ABSENT and self.on_removal is OnRemoval.DELETE
+
+
+def wanted_digests(entries: Iterable[DesiredImage]) -> frozenset[str]:
+    """What stays: an image is removed only when every entry with its digest says so."""
+    return frozenset(entry.digest for entry in entries if not entry.to_be_deleted)
 
 
 class ResolveRequest(Model, frozen=True, kw_only=True):

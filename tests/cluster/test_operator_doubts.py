@@ -28,7 +28,16 @@ from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull
 from imageprepull.resources.vouching import vouches
 from tests.cluster.bare_api import BareApi, Operator, running
 from tests.cluster.fake_agents import FakeAgents
-from tests.cluster.operator_bench import CRD_FILES, NODE_NAMES, PINNED, create, eventually, holds, ready
+from tests.cluster.operator_bench import (
+    CRD_FILES,
+    NODE_NAMES,
+    PINNED,
+    create,
+    eventually,
+    holds,
+    ready,
+    status,
+)
 from tests.cluster.test_operator_removal import (
     allow,
     backed_up,
@@ -207,6 +216,44 @@ async def test_an_operator_that_lives_through_a_restored_backup_goes_by_what_is_
             await eventually(holds(api, node), 60)
         assert child.ended() is None, "its memory of what was is the danger"
     assert orders(agents) == {(node, "Unpin") for node in NODE_NAMES}
+
+
+async def test_an_order_of_a_backup_is_not_obeyed_before_the_operator_knows_that_it_stands(
+    unharmed: BareApi,  # noqa: F811
+    api: ApiClient,
+    keeping: FakeAgents,
+) -> None:
+    """The node was not chosen when the backup was made. It is again, and no watch tells the order."""
+    child = Operator(unharmed, "op", "--resync=300", "--confirm-interval=0.6", "--lease-seconds=45")
+    with running(child):
+        await deleting(api, "web", PINNED, nodeSelector={"team": "a"})
+        await label(api, team="a")
+        await eventually(holds(api, "n1", pinned="Present"))
+        await label(api, team=None)
+        await eventually(holds(api, "n1", pinned="Absent"))
+        backup = await asyncio.to_thread(unharmed.back_up)
+        await eventually(lambda: label(api, team="a"))
+        await eventually(lambda: is_counted(api))
+        for kind in (NODES, NODEPREPULLS):
+            for number in range(100):
+                await api.merge_patch(kind, "n1", {"metadata": {"labels": {"number": str(number)}}})
+        await asyncio.to_thread(unharmed.restore, backup)
+        await eventually(lambda: label(api, team="a"))
+        with pytest.raises(NodeError):
+            await confirmed(api, "n1")
+        await eventually(holds(api, "n1", pinned="Present"))
+        assert child.ended() is None, "its memory of what was is the danger"
+
+
+async def is_counted(api: ApiClient) -> bool:
+    """Whether the operator has heard what the agent of n1 reports: its watch has lived through the backup."""
+    return bool((await status(api, "web"))["readyNodes"] == "1/1")
+
+
+async def label(api: ApiClient, **labels: str | None) -> bool:
+    """Labels of n1; None takes one away."""
+    await api.merge_patch(NODES, "n1", {"metadata": {"labels": labels}})
+    return True
 
 
 async def written_with_priority(api: ApiClient, priority: int) -> bool:

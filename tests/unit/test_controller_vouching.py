@@ -27,6 +27,7 @@ class Api:
         self.error: ApiError | None = None
         self.trusted = True
         self.lists = 0
+        self.version = "1"
         self.meanwhile: Callable[[], None] = lambda: None
         self.taken_back = {"n1"}
 
@@ -36,7 +37,7 @@ class Api:
         if self.error is not None:
             raise self.error
         self.meanwhile()
-        return self.found, "1"
+        return self.found, self.version
 
     async def holds(self) -> bool:
         return self.trusted
@@ -176,10 +177,16 @@ async def refused_a_write(api: Api, standby: Standby) -> None:
     standby.queues.nodes.add("n1", LONG)
 
 
+async def gone_back(api: Api, standby: Standby) -> None:
+    standby.informers[1].version = "4712"
+    api.version = "4711"
+
+
 Doubt = Callable[[Api, Standby], Awaitable[None]]
 DOUBTS: list[tuple[Doubt, str]] = [
     (unreadable, "403 Forbidden"),
     (not_following, "caches do not follow"),
+    (gone_back, "older state (4711) than was seen before (4712)"),
     (unheard_of, "1 ImagePrepulls are not read yet: anew"),
     (edited, "1 ImagePrepulls are not read yet: web"),
     (not_planned, "not everything that was read is in the plan"),
@@ -206,7 +213,49 @@ async def test_nothing_is_vouched_for_that_might_have_to_be_taken_back(doubt: Do
     await looking
     assert not vouching.vouches()
     assert (vouching.unreadable is not None) is (doubt is unreadable)
-    assert bool(standby.queues.prepulls) is (doubt in (unheard_of, edited, to_be_read))
+    assert bool(standby.queues.prepulls) is (doubt in (unheard_of, edited, to_be_read, gone_back))
+
+
+@pytest.mark.parametrize("seen_by", ["a watch", "a look"])
+async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read_again(seen_by: str) -> None:
+    """The watches live on: they wait for versions that will not come for long, and all caches seem to follow."""
+    api, standby, vouching = await operator()
+    for informer in standby.informers:
+        informer.synced.set()
+    api.version = "9"
+    if seen_by == "a look":
+        await vouching.look()
+        vouching.renewed()
+    else:
+        standby.informers[1].version = "9"
+    api.version = "8"
+    await vouching.look()
+    assert not vouching.vouches()
+    assert [informer.synced.is_set() for informer in standby.informers] == [False] * 3
+    assert standby.queues.prepulls
+    # What was edited since the backup may have as many generations as what was lost.
+    edited = prepull("web")
+    edited["spec"]["images"] = [{"image": "redis:8"}]
+    while len(standby.queues.prepulls):
+        key = await standby.queues.prepulls.take()
+        standby.intake.prepull(edited)
+        standby.queues.prepulls.done(key)
+    assert standby.queues.plan
+    await settle(standby)
+    vouching.renewed()
+    await vouching.look()
+    assert vouching.vouches()
+
+
+async def test_what_events_tell_while_a_list_is_under_way_is_no_step_back() -> None:
+    api, standby, vouching = await operator()
+
+    def told() -> None:
+        standby.informers[1].version = "2"
+
+    api.meanwhile = told
+    await vouching.look()
+    assert vouching.vouches()
 
 
 async def test_what_settles_before_the_next_renewal_is_vouched_for() -> None:

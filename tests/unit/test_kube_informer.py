@@ -186,6 +186,22 @@ async def test_a_resync_is_a_real_list(server: FakeApiServer) -> None:
         await seen.until(lambda: "deleted a found" in seen.lines())
 
 
+async def test_who_starts_over_has_a_new_list_before_it_is_synced_again(server: FakeApiServer) -> None:
+    await server.put("a")
+    async with following(server) as (informer, seen):
+        await server.until_asked("WATCH", 1)
+        # An old backup: the open watch will never say that "a" is gone.
+        server.objects.clear()
+        server.version = 7
+        informer.start_over()
+        assert not informer.synced.is_set()
+        async with asyncio.timeout(30):
+            await informer.synced.wait()
+        assert (seen.lines()[1:], informer.version) == (["deleted a found"], "7")
+        await server.put("b")
+        await seen.until(lambda: "added b seen" in seen.lines())
+
+
 async def test_a_watch_that_closes_at_once_is_not_asked_in_a_tight_loop(server: FakeApiServer) -> None:
     server.faults += [Fault("WATCH", 200, "") for _ in range(100)]
     slow = Timings(backoff_base=0.1, backoff_cap=60)

@@ -81,6 +81,8 @@ class Intake:
         if (
             known is None
             or (known.uid, known.generation) != (found.uid, found.generation)
+            # After a restored backup another edit may have the same generation.
+            or known.prepull.spec != found.prepull.spec
             # An annotation changes no generation.
             or retries.written(known.prepull) != retries.written(found.prepull)
         ):

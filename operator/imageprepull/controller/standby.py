@@ -37,6 +37,13 @@ class Standby:
         )
         self.trust.informers = self.informers
 
+    def start_over(self) -> None:
+        """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""
+        for informer in self.informers:
+            informer.start_over()
+        for key in self.world.prepulls:
+            self.queues.prepulls.add(key)
+
     async def synced(self) -> None:
         """Wait for every cache: a plan on an empty one would plan for nothing."""
         for informer in self.informers:

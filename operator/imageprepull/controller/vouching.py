@@ -2,8 +2,9 @@
 
 Between the caches and lease.py, which asks before every renewal. A leader that lives and is blind would never take an
 order back: who wants an image again would lose it. So it vouches only when it has looked since its last word: a quorum
-list showed no ImagePrepull that is not in the plan, the caches follow, and no node waits for a write that takes such an
-order back. Other writes, thousands of them in a roll-out, are none of its business.
+list showed no ImagePrepull that is not in the plan, the API server has not gone back behind what was seen before (a
+backup was restored; all is read again then), the caches follow, and no node waits for a write that takes such an order
+back. Other writes, thousands of them in a roll-out, are none of its business.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Vouching:
         self.doubt = ""
         """Why nobody may delete at this moment."""
         self._api = api
+        self._standby = standby
         self._world = standby.world
         self._queues = standby.queues
         self._trust = standby.trust
@@ -57,6 +59,7 @@ class Vouching:
         self._next = 0.0
         self._turn = 0
         self._sure: int | None = None
+        self._listed = 0
         self._renewed = asyncio.Event()
 
     def vouches(self) -> bool:
@@ -82,8 +85,9 @@ class Vouching:
         if self.vouches() or not (self._world.deleting() or time.monotonic() >= self._next):
             return
         turn = self._turn
+        seen = self._seen()
         try:
-            found, _ = await self._api.list(IMAGEPREPULLS, metadata_only=True)
+            found, version = await self._api.list(IMAGEPREPULLS, metadata_only=True)
             trusted = await self._trust.holds()
         except ApiError as error:
             if self.unreadable is None:
@@ -91,6 +95,12 @@ class Vouching:
             self.unreadable = self.doubt = str(error)
             return
         self.unreadable = None
+        self._listed = int(version or 0)
+        if self._listed < seen:
+            self._standby.start_over()
+            self.doubt = f"the API server is in an older state ({version}) than was seen before ({seen})"
+            logger.warning("a backup was restored, everything is read again", version=version, seen=seen)
+            return
         self._next = time.monotonic() + self._rest
         for document in unread(found, self._world):
             self._queues.prepulls.add((document["metadata"]["namespace"], document["metadata"]["name"]))
@@ -104,6 +114,11 @@ class Vouching:
             if not self.doubt or not trusted:
                 return
             await asyncio.sleep(SETTLING)
+
+    def _seen(self) -> int:
+        """The newest resourceVersion of our kinds. Others may have an etcd of their own, that counts by itself."""
+        ours = [one.version for one in self._standby.informers if one.kind.group == IMAGEPREPULLS.group]
+        return max(self._listed, *(int(version or 0) for version in ours))
 
     async def _unwritten(self) -> str:
         waiting = []

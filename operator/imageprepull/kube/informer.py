@@ -65,6 +65,8 @@ class Informer:
         self.synced = asyncio.Event()
         self.problem = ""
         """Why the API server cannot be followed at the moment; empty when it can."""
+        self.version = ""
+        """The resourceVersion that was last heard."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -73,9 +75,9 @@ class Informer:
         self._resync = resync
         self._timings = timings
         self._uniform = uniform
-        self._version = ""
         self._failures = 0
         self._heard = time.monotonic()
+        self._watching: asyncio.Timeout | None = None
 
     @property
     def age(self) -> float:
@@ -91,6 +93,13 @@ class Informer:
             except ApiError as error:
                 await self._wait_out(error)
 
+    def start_over(self) -> None:
+        """List anew at once, and not be `synced` before: what was heard is not what is there any more."""
+        self.synced.clear()
+        self.version = ""
+        if self._watching is not None and not self._watching.expired():
+            self._watching.reschedule(asyncio.get_running_loop().time())
+
     async def _relist(self) -> None:
         found, version = await self._api.list(
             self.kind,
@@ -98,7 +107,7 @@ class Informer:
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
-        self._version = version
+        self.version = version
         self._failures = 0
         self._note_contact()
         self._tell(replace_all(self.cache, found))
@@ -109,6 +118,7 @@ class Informer:
         due = self._resync * (0.9 + 0.2 * self._uniform()) if self._resync else None
         try:
             async with asyncio.timeout(due) as deadline:
+                self._watching = deadline
                 while True:
                     try:
                         await self._watch()
@@ -121,6 +131,8 @@ class Informer:
             if not deadline.expired():
                 raise
             logger.debug("resync", kind=self.kind.plural)
+        finally:
+            self._watching = None
 
     async def _watch(self) -> None:
         """One watch request, until the server ends it. One that ends without a word counts as a failure."""
@@ -128,7 +140,7 @@ class Informer:
         began = time.monotonic()
         events = self._api.watch(
             self.kind,
-            resource_version=self._version,
+            resource_version=self.version,
             namespace=self._namespace,
             label_selector=self._label_selector,
             field_selector=self._field_selector,
@@ -141,7 +153,7 @@ class Informer:
                 spoke = True
                 self._failures = 0
                 self._note_contact()
-                self._version = document["metadata"]["resourceVersion"]
+                self.version = document["metadata"]["resourceVersion"]
                 if event != "BOOKMARK":
                     self._tell(take_event(self.cache, event, document))
         if not spoke and time.monotonic() - began < self._timings.backoff_cap:

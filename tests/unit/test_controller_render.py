@@ -180,7 +180,7 @@ def test_a_new_object_holds_its_tag_before_it_is_resolved() -> None:
     anew = candidate(name="anew", uid="uid-anew")
     now = [entry(on_removal=OnRemoval.DELETE)]
     (kept,) = render("n1", now, planned(anew, resolutions={}, gone=["uid-web"])).images
-    assert (kept.state, kept.owners) == (Desired.PRESENT, ["shop/anew/uid-anew"])
+    assert (kept.state, kept.owners) == (Desired.PRESENT, ["shop/web/uid-web"])
     (resolved,) = render("n1", [kept], planned(anew, gone=["uid-web"])).images
     assert (resolved.state, resolved.owners) == (Desired.PRESENT, ["shop/anew/uid-anew"])
     moved = render(
@@ -194,8 +194,10 @@ def test_a_new_object_holds_its_tag_before_it_is_resolved() -> None:
     }
 
 
-@pytest.mark.parametrize("why", ["not resolved yet", "skips the node for now"])
-def test_an_order_is_taken_back_for_who_may_mean_that_very_image(why: str) -> None:
+@pytest.mark.parametrize(
+    ("why", "owner"), [("not resolved yet", "uid-web"), ("skips the node for now", "uid-anew")]
+)
+def test_an_order_is_taken_back_for_who_may_mean_that_very_image(why: str, owner: str) -> None:
     """It waits for a container, say, when an object that names the image is made anew."""
     anew = candidate(name="web", uid="uid-anew", deletionPolicy="Delete")
     doubtful = (
@@ -205,7 +207,7 @@ def test_an_order_is_taken_back_for_who_may_mean_that_very_image(why: str) -> No
     )
     order = entry(state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
     (kept,) = render("n1", [order], doubtful).images
-    assert (kept.state, kept.owners) == (Desired.PAUSED, ["shop/web/uid-anew"])
+    assert (kept.state, kept.owners, kept.pin) == (Desired.PAUSED, [f"shop/web/{owner}"], True)
     assert render("n1", [kept], doubtful).images == [kept], "as long as that is so"
     (back,) = render("n1", [kept], planned(anew, gone=["uid-web"])).images
     assert (back.state, back.owners) == (Desired.PRESENT, ["shop/web/uid-anew"])
@@ -213,6 +215,43 @@ def test_an_order_is_taken_back_for_who_may_mean_that_very_image(why: str) -> No
     assert (again.state, again.on_removal) == (Desired.ABSENT, OnRemoval.DELETE)
     done = {(order.reference, order.digest)}
     assert render("n1", [order], doubtful, done).images == [], "there is nothing left to keep"
+
+
+def test_who_may_mean_an_image_and_does_not_has_no_say_in_what_becomes_of_it() -> None:
+    """Neither is what somebody wanted to retain deleted, nor retained what was to be deleted."""
+    pinned = entry(owners=["shop/retains/uid-retains"], on_removal=OnRemoval.UNPIN)
+    order = msgspec.structs.replace(pinned, state=Desired.ABSENT, pin=False)
+    stray = msgspec.structs.replace(order, owners=[])
+    wanted = entry(owners=["shop/web/uid-web"], on_removal=OnRemoval.DELETE)
+    to_delete = msgspec.structs.replace(wanted, state=Desired.ABSENT, pin=False)
+    for now, policy in (
+        (pinned, "Delete"),
+        (order, "Delete"),
+        (stray, "Delete"),
+        (wanted, "Retain"),
+        (to_delete, "Retain"),
+    ):
+        anew = candidate("anew", deletionPolicy=policy)
+        sayings: dict[str, Any] = {"gone": ["uid-web", "uid-retains"], "retaining": ["uid-retains"]}
+        (held,) = render("n1", [now], planned(anew, resolutions={}, **sayings)).images
+        assert held.state is not Desired.ABSENT
+        moved = planned(anew, resolutions={NGINX: resolution(NGINX, 9)}, confirmed=["uid-anew"], **sayings)
+        found = {image.digest: image for image in render("n1", [held], moved).images}
+        assert found[digest(1)] == msgspec.structs.replace(now, state=Desired.ABSENT, pin=False)
+
+
+def test_an_owner_that_comes_back_to_its_tag_does_not_make_an_order_to_unpin_one_to_delete() -> None:
+    both = ["shop/retains/uid-retains", "shop/web/uid-web"]
+    now = entry(owners=both, on_removal=OnRemoval.UNPIN, state=Desired.ABSENT)
+    web = candidate(deletionPolicy="Delete")
+    gone = ["uid-retains"]
+    for confirmed in ([], ["uid-web"]):
+        back = planned(web, resolutions={}, gone=gone, confirmed=confirmed)
+        (held,) = render("n1", [now], back).images
+        assert render("n1", [held], back).images == [held]
+        moved = planned(web, resolutions={NGINX: resolution(NGINX, 9)}, gone=gone, confirmed=["uid-web"])
+        found = {image.digest: image for image in render("n1", [held], moved).images}
+        assert (found[digest(1)].state, found[digest(1)].on_removal) == (Desired.ABSENT, OnRemoval.UNPIN)
 
 
 def test_an_object_made_anew_keeps_its_image_on_a_node_that_it_skips_for_now() -> None:
@@ -242,10 +281,11 @@ def test_who_skips_the_node_for_now_still_says_what_becomes_of_its_image() -> No
         )
 
 
-def test_of_those_who_wait_for_a_digest_no_more_are_named_than_the_schema_allows() -> None:
+def test_of_those_who_wait_for_a_node_no_more_are_named_than_the_schema_allows() -> None:
     crowd = [candidate(f"c{number:02}") for number in range(70)]
-    (kept,) = render("n1", [entry()], planned(*crowd, resolutions={}, gone=["uid-web"])).images
-    assert (kept.state, len(kept.owners)) == (Desired.PRESENT, 64)
+    facts = nodes("n1", disk_pressure=True)
+    (kept,) = render("n1", [entry()], planned(*crowd, facts=facts, gone=["uid-web"])).images
+    assert (kept.state, len(kept.owners)) == (Desired.PAUSED, 64)
 
 
 def test_a_no_schedule_taint_pauses_and_a_no_execute_taint_takes_back() -> None:

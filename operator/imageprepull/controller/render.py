@@ -4,7 +4,7 @@ Only this module's answer is ever written. It never drops an entry by itself: an
 when each of its owners has let go of it for a witnessed cause, and leaves the spec when the agent reports that
 done. (Pins that the agent reports beside all entries are withdrawn like that, too.) An owner that is merely unknown,
 unreadable or unsure keeps its entries exactly as they are; where there are more owners than an entry lists, anybody may
-be one.
+be one. So does an object that may mean the image and has no digest yet; it becomes an owner when it turns out to mean it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from imageprepull.controller.asked import Asked, Owners, asked_of, entry_of
+from imageprepull.controller.assign import Candidate
 from imageprepull.controller.strays import stray_orders
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
@@ -75,7 +76,9 @@ def render(
             merged = merge([*asked.wanted.get(key, ()), *held.wishes])
             images[key] = msgspec.structs.replace(merged, state=state)
         elif key not in images:
-            images[key] = withdrawn(entry, owners) if entry.owners else entry
+            # Paused and nobody's: an order to take away a stray pin that was taken back.
+            owned = entry.owners or entry.state is Desired.PAUSED
+            images[key] = withdrawn(entry, owners) if owned and not held.undecided else entry
     # Only into the room that is left: an order must not push out what is wanted.
     orders = stray_orders(strays, images, asked)
     images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))
@@ -144,35 +147,62 @@ def withdrawn(entry: DesiredImage, owners: Owners) -> DesiredImage:
 class _Held:
     """What those ask for who have not let go of an entry; `paused` when all of them skip the node for now.
 
-    `unsure`: nobody is known to hold it, and not all who may are listed.
+    `unsure`: nobody is known to hold it, and not all who may are listed. `undecided`: somebody who has no wishes may
+    mean it.
     """
 
     wishes: list[DesiredImage]
     confirm: frozenset[str]
     paused: bool
     unsure: bool
+    undecided: bool
 
 
 def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
     """An order to let go of an image that nobody is known to want again.
 
     One who names it, and whose digest is not known yet or who skips the node for now, may mean this very image: until
-    that is known it stays what and where it is.
+    that is known it stays what and where it is. The order stays what it is, too: it stands again when none means it.
     """
-    wishes = _wishes(entry, asked)
-    return msgspec.structs.replace(merge(wishes), state=Desired.PAUSED) if wishes else entry
+    if wishes := _wishes(entry, asked):
+        return msgspec.structs.replace(merge(wishes), state=Desired.PAUSED)
+    if undecided := _undecided(entry, asked):
+        return msgspec.structs.replace(entry, state=Desired.PAUSED, pin=merge(undecided).pin)
+    return entry
 
 
 def _wishes(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
-    # Not the entry's owners alone: one made anew may mean this very digest, or skip the node for now.
-    candidates = (*asked.unresolved.get(entry.reference, ()), *asked.kept.get(entry.reference, ()))
+    """What those ask for who own the image, or would if they did not skip the node for now."""
+    unresolved = asked.unresolved.get(entry.reference, ())
+    candidates = [one for one in unresolved if _speaks_for(one, entry)]
+    # Not the entry's owners alone: one may have been made anew.
+    candidates += asked.kept.get(entry.reference, ())
     return [entry_of(candidate, entry.reference, entry.digest) for candidate in candidates]
+
+
+def _undecided(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
+    """What those ask for who may mean the image: they keep it, and have no say in what becomes of it."""
+    unresolved = asked.unresolved.get(entry.reference, ())
+    return [
+        entry_of(candidate, entry.reference, entry.digest)
+        for candidate in unresolved
+        if not _speaks_for(candidate, entry)
+    ]
+
+
+def _speaks_for(candidate: Candidate, entry: DesiredImage) -> bool:
+    """Whether one whose digest is not known owns the image all the same: it did when it was known last.
+
+    A paused entry may be an order that was taken back, which all who are named have given.
+    """
+    return entry.state is Desired.PRESENT and candidate.owner in entry.owners
 
 
 def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
     wishes = _wishes(entry, asked)
     wanted = asked.wanted.get((entry.reference, entry.digest), ())
-    named = {owner for wish in (*wishes, *wanted) for owner in wish.owners}
+    undecided = _undecided(entry, asked)
+    named = {owner for wish in (*wishes, *wanted, *undecided) for owner in wish.owners}
     doubtful: list[str] = []
     confirm: set[str] = set()
     for owner in entry.owners:
@@ -195,7 +225,7 @@ def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
         # What these ask for is what the entry says.
         wishes.append(msgspec.structs.replace(entry, owners=doubtful))
     paused = not asked.unresolved.get(entry.reference) and not doubtful
-    return _Held(wishes, frozenset(confirm), paused, unsure)
+    return _Held(wishes, frozenset(confirm), paused, unsure, bool(undecided))
 
 
 def cut_short(entry: DesiredImage) -> bool:

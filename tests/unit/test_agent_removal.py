@@ -15,11 +15,11 @@ from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import NodeError
 from imageprepull.agent.orders import order_in, pinned_elsewhere, staying_digests
-from imageprepull.agent.plan import Key, Observed, key_of, plan, repository_of
+from imageprepull.agent.plan import Key, Observed, key_of, plan
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.sightings import Sightings, sighted
 from imageprepull.kube.client import ApiClient
-from imageprepull.oci.reference import Reference
+from imageprepull.oci.reference import Reference, repository_of
 from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval, wanted_digests
 from imageprepull.telemetry.metrics import AgentMetrics

@@ -17,6 +17,7 @@ from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
 
 NGINX = "docker.io/library/nginx:1"
+STABLE = "docker.io/library/nginx:stable"
 REDIS = "docker.io/library/redis:7"
 KNOWN = {NGINX: resolution(NGINX, 1), REDIS: resolution(REDIS, 2)}
 
@@ -252,6 +253,39 @@ def test_an_owner_that_comes_back_to_its_tag_does_not_make_an_order_to_unpin_one
         moved = planned(web, resolutions={NGINX: resolution(NGINX, 9)}, gone=gone, confirmed=["uid-web"])
         found = {image.digest: image for image in render("n1", [held], moved).images}
         assert (found[digest(1)].state, found[digest(1)].on_removal) == (Desired.ABSENT, OnRemoval.UNPIN)
+
+
+def test_an_edit_from_one_tag_to_the_next_waits_for_the_next_ones_digest() -> None:
+    edited = candidate(images=["nginx:stable"], generation=2, deletionPolicy="Delete")
+    now = entry(on_removal=OnRemoval.DELETE)
+    for confirmed in ([], ["uid-web"]):
+        assert render("n1", [now], planned(edited, resolutions={}, confirmed=confirmed)).images == [now]
+    known = {STABLE: resolution(STABLE, 2)}
+    rendered = render("n1", [now], planned(edited, resolutions=known, confirmed=["uid-web"]))
+    assert states(rendered) == {NGINX: "Absent", STABLE: "Present"}
+
+
+@pytest.mark.parametrize("state", [Desired.ABSENT, Desired.PRESENT])
+def test_what_is_to_be_deleted_waits_for_tags_of_its_repository_that_have_no_digest_yet(
+    state: Desired,
+) -> None:
+    """They may mean the very same image, as with stray pins. That a pin is taken away can be mended."""
+    now = entry(on_removal=OnRemoval.DELETE, state=state)
+    stable = candidate("anew", images=["nginx:stable"], deletionPolicy="Delete")
+    unknown = planned(stable, resolutions={}, gone=["uid-web"])
+    (kept,) = render("n1", [now], unknown).images
+    assert (kept.state, kept.owners, kept.on_removal) == (
+        Desired.PAUSED if state is Desired.ABSENT else Desired.PRESENT,
+        now.owners,
+        OnRemoval.DELETE,
+    )
+    assert render("n1", [kept], unknown).images == [kept]
+    for number in (1, 9):
+        known = planned(stable, resolutions={STABLE: resolution(STABLE, number)}, gone=["uid-web"])
+        assert states(render("n1", [kept], known)) == {NGINX: "Absent", STABLE: "Present"}
+    unpin = msgspec.structs.replace(now, on_removal=OnRemoval.UNPIN)
+    other = planned(candidate("anew", images=["redis:7"]), resolutions={}, gone=["uid-web"])
+    assert states(render("n1", [unpin], unknown)) == states(render("n1", [now], other)) == {NGINX: "Absent"}
 
 
 def test_an_object_made_anew_keeps_its_image_on_a_node_that_it_skips_for_now() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Set as AbstractSet
 
 from imageprepull.agent.doubts import Doubts
 from imageprepull.agent.image import ImageView
-from imageprepull.agent.plan import Key, Observed, repository_of
+from imageprepull.agent.plan import Key, Observed
+from imageprepull.oci.reference import repository_of
 from imageprepull.resources.reasons import NO_ROOM
 
 

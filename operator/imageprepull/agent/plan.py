@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from imageprepull.oci.reference import repository_of
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
 
 Key = tuple[str, str]
@@ -172,13 +173,6 @@ def next_removal(wanted: Mapping[Key, DesiredImage], observed: Observed, now: fl
         and repository_of(key[0]) not in coming
     )
     return tuple(key for key, _ in zip(due, range(1), strict=False))
-
-
-def repository_of(reference: str) -> str:
-    """A canonical reference without its tag or digest."""
-    name = reference.partition("@")[0]
-    repository, colon, tag = name.rpartition(":")
-    return repository if colon and "/" not in tag else name
 
 
 def next_due(

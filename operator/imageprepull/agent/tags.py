@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from imageprepull.agent.plan import Key, key_of, repository_of
+from imageprepull.agent.plan import Key, key_of
+from imageprepull.oci.reference import repository_of
 from imageprepull.resources.nodeprepull import Desired, DesiredImage
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from imageprepull.controller.assign import Candidate, Choice
+from imageprepull.oci.reference import repository_of
 from imageprepull.resources.free_space import strictest
 from imageprepull.resources.imageprepull import DeletionPolicy, PinPolicy
 from imageprepull.resources.nodeprepull import DesiredImage, ImageLimits, OnRemoval, Retry
@@ -32,13 +33,15 @@ class Owners:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`wanted` by (reference, digest); the others by reference.
+    """`wanted` by (reference, digest); the others by reference, `repositories` by its repository.
 
-    `unresolved` name a reference whose digest is not known yet, `kept` one on a node that they skip for now.
+    `unresolved` (and `repositories`) name a reference whose digest is not known yet, `kept` one on a node that they skip
+    for now.
     """
 
     wanted: dict[tuple[str, str], list[DesiredImage]] = field(default_factory=dict)
     unresolved: dict[str, list[Candidate]] = field(default_factory=dict)
+    repositories: dict[str, list[Candidate]] = field(default_factory=dict)
     kept: dict[str, list[Candidate]] = field(default_factory=dict)
 
 
@@ -54,6 +57,7 @@ def asked_of(node: str, owners: Owners) -> Asked:
                 asked.wanted.setdefault((entry.reference, entry.digest), []).append(entry)
             else:
                 asked.unresolved.setdefault(reference, []).append(candidate)
+                asked.repositories.setdefault(repository_of(reference), []).append(candidate)
         if node in choice.kept:
             for image in candidate.images:
                 asked.kept.setdefault(image.record, []).append(candidate)

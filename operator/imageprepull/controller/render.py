@@ -10,7 +10,7 @@ be one. So does an object that may mean the image and has no digest yet; it beco
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from imageprepull.controller.asked import Asked, Owners, asked_of, entry_of
 from imageprepull.controller.assign import Candidate
 from imageprepull.controller.strays import stray_orders
+from imageprepull.oci.reference import repository_of
 from imageprepull.resources import bounds as schema
 from imageprepull.resources.free_space import strictest
 from imageprepull.resources.nodeprepull import (
@@ -161,8 +162,9 @@ class _Held:
 def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
     """An order to let go of an image that nobody is known to want again.
 
-    One who names it, and whose digest is not known yet or who skips the node for now, may mean this very image: until
-    that is known it stays what and where it is. The order stays what it is, too: it stands again when none means it.
+    One who names it (or its repository, where it would be deleted) and whose digest is not known yet, or who skips the
+    node for now, may mean this very image: until that is known it stays what and where it is. The order stays what it is,
+    too: it stands again when none means it.
     """
     if wishes := _wishes(entry, asked):
         return msgspec.structs.replace(merge(wishes), state=Desired.PAUSED)
@@ -173,29 +175,35 @@ def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
 
 def _wishes(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
     """What those ask for who own the image, or would if they did not skip the node for now."""
-    unresolved = asked.unresolved.get(entry.reference, ())
-    candidates = [one for one in unresolved if _speaks_for(one, entry)]
     # Not the entry's owners alone: one may have been made anew.
-    candidates += asked.kept.get(entry.reference, ())
+    candidates = (*_sure_owners(entry, asked), *asked.kept.get(entry.reference, ()))
     return [entry_of(candidate, entry.reference, entry.digest) for candidate in candidates]
 
 
 def _undecided(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
-    """What those ask for who may mean the image: they keep it, and have no say in what becomes of it."""
-    unresolved = asked.unresolved.get(entry.reference, ())
+    """What those ask for who may mean the image: they keep it, and have no say in what becomes of it.
+
+    What would be deleted may be meant by any tag of its repository.
+    """
+    unresolved: Iterable[Candidate] = asked.unresolved.get(entry.reference, ())
+    if entry.on_removal is OnRemoval.DELETE and asked.repositories:
+        unresolved = asked.repositories.get(repository_of(entry.reference), ())
+    sure = {candidate.uid for candidate in _sure_owners(entry, asked)}
     return [
         entry_of(candidate, entry.reference, entry.digest)
         for candidate in unresolved
-        if not _speaks_for(candidate, entry)
+        if candidate.uid not in sure
     ]
 
 
-def _speaks_for(candidate: Candidate, entry: DesiredImage) -> bool:
-    """Whether one whose digest is not known owns the image all the same: it did when it was known last.
+def _sure_owners(entry: DesiredImage, asked: Asked) -> list[Candidate]:
+    """Who owns the image though it is not known what its reference means: they meant it when that was known last.
 
     A paused entry may be an order that was taken back, which all who are named have given.
     """
-    return entry.state is Desired.PRESENT and candidate.owner in entry.owners
+    if entry.state is not Desired.PRESENT:
+        return []
+    return [one for one in asked.unresolved.get(entry.reference, ()) if one.owner in entry.owners]
 
 
 def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:

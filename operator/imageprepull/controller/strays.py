@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from imageprepull.controller.asked import Asked
 from imageprepull.oci.digests import InvalidDigest, check_digest
-from imageprepull.oci.reference import InvalidReference, Reference
+from imageprepull.oci.reference import InvalidReference, Reference, repository_of
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodePrepull, OnRemoval, StrayPin
 
 Key = tuple[str, str]
@@ -44,13 +44,11 @@ def stray_orders(
         return {}
     named = {*images, *asked.wanted}
     references, digests = {reference for reference, _ in named}, {digest for _, digest in named}
-    unsure = {Reference.parse(reference).name for reference in (*asked.unresolved, *asked.kept)}
+    unsure = {*asked.repositories, *map(repository_of, asked.kept)}
     return {
         stray: order_of(stray)
         for stray in sorted(strays)
-        if stray[0] not in references
-        and stray[1] not in digests
-        and Reference.parse(stray[0]).name not in unsure
+        if stray[0] not in references and stray[1] not in digests and repository_of(stray[0]) not in unsure
     }
 
 

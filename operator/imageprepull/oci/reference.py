@@ -103,6 +103,13 @@ class Reference:
         return self.canonical
 
 
+def repository_of(reference: str) -> str:
+    """A canonical reference without its tag or digest."""
+    name = reference.partition("@")[0]
+    repository, colon, tag = name.rpartition(":")
+    return repository if colon and "/" not in tag else name
+
+
 def _split_domain(text: str) -> tuple[str, str]:
     first, slash, rest = text.partition("/")
     if not slash:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from imageprepull.controller.asked import Owners
 from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.nodes import NodeFacts, Taint
-from imageprepull.controller.render import Rendered, done_removals, render
+from imageprepull.controller.render import Rendered, done_removals, render, takes_back
 from imageprepull.controller.resolution import Resolution
 from imageprepull.resources import bounds
 from imageprepull.resources.imageprepull import DeletionPolicy
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, OnRemoval, wanted_digests
 from tests.unit.controller_doubles import candidate, digest, node_prepull, nodes, report, resolution
 
 NGINX = "docker.io/library/nginx:1"
@@ -349,11 +349,30 @@ def test_too_many_images_keep_orders_and_priorities() -> None:
     ]
     many[0] = msgspec.structs.replace(many[0], state=Desired.ABSENT)
     rendered = render("n1", many, planned())
-    assert (len(rendered.images), rendered.omitted) == (256, 44)
+    assert (len(rendered.images), len(rendered.omitted)) == (256, 44)
     kept = {image.reference for image in rendered.images}
     assert "r.io/x:0" in kept
     assert "r.io/x:299" in kept
     assert "r.io/x:1" not in kept
+
+
+@pytest.mark.parametrize("wanted", [NGINX, STABLE])
+def test_what_takes_an_order_back_has_room_or_counts_without(wanted: str) -> None:
+    """The order stands as long as its entry does, and what keeps its digest under another reference would be left out."""
+    crowd = [
+        candidate(f"c{number}", images=[f"r.io/x{number}:{place}" for place in range(64)], priority=5)
+        for number in range(4)
+    ]
+    known = {image.record: resolution(image.record, 7) for one in crowd for image in one.images}
+    web = candidate(images=[wanted], deletionPolicy="Delete")
+    order = entry(state=Desired.ABSENT, on_removal=OnRemoval.DELETE, owners=["shop/old/uid-old"])
+    owners = planned(web, *crowd, resolutions=known | {wanted: resolution(wanted, 1)}, gone=["uid-old"])
+    rendered = render("n1", [order], owners)
+    assert rendered.omitted
+    assert takes_back([order], rendered)
+    after = render("n1", rendered.images, owners)
+    assert not takes_back(rendered.images, after), "once written, nothing is doubted any more"
+    assert not any(image.to_be_deleted for image in after.images) or digest(1) in wanted_digests(after.images)
 
 
 @given(st.data())

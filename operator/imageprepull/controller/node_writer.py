@@ -72,7 +72,7 @@ class NodeWriter:
             # No event announces that a cache follows again, so the rest is asked for once more.
             self._queues.nodes.add(name, CONFIRM_AGAIN)
         if rendered.omitted:
-            logger.error("more images than a NodePrepull holds", node=name, omitted=rendered.omitted)
+            logger.error("more images than a NodePrepull holds", node=name, omitted=len(rendered.omitted))
         known = self._world.node_prepulls.get(name)
         order = _repair_order(known)
         images = self._retried(name, ordered(rendered.images, order))

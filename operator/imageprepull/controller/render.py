@@ -37,12 +37,12 @@ from imageprepull.resources.nodeprepull import (
 class Rendered:
     """The entries, and the uids that must be confirmed before more of them can be withdrawn.
 
-    `unsure`: an entry stays only because its owners are not all listed.
+    `omitted` are those that there is no room for. `unsure`: an entry stays only because its owners are not all listed.
     """
 
     images: list[DesiredImage]
     confirm: frozenset[str]
-    omitted: int = 0
+    omitted: tuple[DesiredImage, ...] = ()
     unsure: bool = False
 
 
@@ -83,27 +83,37 @@ def render(
     # Only into the room that is left: an order must not push out what is wanted.
     orders = stray_orders(strays, images, asked)
     images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))
-    fitting = sorted(images, key=lambda key: _rank(images[key]))[: schema.IMAGES]
+    ranked = _ranked(images.values())
     return Rendered(
-        [images[key] for key in sorted(fitting)],
+        sorted(ranked[: schema.IMAGES], key=lambda entry: (entry.reference, entry.digest)),
         frozenset(confirm),
-        omitted=len(images) - len(fitting),
+        omitted=tuple(ranked[schema.IMAGES :]),
         unsure=unsure,
     )
 
 
-def _rank(entry: DesiredImage) -> tuple[bool, int, str, str]:
-    """What stays when a node has more entries than the schema allows: orders to let go, then by priority."""
-    return entry.state is not Desired.ABSENT, -entry.priority, entry.reference, entry.digest
+def _ranked(entries: Collection[DesiredImage]) -> list[DesiredImage]:
+    """What stays first when a node has more entries than the schema allows.
+
+    Orders to let go, what is safe from such an order to delete by its own entry alone, then by priority.
+    """
+    deleted = {entry.digest for entry in entries if entry.to_be_deleted}
+
+    def rank(entry: DesiredImage) -> tuple[bool, bool, int, str, str]:
+        ordered, ruled = entry.state is Desired.ABSENT, entry.digest in deleted
+        return not ordered, not ruled, -entry.priority, entry.reference, entry.digest
+
+    return sorted(entries, key=rank)
 
 
 def takes_back(current: Sequence[DesiredImage], rendered: Rendered) -> bool:
     """Whether to write this keeps an image from being deleted that the entries as they stand have deleted.
 
-    As agents go by it: an image stays when any entry wants its digest, under whatever reference.
+    As agents go by it: an image stays when any entry wants its digest, under whatever reference. What there is no room
+    for is wanted all the same, and its order vanishes with it.
     """
     standing = {entry.digest for entry in current if entry.to_be_deleted} - wanted_digests(current)
-    return not standing.isdisjoint(wanted_digests(rendered.images))
+    return not standing.isdisjoint(wanted_digests([*rendered.images, *rendered.omitted]))
 
 
 def merge(entries: Sequence[DesiredImage]) -> DesiredImage:

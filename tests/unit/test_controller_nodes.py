@@ -76,6 +76,7 @@ def test_selector_and_affinity_choose_as_a_pods_do(choice: dict[str, Any], named
         ),
         (Taint("node.kubernetes.io/disk-pressure"), [{"operator": "Exists"}], True, "NodeDiskPressure"),
         (Taint("node.kubernetes.io/memory-pressure"), [{"operator": "Exists"}], True, "UntoleratedTaint"),
+        (Taint("node.kubernetes.io/network-unavailable"), [], True, "UntoleratedTaint"),
     ],
 )
 def test_taints_keep_out_as_for_a_daemon_set(
@@ -83,6 +84,7 @@ def test_taints_keep_out_as_for_a_daemon_set(
 ) -> None:
     verdict = judge(spec(tolerations=tolerations), NodeFacts("n1", taints=(taint,)))
     assert (verdict.named, verdict.skip) == (named, skip)
+    assert verdict.lasting is (bool(skip) and named and taint.key == "team"), "the node's own pass"
 
 
 @pytest.mark.parametrize(("status", "skip"), [("True", "NodeDiskPressure"), ("False", ""), ("Unknown", "")])
@@ -102,7 +104,8 @@ def test_a_node_that_says_it_has_disk_pressure_is_given_nothing_and_keeps_what_i
         }
     )
     verdict = judge(spec(), facts)
-    assert (verdict.named, verdict.skip) == (True, skip)
+    assert (verdict.named, verdict.skip, verdict.lasting) == (True, skip, False)
+    assert judge(spec(), replace(facts, taints=(Taint("team", "x"),))).lasting
     expelled = judge(spec(), replace(facts, taints=(Taint("team", "x", "NoExecute"),)))
     assert not expelled.named, "who may not be there at all does not stay for want of disk"
 

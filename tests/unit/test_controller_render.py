@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -305,7 +306,7 @@ def test_who_skips_the_node_for_now_still_says_what_becomes_of_its_image() -> No
     skipping = candidate("b", priority=3)
     for priority, policy in ((5, "Retain"), (1, "Delete")):
         both = candidate("a", priority=priority, deletionPolicy=policy, tolerations=toleration)
-        now = [entry(owners=["shop/a/uid-a"], priority=9, on_removal=OnRemoval.DELETE)]
+        now = [entry(owners=["shop/a/uid-a", "shop/b/uid-b"], priority=9, on_removal=OnRemoval.DELETE)]
         (merged,) = render("n1", now, planned(both, skipping, facts=facts)).images
         assert merged.owners == ["shop/a/uid-a", "shop/b/uid-b"]
         assert (merged.state, merged.priority, merged.on_removal) == (
@@ -313,6 +314,73 @@ def test_who_skips_the_node_for_now_still_says_what_becomes_of_its_image() -> No
             max(priority, 3),
             OnRemoval.UNPIN,
         )
+
+
+TAINTED = {"n1": NodeFacts("n1", taints=(Taint("team", "x"),))}
+PRESSED = nodes("n1", disk_pressure=True)
+
+
+@pytest.mark.parametrize("resolutions", [KNOWN, {}], ids=["same digest", "no digest yet"])
+@pytest.mark.parametrize(
+    ("name", "facts", "state"),
+    [
+        ("b", TAINTED, "Absent"),
+        ("a", TAINTED, "Paused"),
+        ("b", PRESSED, "Paused"),
+        ("b", {"n1": replace(PRESSED["n1"], taints=TAINTED["n1"].taints)}, "Absent"),
+    ],
+    ids=["tainted", "tainted, and made anew", "short of disk", "both"],
+)
+def test_who_never_had_an_image_on_a_node_does_not_keep_it_where_it_will_never_bring_it(
+    name: str, facts: Mapping[str, NodeFacts], state: str, resolutions: Mapping[str, Resolution]
+) -> None:
+    """One that chooses all nodes, as by default, and does not tolerate what only some have."""
+    anew = candidate(name, uid="uid-anew", deletionPolicy="Delete")
+    owners = planned(anew, facts=facts, resolutions=resolutions, gone=["uid-a"])
+    now = entry(owners=["shop/a/uid-a"], on_removal=OnRemoval.DELETE, state=Desired.PAUSED)
+    assert states(render("n1", [now], owners)) == {NGINX: state}
+    order = msgspec.structs.replace(now, state=Desired.ABSENT, pin=False)
+    assert states(render("n1", [order], owners)) == {NGINX: state}
+
+
+def test_one_of_many_owners_may_be_who_skips_the_node() -> None:
+    now = entry(owners=[f"shop/o/{number}" for number in range(bounds.OWNERS)])
+    gone = [str(number) for number in range(bounds.OWNERS)]
+    owners = planned(candidate("b"), facts=TAINTED, gone=gone, complete=True)
+    assert states(render("n1", [now], owners)) == {NGINX: "Paused"}
+
+
+def test_who_skips_the_node_and_means_another_image_by_now_keeps_none() -> None:
+    """A node that is short of disk needs the room."""
+    moved = planned(
+        candidate(), facts=PRESSED, resolutions={NGINX: resolution(NGINX, 9)}, confirmed=["uid-web"]
+    )
+    for state in Desired:
+        assert states(render("n1", [entry(state=state)], moved)) == {NGINX: "Absent"}
+
+
+def test_a_tag_that_moves_leaves_nothing_to_who_skips_the_node() -> None:
+    toleration = [{"key": "team", "operator": "Exists"}]
+    bringing, skipping = candidate("a", tolerations=toleration), candidate("b")
+    images: list[DesiredImage] = []
+    for number in (1, 2, 3):
+        moved = {NGINX: resolution(NGINX, number)}
+        confirmed = ["uid-a", "uid-b"]
+        owners = planned(bringing, skipping, facts=TAINTED, resolutions=moved, confirmed=confirmed)
+        images = render("n1", images, owners).images
+    assert [(image.digest, image.state, image.owners) for image in images] == [
+        (digest(1), Desired.ABSENT, ["shop/a/uid-a"]),
+        (digest(2), Desired.ABSENT, ["shop/a/uid-a"]),
+        (digest(3), Desired.PRESENT, ["shop/a/uid-a"]),
+    ]
+
+
+def test_what_is_to_be_deleted_waits_for_other_tags_of_who_skips_the_node_for_a_while() -> None:
+    now = entry(on_removal=OnRemoval.DELETE)
+    stable = candidate("anew", images=["nginx:stable"], deletionPolicy="Delete")
+    for facts, state in ((PRESSED, "Present"), (TAINTED, "Absent")):
+        owners = planned(stable, facts=facts, resolutions={}, gone=["uid-web"])
+        assert states(render("n1", [now], owners)) == {NGINX: state}
 
 
 def test_of_those_who_wait_for_a_node_no_more_are_named_than_the_schema_allows() -> None:

@@ -32,17 +32,27 @@ class Owners:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """`wanted` by (reference, digest); the others by reference, `repositories` by its repository.
+class Named:
+    """A reference for which nothing is written now, though an object names it.
 
-    `unresolved` (and `repositories`) name a reference whose digest is not known yet, `kept` one on a node that they skip
-    for now.
+    `digest`: empty while it is not known. `skips`: the object does not bring images to the node now; `lasting`: nor will it
+    when the node's condition has passed.
     """
 
+    candidate: Candidate
+    reference: str
+    digest: str
+    skips: bool = False
+    lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`wanted` by (reference, digest); `named` by reference; those of them without a digest by repository, too."""
+
     wanted: dict[tuple[str, str], list[DesiredImage]] = field(default_factory=dict)
-    unresolved: dict[str, list[Candidate]] = field(default_factory=dict)
-    repositories: dict[str, list[Candidate]] = field(default_factory=dict)
-    kept: dict[str, list[Candidate]] = field(default_factory=dict)
+    named: dict[str, list[Named]] = field(default_factory=dict)
+    unresolved: dict[str, list[Named]] = field(default_factory=dict)
 
 
 def asked_of(node: str, owners: Owners) -> Asked:
@@ -56,12 +66,18 @@ def asked_of(node: str, owners: Owners) -> Asked:
                 entry = entry_of(candidate, reference, admission.digest)
                 asked.wanted.setdefault((entry.reference, entry.digest), []).append(entry)
             else:
-                asked.unresolved.setdefault(reference, []).append(candidate)
-                asked.repositories.setdefault(repository_of(reference), []).append(candidate)
-        if node in choice.kept:
-            for image in candidate.images:
-                asked.kept.setdefault(image.record, []).append(candidate)
+                _note(asked, Named(candidate, reference, ""))
+        if skipped := choice.kept.get(node):
+            for admission in skipped.images:
+                reference, digest = admission.image.record, admission.digest
+                _note(asked, Named(candidate, reference, digest, skips=True, lasting=skipped.lasting))
     return asked
+
+
+def _note(asked: Asked, named: Named) -> None:
+    asked.named.setdefault(named.reference, []).append(named)
+    if not named.digest:
+        asked.unresolved.setdefault(repository_of(named.reference), []).append(named)
 
 
 def entry_of(candidate: Candidate, reference: str, digest: str) -> DesiredImage:

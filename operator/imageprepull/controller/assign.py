@@ -44,16 +44,24 @@ class Admission:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What one ImagePrepull means on a node that it names and skips; `lasting` as in `nodes.Verdict`."""
+
+    images: tuple[Admission, ...]
+    lasting: bool
+
+
 @dataclass(slots=True)
 class Choice:
     """What one ImagePrepull means for the nodes.
 
     `nodes` are the desired ones. `kept` are named by the object but skipped for now (a NoSchedule taint): they
-    get nothing new and lose nothing. `skipped` lists nodes by reason, the kept ones included.
+    get nothing new and lose nothing of what it means. `skipped` lists nodes by reason, the kept ones included.
     """
 
     nodes: dict[str, tuple[Admission, ...]] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
+    kept: dict[str, Skipped] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -71,16 +79,16 @@ def _choose(
     by_platform: dict[tuple[str, str], tuple[Admission, ...]] = {}
     for name, node in nodes.items():
         verdict = judge(candidate.prepull.spec, node)
-        if not verdict.admitted:
-            if verdict.skip:
-                choice.skipped.setdefault(verdict.skip, []).append(name)
-            if verdict.named:
-                choice.kept.add(name)
+        if verdict.skip:
+            choice.skipped.setdefault(verdict.skip, []).append(name)
+        if not verdict.named:
             continue
         kind = (node.os, node.architecture)
         if kind not in by_platform:
             by_platform[kind] = _images_for(candidate, str(node.platform), resolutions)
-        if by_platform[kind]:
+        if verdict.skip:
+            choice.kept[name] = Skipped(by_platform[kind], verdict.lasting)
+        elif by_platform[kind]:
             choice.nodes[name] = by_platform[kind]
         else:
             choice.skipped.setdefault(NO_MATCHING_PLATFORM, []).append(name)

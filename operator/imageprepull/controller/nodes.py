@@ -39,6 +39,8 @@ NEVER_TOLERATED = frozenset(
         "node.kubernetes.io/pid-pressure",
     }
 )
+PASSING_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""Prefixes of the taints that controllers set for a node's condition, and take away with it."""
 VIRTUAL_LABELS = {"type": "virtual-kubelet", "eks.amazonaws.com/compute-type": "fargate"}
 
 UNTOLERATED_TAINT = "UntoleratedTaint"
@@ -112,11 +114,13 @@ class Verdict:
     """Whether an ImagePrepull's node choice takes a node.
 
     `named` is false when selector, affinity or a NoExecute taint rules the node out: what was there may be
-    withdrawn. A named node with a `skip` reason gets nothing new and keeps what it has.
+    withdrawn. A named node with a `skip` reason gets nothing new and keeps what it has. `lasting`: a taint that was set
+    on purpose keeps the object away, and not the node's condition alone.
     """
 
     named: bool
     skip: str = ""
+    lasting: bool = False
 
     @property
     def admitted(self) -> bool:
@@ -135,9 +139,10 @@ def judge(spec: ImagePrepullSpec, node: NodeFacts) -> Verdict:
     against = [taint for taint in node.taints if not tolerated(taint, spec.tolerations)]
     if any(taint.effect == "NoExecute" and taint.key not in NEVER_TOLERATED for taint in against):
         return Verdict(named=False, skip=UNTOLERATED_TAINT)
+    lasting = not all(taint.key.startswith(PASSING_TAINTS) for taint in against)
     if node.disk_pressure or any(taint.key == DISK_PRESSURE_TAINT for taint in against):
-        return Verdict(named=True, skip=NODE_DISK_PRESSURE)
-    return Verdict(named=True, skip=UNTOLERATED_TAINT if against else "")
+        return Verdict(named=True, skip=NODE_DISK_PRESSURE, lasting=lasting)
+    return Verdict(named=True, skip=UNTOLERATED_TAINT if against else "", lasting=lasting)
 
 
 def matches(spec: ImagePrepullSpec, node: NodeFacts) -> bool:

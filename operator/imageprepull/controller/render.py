@@ -10,12 +10,12 @@ be one. So does an object that may mean the image and has no digest yet; it beco
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from imageprepull.controller.asked import Asked, Owners, asked_of, entry_of
+from imageprepull.controller.asked import Asked, Named, Owners, asked_of, entry_of
 from imageprepull.controller.assign import Candidate
 from imageprepull.controller.strays import stray_orders
 from imageprepull.oci.reference import repository_of
@@ -172,55 +172,70 @@ class _Held:
 def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
     """An order to let go of an image that nobody is known to want again.
 
-    One who names it (or its repository, where it would be deleted) and whose digest is not known yet, or who skips the
-    node for now, may mean this very image: until that is known it stays what and where it is. The order stays what it is,
-    too: it stands again when none means it.
+    One that names it (or its repository, where it would be deleted) without a known digest may mean this very image: until
+    that is known it stays what and where it is, as it does for who means it and skips the node for now. For the former
+    the order stays what it is, too: it stands again when none means it.
     """
-    if wishes := _wishes(entry, asked):
-        return msgspec.structs.replace(merge(wishes), state=Desired.PAUSED)
-    if undecided := _undecided(entry, asked):
-        return msgspec.structs.replace(entry, state=Desired.PAUSED, pin=merge(undecided).pin)
+    keepers = _keepers(entry, asked)
+    if keepers.owners:
+        return msgspec.structs.replace(merge(keepers.owners), state=Desired.PAUSED)
+    if keepers.others:
+        return msgspec.structs.replace(entry, state=Desired.PAUSED, pin=merge(keepers.others).pin)
     return entry
 
 
-def _wishes(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
-    """What those ask for who own the image, or would if they did not skip the node for now."""
-    # Not the entry's owners alone: one may have been made anew.
-    candidates = (*_sure_owners(entry, asked), *asked.kept.get(entry.reference, ()))
-    return [entry_of(candidate, entry.reference, entry.digest) for candidate in candidates]
+@dataclass(frozen=True, slots=True)
+class _Keepers:
+    """What those ask for who keep an image for which they get nothing written now.
 
-
-def _undecided(entry: DesiredImage, asked: Asked) -> list[DesiredImage]:
-    """What those ask for who may mean the image: they keep it, and have no say in what becomes of it.
-
-    What would be deleted may be meant by any tag of its repository.
+    `owners` mean it; `others` may mean it, and have no say in what becomes of it.
     """
-    unresolved: Iterable[Candidate] = asked.unresolved.get(entry.reference, ())
-    if entry.on_removal is OnRemoval.DELETE and asked.repositories:
-        unresolved = asked.repositories.get(repository_of(entry.reference), ())
-    sure = {candidate.uid for candidate in _sure_owners(entry, asked)}
-    return [
-        entry_of(candidate, entry.reference, entry.digest)
-        for candidate in unresolved
-        if candidate.uid not in sure
-    ]
+
+    owners: list[DesiredImage]
+    others: list[DesiredImage]
 
 
-def _sure_owners(entry: DesiredImage, asked: Asked) -> list[Candidate]:
-    """Who owns the image though it is not known what its reference means: they meant it when that was known last.
+def _keepers(entry: DesiredImage, asked: Asked) -> _Keepers:
+    named = asked.named.get(entry.reference, ())
+    meant = [one for one in named if one.digest == entry.digest]
+    if entry.on_removal is OnRemoval.DELETE and asked.unresolved:
+        # What would be deleted may be meant by any tag of its repository.
+        doubtful = asked.unresolved.get(repository_of(entry.reference), [])
+    else:
+        doubtful = [one for one in named if not one.digest]
+    keepers = _Keepers([], [])
+    for one in (*meant, *doubtful):
+        if not one.lasting or _had(one.candidate, entry):
+            wishes = keepers.owners if _owns(one, entry) else keepers.others
+            wishes.append(entry_of(one.candidate, entry.reference, entry.digest))
+    return keepers
 
-    A paused entry may be an order that was taken back, which all who are named have given.
+
+def _owns(named: Named, entry: DesiredImage) -> bool:
+    """Whether the entry's image is meant, as far as known: by its digest, or when that was known last.
+
+    A paused entry may be an order that was taken back, which all who own it have given: that they once did says nothing.
     """
-    if entry.state is not Desired.PRESENT:
-        return []
-    return [one for one in asked.unresolved.get(entry.reference, ()) if one.owner in entry.owners]
+    if named.digest:
+        return True
+    return (
+        named.reference == entry.reference
+        and entry.state is Desired.PRESENT
+        and named.candidate.owner in entry.owners
+    )
+
+
+def _had(candidate: Candidate, entry: DesiredImage) -> bool:
+    """Whether the entry may have been written for this object, or for one of its name before it."""
+    name = candidate.owner.removesuffix(candidate.uid)
+    return cut_short(entry) or any(owner.startswith(name) for owner in entry.owners)
 
 
 def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
-    wishes = _wishes(entry, asked)
+    keepers = _keepers(entry, asked)
+    wishes = keepers.owners
     wanted = asked.wanted.get((entry.reference, entry.digest), ())
-    undecided = _undecided(entry, asked)
-    named = {owner for wish in (*wishes, *wanted, *undecided) for owner in wish.owners}
+    named = {owner for wish in (*wishes, *wanted, *keepers.others) for owner in wish.owners}
     doubtful: list[str] = []
     confirm: set[str] = set()
     for owner in entry.owners:
@@ -242,8 +257,8 @@ def _held(entry: DesiredImage, owners: Owners, asked: Asked) -> _Held:
     if doubtful:
         # What these ask for is what the entry says.
         wishes.append(msgspec.structs.replace(entry, owners=doubtful))
-    paused = not asked.unresolved.get(entry.reference) and not doubtful
-    return _Held(wishes, frozenset(confirm), paused, unsure, bool(undecided))
+    paused = all(one.skips for one in asked.named.get(entry.reference, ())) and not doubtful
+    return _Held(wishes, frozenset(confirm), paused, unsure, bool(keepers.others))
 
 
 def cut_short(entry: DesiredImage) -> bool:

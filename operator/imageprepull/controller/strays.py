@@ -44,7 +44,7 @@ def stray_orders(
         return {}
     named = {*images, *asked.wanted}
     references, digests = {reference for reference, _ in named}, {digest for _, digest in named}
-    unsure = {*asked.repositories, *map(repository_of, asked.kept)}
+    unsure = set(map(repository_of, asked.named))
     return {
         stray: order_of(stray)
         for stray in sorted(strays)

@@ -88,6 +88,36 @@ def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(produ
     )
 
 
+def test_repair_of_a_broken_image_that_a_container_uses_is_no_success(product: Product) -> None:
+    image = product.push(runnable(LayerSpec({"repair-used": b"whole"})), "tests/plugin-repair-used")
+    product.apply("repair-used", image)
+    product.until_ready("repair-used")
+    node = product.cluster.nodes()[1]
+    container = {"name": "main", "image": image, "imagePullPolicy": "Never"}
+    spec = {
+        "nodeName": node.name,
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": False,
+        "containers": [container],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "repair-user"}, "spec": spec}
+    product.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    try:
+        product.cluster.kubectl("wait", "--for=condition=Ready", "pod/repair-user", "--timeout=110s")
+        (file,) = files_named(node, "repair-used")
+        node.exec(["truncate", "-s", "0", file])
+        used = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
+        assert (used.returncode, used.stdout) == (1, "")
+        assert used.stderr.startswith(f"error: {image}: BrokenChain: the layer sha256:")
+        assert "/repair-used has 0 bytes instead of 5" in used.stderr
+        assert "uses it; delete the pods that run on this image" in used.stderr
+    finally:
+        product.cluster.kubectl("delete", "pod/repair-user", "--wait")
+    product.until(
+        "the order is gone", lambda: "imageprepull.io/repair" not in annotations_of(product, node.name)
+    )
+
+
 def files_named(node: Node, name: str) -> list[str]:
     """Where a node's snapshots have a file of this name; other tests' layers may go while it looks."""
     looked = node.exec(["find", "/var/lib/containerd", "-name", name], check=False)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from imageprepull.agent.backoff import Backoff, Failure, Pace
 from imageprepull.agent.disk import DiskGuard, waiting
 from imageprepull.agent.disk_pressure import Margins, Short, judge_pressure
+from imageprepull.agent.node import Compared, NodeError
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import Report, build_status, image_status, same_news, verdict_of
 from imageprepull.pulling.need import Need
@@ -279,6 +280,26 @@ async def test_under_pressure_nothing_starts_and_nothing_is_repaired(bench: Benc
     assert await bench.free(19) == [], "not before it is well above"
     assert await bench.free(21) == ["pull a"]
     assert bench.shown("a")[1] == ""
+
+
+async def test_what_has_no_room_to_be_compared_waits_for_it_and_the_order_with_it(bench: Bench) -> None:
+    bench.node.holds |= {"a", "b"}
+    assert await bench.spec(image("a", repair="1"), image("b", repair="1")) == ["verify a"]
+    lack = NoRoom("InsufficientDisk", "not enough room: figures", Need(spool=GB, snapshots=39 * GB), None)
+    bench.node.verifications["a"].set_exception(NodeError(lack.reason, str(lack), no_room=lack))
+    assert await bench.steps() == ["verify b"], "it keeps no other waiting"
+    bench.node.verifications["b"].set_result(Compared("2 layers are whole"))
+    assert await bench.steps() == []
+    status = image_status(next(iter(bench.reconciler.views.values())))
+    assert (status.state, status.repaired, status.repair_reason) == ("Ready", "", "InsufficientDisk")
+    assert status.repair_result == "InsufficientDisk: not enough room: figures"
+    assert await bench.free(90) == [], "each comparison reads all of the image"
+    bench.clock.seconds += 61
+    assert await bench.free(60.9) == []
+    assert await bench.free(61) == ["verify a"]
+    bench.node.verifications["a"].set_result(Compared("2 layers are whole"))
+    assert await bench.steps() == []
+    assert image_status(next(iter(bench.reconciler.views.values()))).repaired == "1"
 
 
 async def test_pressure_passes_from_one_file_system_to_another_and_ends_with_the_last(bench: Bench) -> None:

@@ -16,9 +16,9 @@ from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.pulling.pins import Pin
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, StrayPin
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
-from tests.unit.agent_doubles import FakeNode, StillClock, image
+from tests.unit.agent_doubles import DIGEST, FakeNode, StillClock, image
 
 OTHER = "sha256:" + "b" * 64
 
@@ -611,11 +611,74 @@ async def test_a_repair_compares_what_is_present_once_for_each_new_value(bench: 
     bench.node.verifications["b"].set_exception(NodeError("BrokenChain", "a container uses it"))
     assert await bench.steps() == []
     views = list(bench.reconciler.views.values())
-    assert [(view.repaired, view.repair_result) for view in views] == [
-        ("1", "2 layers are whole"),
-        ("1", "BrokenChain: a container uses it"),
+    assert [answer_of(view) for view in views] == [
+        ("1", "", "2 layers are whole"),
+        ("1", "BrokenChain", "BrokenChain: a container uses it"),
     ]
     assert await bench.spec(image("a", repair="2"), image("b")) == ["verify a"]
+
+
+def answer_of(view: ImageView) -> tuple[str, str, str]:
+    """What the status says of an order to repair."""
+    shown = image_status(view)
+    return shown.repaired, shown.repair_reason, shown.repair_result
+
+
+async def test_a_defect_in_a_comparison_is_told_as_such(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    bench.node.verifications["a"].set_exception(KeyError("x"))
+    await bench.steps()
+    (view,) = bench.reconciler.views.values()
+    assert answer_of(view) == ("1", "InternalError", "InternalError: KeyError: 'x'")
+
+
+async def test_what_a_full_disk_did_not_let_be_compared_is_tried_again_and_keeps_no_other_waiting(
+    bench: Bench,
+) -> None:
+    """Nobody can tell how much room it needs."""
+    bench.node.holds = {"a", "b"}
+    await bench.spec(image("a", repair="1"), image("b", repair="1"))
+    bench.node.verifications["a"].set_exception(NodeError("DiskFull", "no space left on device"))
+    assert await bench.steps() == ["verify b"]
+    bench.node.verifications["b"].set_result(Compared("2 layers are whole"))
+    assert await bench.steps() == []
+    view = next(iter(bench.reconciler.views.values()))
+    assert answer_of(view) == ("", "DiskFull", "DiskFull: no space left on device")
+    assert bench.wait == 900
+    assert await bench.steps(seconds=899) == []
+    assert await bench.steps(seconds=2) == ["verify a"]
+    bench.node.verifications["a"].set_result(Compared("2 layers are whole"))
+    await bench.steps()
+    assert answer_of(view) == ("1", "", "2 layers are whole")
+
+
+async def test_a_new_order_is_tried_at_once_whatever_the_last_one_waits_for(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    bench.node.verifications["a"].set_exception(NodeError("DiskFull", "no space left on device"))
+    await bench.steps()
+    (view,) = bench.reconciler.views.values()
+    assert await bench.spec(image("a")) == []
+    assert answer_of(view) == ("", "", "")
+    assert await bench.spec(image("a", repair="2")) == ["verify a"]
+    bench.reconciler.take_spec([image("a", repair="3")])
+    bench.node.verifications["a"].set_exception(NodeError("DiskFull", "no space left on device"))
+    assert await bench.steps() == ["verify a"]
+    assert answer_of(view) == ("", "", "")
+
+
+async def test_a_later_agent_compares_what_had_no_room_and_nothing_that_was_answered(bench: Bench) -> None:
+    bench.node.holds = {"a", "b"}
+    reported = [
+        NodeImageStatus(
+            reference="a", digest=DIGEST, state="Ready", repaired="1", repair_reason="BrokenChain"
+        ),
+        NodeImageStatus(reference="b", digest=DIGEST, state="Ready", repair_reason="InsufficientDisk"),
+    ]
+    bench.reconciler.take_spec([image("a", repair="1"), image("b", repair="1")], reported)
+    assert await bench.steps() == ["verify b"]
+    assert [answer_of(view)[1] for view in bench.reconciler.views.values()] == ["BrokenChain", ""]
 
 
 async def test_what_a_comparison_removed_is_pulled_again(bench: Bench) -> None:

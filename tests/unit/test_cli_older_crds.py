@@ -67,6 +67,7 @@ async def answered(server: FakeApiServer, command: Command) -> int:
         (retrying, "imageprepulls status.retry", "status.retry.nonce"),
         (repairing, "nodeprepulls spec.images.repair", "spec.images.repair"),
         (repairing, "nodeprepulls status.images.repaired", "status.images.repaired"),
+        (repairing, "nodeprepulls status.images.repairReason", "status.images.repairReason"),
     ],
 )
 async def test_an_order_that_a_crd_has_no_place_for_is_refused_before_it_is_given(

@@ -278,6 +278,64 @@ async def test_a_whole_image_ends_with_0(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("a: 2 layers are whole\n", "")
 
 
+@pytest.mark.parametrize("state", ["Ready", "Waiting"])
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("BrokenChain", "the layer sha256:1 cannot be replaced while container c1 stands on it"),
+        ("InternalError", "KeyError: 'x'"),
+    ],
+)
+async def test_an_image_that_could_not_be_compared_ends_with_1_whatever_its_state(
+    state: str, reason: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with asking() as it:
+        await it.now(entry(repair=it.nonce), **report("Ready"))
+        answer = {"repairReason": reason, "repairResult": f"{reason}: {message}"}
+        await it.now(entry(repair=it.nonce), **report(state, repaired=it.nonce, **answer))
+        assert await it.end() == FAILED
+    assert capsys.readouterr() == ("", f"error: a: {reason}: {message}\n")
+
+
+NO_ROOM_TO_COMPARE = {
+    "repairReason": "InsufficientDisk",
+    "repairResult": "InsufficientDisk: not enough room: 54 MB needed",
+}
+
+
+async def test_an_image_that_cannot_be_compared_for_want_of_room_ends_with_4(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with asking() as it:
+        await it.now(entry(repair=it.nonce), **report("Ready", **NO_ROOM_TO_COMPARE))
+        assert await it.end() == BLOCKED
+        assert ANNOTATION in it.server.objects["", "n1"]["metadata"]["annotations"]
+    said = (
+        "not now: a: InsufficientDisk: not enough room: 54 MB needed; the order stands until there is room\n"
+    )
+    assert capsys.readouterr() == ("", said)
+
+
+async def test_a_want_of_room_from_before_the_order_does_not_end_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with asking() as it:
+        passed_on = entry(repair=it.nonce)
+        await it.now(entry(repair="before"), generation=1, **report("Ready", **NO_ROOM_TO_COMPARE))
+        await it.now(passed_on, generation=2, **report("Ready", **NO_ROOM_TO_COMPARE), observedGeneration=1)
+        whole = report("Ready", repaired=it.nonce, repairResult="2 layers are whole")
+        await it.now(passed_on, generation=2, **whole, observedGeneration=2)
+        assert await it.end() == DONE
+    assert capsys.readouterr() == ("a: 2 layers are whole\n", "")
+
+
+async def test_an_image_that_could_not_be_pulled_is_an_error_too(capsys: pytest.CaptureFixture[str]) -> None:
+    async with asking() as it:
+        await it.now(entry(repair=it.nonce), **report("Failed", reason="NotFound", message="404"))
+        assert await it.end() == FAILED
+    assert capsys.readouterr() == ("", "error: a: not pulled: NotFound: 404\n")
+
+
 async def test_an_image_that_is_paused_meanwhile_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
     async with asking() as it:
         await it.now(entry("Paused"), **report("Paused"))

@@ -13,6 +13,7 @@ from imageprepull.agent.disk import waiting
 from imageprepull.agent.doubts import LookPace
 from imageprepull.agent.image import ImageView, worth_a_retry
 from imageprepull.agent.losing import LossPace, lost
+from imageprepull.pulling.space import NoRoom
 from imageprepull.resources.nodeprepull import DesiredImage
 
 
@@ -20,6 +21,7 @@ from imageprepull.resources.nodeprepull import DesiredImage
 class Delays:
     """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered.
 
+    `recompare`: before a comparison that had no room is tried again at the earliest, when there is room.
     `repin`: before a pin that was set and is missing all the same, or could not be set, is set once more.
     `retry_order`: between two questions whether a removal is still ordered. `stray_turn`: before other pins without an
     entry are reported than those that are; the operator orders away what it saw before its last list (`--resync`).
@@ -31,6 +33,7 @@ class Delays:
     ask_again: float = 2
     retry_base: float = 2
     retry_slow: float = 900
+    recompare: float = 60
     repin: float = 60
     retry_order: float = 60
     stray_turn: float = 900
@@ -73,6 +76,15 @@ class Accounts:
     def waits(self, view: ImageView, failure: Failure, seconds: float) -> None:
         """Something that nobody here can hasten is waited for: no attempt is counted, and it never fails for good."""
         self._wait(view, patient(view.backoff, failure, seconds, self._clock.uniform()))
+
+    def cannot_compare(self, view: ImageView, lack: NoRoom | None) -> None:
+        """A comparison had no room. Time passes too: each one reads all of an image, and the disk's last figures are old.
+
+        Without a `lack` nobody can tell when there is room.
+        """
+        view.repair_lack = lack
+        delay = self._delays.retry_slow if lack is None else self._delays.recompare
+        view.repair_due = self._clock.now() + delay * (0.8 + 0.4 * self._clock.uniform())
 
     def lost(self, view: ImageView, missing: str) -> None:
         """Count that an image which was there, or was just brought, lacks something."""

@@ -75,7 +75,7 @@ class Attempts:
     def compare(self, view: ImageView) -> None:
         """Compare an image with its blobs. Like a pull it has the image for itself."""
         view.running = view.verifying = True
-        self._run(view, compared(self._node, view, view.desired))
+        self._run(view, compared(self._node, view, view.desired, self._accounts))
 
     def cancel(self, key: Key) -> None:
         """Stop what runs; it has ended only when `ended` is told so."""

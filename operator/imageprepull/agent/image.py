@@ -58,8 +58,13 @@ class ImageView:
     """Monotonic: before then a pin that could not be taken away is left."""
     verifying: bool = False
     repaired: str = ""
-    """The last `repair` of an entry that was carried out, and what came of it."""
+    """The last `repair` of an entry that was carried out, why the image was not compared, and what came of it."""
+    repair_reason: str = ""
     repair_result: str = ""
+    repair_lack: NoRoom | None = None
+    """What the last comparison had no room for."""
+    repair_due: float = 0
+    """Monotonic: before then a comparison that had no room is not tried again."""
     logged: str = field(default="", repr=False)
 
     @property
@@ -83,9 +88,17 @@ class ImageView:
         return without_tag(self.desired) if self.tag_means else self.desired
 
     def recall(self, reported: NodeImageStatus | None) -> None:
-        """What an earlier agent has compared: an order may stand for as long as another image of it is paused."""
-        if reported is not None:
-            self.repaired, self.repair_result = reported.repaired, reported.repair_result
+        """What an earlier agent has compared: an order may stand for as long as another image of it is paused.
+
+        What had no room then is tried again at once.
+        """
+        if reported is not None and reported.repaired:
+            self.answer_repair(reported.repaired, reported.repair_result, reported.repair_reason)
+
+    def answer_repair(self, repair: str, result: str, reason: str = "") -> None:
+        """Note what came of a comparison. `reason`: why there was none; without `repair` there will be one yet."""
+        self.repaired, self.repair_reason, self.repair_result = repair, reason, result
+        self.repair_lack, self.repair_due = None, 0
 
     def forget_failures(self) -> None:
         """Start counting anew: the entry changed, or the image is there."""
@@ -102,6 +115,9 @@ class ImageView:
             self.released = False
         if desired.pin != self.desired.pin:
             self.pin_due = 0
+        if desired.repair != self.desired.repair and not self.repaired:
+            # What waited for room is not waited for any more, and a new order finds out for itself.
+            self.answer_repair("", "")
         self.desired = desired
 
     def give_tag(self, means: str) -> bool:

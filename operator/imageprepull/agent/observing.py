@@ -18,10 +18,13 @@ def observed(
     working: Mapping[Key, ImageView],
     removing: AbstractSet[Key],
     pinned: AbstractSet[Key] = frozenset(),
+    *,
+    repair_cramped: AbstractSet[Key] = frozenset(),
 ) -> Observed:
     """`suspect`: what was said of these does not count. `working`: views of what runs, vanished entries included.
 
-    `pinned`: the entries with a pin of ours, as far as the runtime has listed pins.
+    `pinned`: the entries with a pin of ours, as far as the runtime has listed pins. `repair_cramped`: those that cannot
+    be compared for want of room.
     """
     held_back = {key for key, view in views.items() if view.gate is not None}
     waiting = {key: view.backoff for key, view in views.items() if view.backoff is not None}
@@ -37,6 +40,8 @@ def observed(
         pinned={key for key, found in held.items() if found.our_pin} | pinned,
         unmarked={key for key, found in held.items() if found.unmarked and key not in suspect},
         repaired={key for key, view in views.items() if view.repaired == view.desired.repair},
+        repair_due={key: view.repair_due for key, view in views.items()},
+        repair_cramped=repair_cramped,
         verifying=any(view.verifying for view in working.values()),
         removing=removing,
         cramped=held_back | {key for key, backoff in waiting.items() if backoff.reason in NO_ROOM},

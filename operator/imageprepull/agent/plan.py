@@ -30,8 +30,8 @@ class Observed:
 
     `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
     `pinned`: those that carry a pin of ours. `unmarked`: those that are there without a label of ours
-    that they are to have, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `verifying`: whether one
-    is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
+    that they are to have, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `repair_due`: when one may
+    be that had no room, `repair_cramped`: those that have none still. `verifying`: whether one is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
     for room on the disk. `held_back`: those of them that must not start now.
     """
 
@@ -43,6 +43,8 @@ class Observed:
     pinned: AbstractSet[Key] = frozenset()
     unmarked: AbstractSet[Key] = frozenset()
     repaired: AbstractSet[Key] = frozenset()
+    repair_due: Mapping[Key, float] = field(default_factory=dict)
+    repair_cramped: AbstractSet[Key] = frozenset()
     verifying: bool = False
     removing: AbstractSet[Key] = frozenset()
     cramped: AbstractSet[Key] = frozenset()
@@ -133,7 +135,8 @@ def plan(desired: Sequence[DesiredImage], observed: Observed, now: float) -> Act
         if image.state is Desired.PRESENT
         and image.repair
         and observed.present.get(key)
-        and key not in observed.repaired | observed.running
+        and key not in observed.repaired | observed.running | observed.repair_cramped
+        and observed.repair_due.get(key, now) <= now
     ]
     return Actions(
         verify=() if observed.verifying else tuple(unverified[:1]),
@@ -181,6 +184,7 @@ def next_due(
     """Seconds until a failed image may be tried again, or until the time of `look`; None when nothing waits for time."""
     keys = {key_of(image) for image in desired if image.state is not Desired.PAUSED}
     waits = [due - now for key, due in observed.due.items() if key in keys and due > now]
+    waits += [due - now for key, due in observed.repair_due.items() if key in keys and due > now]
     if look is not None:
         waits.append(max(0.0, look - now))
     return min(waits, default=None)

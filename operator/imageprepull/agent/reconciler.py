@@ -294,6 +294,11 @@ class Reconciler:
             self._attempts.views,
             self._removals.running,
             self._pins.of(self.views),
+            repair_cramped={
+                key
+                for key, view in self.views.items()
+                if view.repair_lack is not None and self._gate(view.repair_lack) is not None
+            },
         )
 
     def _pulled(self) -> None:

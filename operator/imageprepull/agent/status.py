@@ -112,6 +112,7 @@ def image_status(view: ImageView, kubelet_without_pins: str = "") -> NodeImageSt
         layers=[] if ready or progress is None else layer_statuses(progress),
         layer_states=letters(view) if ready else "",
         repaired=view.repaired,
+        repair_reason=bounds.cut(view.repair_reason, bounds.REASON),
         repair_result=bounds.cut(view.repair_result, bounds.MESSAGE),
     )
 

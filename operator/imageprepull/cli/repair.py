@@ -39,7 +39,7 @@ from imageprepull.kube.kinds import NODEPREPULLS
 from imageprepull.resources.base import decode
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, NodePrepull
 
-NEEDS: Needs = {NODEPREPULLS: ["spec.images.repair", "status.images.repaired"]}
+NEEDS: Needs = {NODEPREPULLS: ["spec.images.repair", "status.images.repaired", "status.images.repairReason"]}
 STANDS = "; the order stands, and the operator takes it away when the agent has answered"
 
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: every image is there and was checked; 1: not so, or not possible; 3: not within the timeout.
 
-    4: none has failed, but some cannot be brought back now, as there is no room, the node is skipped, or
+    4: none has failed, but some cannot be checked or brought back now, as there is no room, the node is skipped, or
     it cannot say.
     """
     return ended(
@@ -91,7 +91,7 @@ async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: 
                     for image in answers:
                         if (image.reference, image.digest) not in printed:
                             printed.add((image.reference, image.digest))
-                            print(f"{image.reference}: {outcome(image, asked)}", flush=True)
+                            _answer(image, asked)
                     waiting = still_waiting(known, asked)
                     if not waiting:
                         return _ended(answers, blocked(known, asked), lost(known, asked))
@@ -103,6 +103,14 @@ async def repair(target: kubeconfig.Target, node: str, reference: str, seconds: 
         raise
     print(f"error: the NodePrepull {node} was deleted", file=sys.stderr)
     return FAILED
+
+
+def _answer(image: NodeImageStatus, asked: Asked) -> None:
+    said = f"{image.reference}: {outcome(image, asked)}"
+    if asked.succeeded(image):
+        print(said, flush=True)
+    else:
+        print(f"error: {said}", file=sys.stderr, flush=True)
 
 
 def _ended(answers: Sequence[NodeImageStatus], stuck: Sequence[str], missed: Sequence[str]) -> int:

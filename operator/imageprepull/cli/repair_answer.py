@@ -12,6 +12,7 @@ from imageprepull.cli.waiting import BLOCKED, DONE, FAILED, IS_IT_RUNNING, displ
 from imageprepull.controller.hopeless import has_seen_spec, no_answer
 from imageprepull.controller.repairs import ANNOTATION, RepairOrder
 from imageprepull.resources.nodeprepull import Desired, DesiredImage, ImageState, NodeImageStatus, NodePrepull
+from imageprepull.resources.reasons import NO_ROOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,19 @@ class Asked:
         passed_on = image.repair == self.order.nonce or not self.standing(known)
         return _failed(status) and (self.compared(status) or (passed_on and has_seen_spec(known)))
 
+    def succeeded(self, status: NodeImageStatus) -> bool:
+        """Whether it is said of an image that it was compared, and that what was broken could be removed."""
+        return self.compared(status) and not status.repair_reason
+
+    def cramped(self, known: NodePrepull, image: DesiredImage, status: NodeImageStatus | None) -> str:
+        """Why an image waits for room to be compared, in words; "" when it does not. The order stands meanwhile."""
+        if status is None or image.repair != self.order.nonce or not has_seen_spec(known):
+            return ""
+        waits = not status.repaired and status.repair_reason in NO_ROOM
+        return status.repair_result if waits else ""
+
     def compared(self, status: NodeImageStatus | None) -> bool:
-        """Whether the agent has done with an image what was asked for."""
+        """Whether the agent has done with an image what was asked for, or has said why it cannot."""
         return status is not None and status.repaired == self.order.nonce
 
 
@@ -80,7 +92,7 @@ def outcome(image: NodeImageStatus, asked: Asked) -> str:
 def exit_code(answers: Sequence[NodeImageStatus], stuck: Sequence[str], missed: Sequence[str]) -> int:
     """When nothing is waited for any more. A failure is worth more than what only has to wait."""
     states = {image.state for image in answers}
-    if missed or ImageState.FAILED in states:
+    if missed or ImageState.FAILED in states or any(image.repair_reason for image in answers):
         return FAILED
     if stuck:
         return BLOCKED
@@ -96,6 +108,8 @@ def blocked(known: NodePrepull, asked: Asked) -> list[str]:
         if image.state is Desired.PAUSED:
             open_still = asked.standing(known) and not asked.compared(status)
             found.append(f"{image.reference}: {ImageState.PAUSED}: {_paused(image, open_still=open_still)}")
+        elif cramped := asked.cramped(known, image, status):
+            found.append(f"{image.reference}: {cramped}; the order stands until there is room")
         elif has_seen_spec(known) and (why := no_answer(known, status)) is not None:
             found.append(f"{image.reference}: {why[0]}: {why[1]}")
     return found
@@ -131,6 +145,10 @@ def still_waiting(known: NodePrepull, asked: Asked) -> str:
     for image in entries:
         status = statuses.get((image.reference, image.digest))
         if asked.failed(known, image, status) or asked.missed(known, image, status):
+            continue
+        if asked.cramped(known, image, status):
+            continue
+        if status is not None and asked.compared(status) and not asked.succeeded(status):
             continue
         if has_seen_spec(known) and no_answer(known, status) is not None:
             continue

@@ -1,8 +1,9 @@
 """`kubectl image-prepull repair`: from an annotation on a NodePrepull to the nonce in its spec, and back. Pure.
 
 The annotation `imageprepull.io/repair` is `NONCE` for all images of the node, or `NONCE REFERENCE` for one. It is
-removed when every image that it names has been compared or could not be pulled, or when no such image is wanted there any
-more. What is paused keeps it standing: that is compared when the node is to have it again.
+removed when every image that it names has been compared, or could not be compared or pulled, or when no such image is
+wanted there any more. What is paused keeps it standing: that is compared when the node is to have it again. So does what
+waits for room to be compared.
 """
 
 from __future__ import annotations

@@ -177,7 +177,9 @@ class LayerStatus(Model, frozen=True, kw_only=True):
 class NodeImageStatus(Model, frozen=True, kw_only=True):
     """One image as the agent sees it. `layers` while in work or failed; `layer_states` once ready.
 
-    `repaired` is the last `repair` of the spec that was carried out, `repair_result` what came of it.
+    `repaired` is the last `repair` of the spec that was carried out, `repair_result` what came of it. `repair_reason`: why
+    the image was not compared all the same, or what is broken stays. One of `NO_ROOM`, without `repaired`: it waits for
+    room to be compared.
     """
 
     reference: str
@@ -193,6 +195,7 @@ class NodeImageStatus(Model, frozen=True, kw_only=True):
     layers: list[LayerStatus] = []
     layer_states: str = ""
     repaired: str = ""
+    repair_reason: str = ""
     repair_result: str = ""
 
 

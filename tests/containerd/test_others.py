@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from imageprepull.pulling.extraction import PathWish
+from imageprepull.pulling.layers import LayerWork
 from imageprepull.pulling.others import NOTE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.workers import Workers
@@ -266,3 +267,55 @@ async def test_a_layer_that_the_kubelet_does_not_bring_is_fetched_on_from_where_
     assert progress.states() == ["Applied", "Applied"]
     assert (await large.presence(both.reference)).present
     await large.assert_clean()
+
+
+async def test_who_is_stopped_while_its_work_is_being_left_stops(
+    bench: PullBench, fake: FaultyRegistry, containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = small("stopped-stopping")
+    held_back(fake, image, 1, times=1)
+    work, on, stopping = LayerWork._layer, asyncio.Event(), asyncio.Event()
+
+    async def stopped_slowly(self: LayerWork, number: int) -> None:
+        try:
+            await work(self, number)
+        except asyncio.CancelledError:
+            stopping.set()
+            await on.wait()
+            raise
+
+    monkeypatch.setattr(LayerWork, "_layer", stopped_slowly)
+    progress = Watched(fake_serve(fake, image))
+    ours = asyncio.create_task(bench.pull(progress.reference, progress))
+    await progress.until(lambda found: found.states()[:1] == ["Applied"])
+    async with somebody_elses_lease(containerd, image):
+        async with asyncio.timeout(10):
+            await stopping.wait()
+        ours.cancel()
+        await asyncio.sleep(0.1)
+        on.set()
+        await asyncio.wait([ours], timeout=20)
+        assert ours.cancelled(), "it goes on"
+    await bench.assert_clean()
+
+
+async def test_a_blob_that_is_a_layer_of_ours_and_one_of_the_kubelets(
+    bench: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+) -> None:
+    twice = layer("twice")
+    image = build_image([twice, layer("twice-between"), twice])
+    release = held_back(fake, image, 1, times=2)
+    reference = fake_serve(fake, image)
+    daemon.trust(reference.partition("/")[0])
+    progress = Watched(reference)
+    ours = asyncio.create_task(bench.pull(reference, progress))
+    await progress.until(lambda found: found.states()[:1] == ["Applied"])
+    theirs = asyncio.create_task(pull_as_the_kubelet(daemon, reference))
+    try:
+        await progress.until(aside)
+    finally:
+        release.set()
+    await asyncio.gather(ours, theirs)
+    assert progress.states() == ["Applied", "Exists", "Exists"]
+    assert (await bench.presence(reference)).present
+    await bench.assert_clean()

@@ -36,6 +36,26 @@ async def finish_anyway(work: Coroutine[Any, Any, object], seconds: float) -> No
         raise cancelled
 
 
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for their ends, whatever happens to the caller meanwhile.
+
+    What they end with stays theirs. A cancellation that arrives is raised again afterwards.
+    """
+    for task in tasks:
+        task.cancel()
+    cancelled: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at: else the loop says that nobody has.
+    if cancelled is not None:
+        raise cancelled
+
+
 async def _bounded(work: Coroutine[Any, Any, object], seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):

@@ -10,12 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import NoReturn
 
 import structlog
 
 from imageprepull.pulling.chain import Chain, NotAppliedError
-from imageprepull.pulling.cleanup import finish_anyway
+from imageprepull.pulling.cleanup import finish_anyway, stopped
 from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.expectation import Expectation, spooled_bytes
@@ -191,34 +190,43 @@ class LayerWork:
 
     async def _blob(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:
         """Every layer that a blob is, by us, or by somebody else whom it is left to."""
-        numbers = set(positions)
         while True:
-            await self._others.until(lambda: numbers <= self._found or not self._others.left(digest))
-            if numbers <= self._found:
+            await self._others.until(lambda: self._are_there(positions) or not self._others.left(digest))
+            if self._are_there(positions):
                 break
-            try:
-                async with asyncio.TaskGroup() as group:
-                    stopping = group.create_task(self._until_left(digest, numbers), name=f"left {digest}")
-                    await self._layers_of(digest, positions, choosing)
-                    stopping.cancel()
-            except* _Left as left:
-                await self._leave(digest, positions, left)
-            else:
+            if await self._made(digest, positions, choosing):
                 await self._settle(digest)
                 return
+            await self._leave(digest, positions)
         # Whether its blob is kept is the other's business, too.
         await self._blobs.release(digest)
 
-    async def _until_left(self, digest: str, numbers: set[int]) -> NoReturn:
-        await self._others.until(lambda: numbers <= self._found or self._others.left(digest))
-        raise _Left
+    def _are_there(self, positions: list[int]) -> bool:
+        return all(self._done[number].is_set() for number in positions)
 
-    async def _leave(self, digest: str, positions: list[int], left: Exception) -> None:
+    async def _made(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> bool:
+        """Whether ours was at the layers of a blob to the end; not when it is left, or somebody else was faster."""
+        making = asyncio.create_task(self._layers_of(digest, positions, choosing), name=f"making {digest}")
+        leaving = asyncio.create_task(self._until_left(digest, set(positions)), name=f"left {digest}")
+        # No task group: one that is ending takes a cancellation of ours for its own, and goes on (before Python 3.13).
+        try:
+            await asyncio.wait([making, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await stopped(making, leaving)
+        if making.cancelled():
+            return False
+        making.result()
+        return True
+
+    async def _until_left(self, digest: str, numbers: set[int]) -> None:
+        await self._others.until(lambda: numbers <= self._found or self._others.left(digest))
+
+    async def _leave(self, digest: str, positions: list[int]) -> None:
         self._were_left.add(digest)
-        await self._blobs.leave(digest, left)
+        await self._blobs.leave(digest, _Left())
         for number in positions:
-            self._progress.layers[number].unpacked = None
             if not self._done[number].is_set():
+                self._progress.layers[number].unpacked = None
                 self._progress.advance(self._progress.layers[number], LayerState.WAITING)
 
     async def _layers_of(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:

@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
+from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.extraction import PathWish
 from imageprepull.pulling.layers import LayerWork
+from imageprepull.pulling.leases import short_lease
 from imageprepull.pulling.others import NOTE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.workers import Workers
+from tests.containerd.conftest import Leftovers, leftovers
 from tests.containerd.pull_bench import (
     FAST,
     PullBench,
@@ -82,6 +86,13 @@ async def somebody_elses_lease(containerd: Containerd, image: BuiltImage) -> Asy
         yield
     finally:
         await containerd.leases.delete("theirs")
+
+
+async def forgotten(bench: PullBench) -> None:
+    """Until the runtime has cleaned up after a kubelet that gave its pull up."""
+    async with asyncio.timeout(60):
+        while await leftovers(bench.containerd) != Leftovers():  # noqa: ASYNC110 - the runtime tells nobody.
+            await asyncio.sleep(0.02)
 
 
 def aside(progress: Watched) -> bool:
@@ -207,7 +218,7 @@ HELD = 300_000
 
 def shared(fake: FaultyRegistry, name: str) -> Shared:
     image = build_image(
-        [layer(f"{name}-low", 7_000_000, compression=Compression.PLAIN), layer(f"{name}-high", 50_000)]
+        [layer(f"{name}-low", 5_500_000, compression=Compression.PLAIN), layer(f"{name}-high", 50_000)]
     )
     dripped = asyncio.Event()
     fake.faults[image.layers[0].blob.digest] = [
@@ -247,13 +258,14 @@ async def test_a_layer_that_the_kubelet_fetches_is_left_to_it_and_the_others_are
     await large.assert_clean()
 
 
+@pytest.mark.parametrize("resumes", [True, False])
 async def test_a_layer_that_the_kubelet_does_not_bring_is_fetched_on_from_where_ours_was(
-    large: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon
+    large: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, resumes: bool
 ) -> None:
-    both = shared(fake, "on")
+    both = shared(fake, f"on-{resumes}")
     daemon.trust(both.reference.partition("/")[0])
     progress = Watched(both.reference)
-    ours = asyncio.create_task(large.pull(both.reference, progress, keep_lease_on_failure=True))
+    ours = asyncio.create_task(large.pull(both.reference, progress, keep_lease_on_failure=resumes))
     await begun(progress)
     theirs = asyncio.create_task(pull_as_the_kubelet(daemon, both.reference))
     await progress.until(aside)
@@ -266,6 +278,7 @@ async def test_a_layer_that_the_kubelet_does_not_bring_is_fetched_on_from_where_
     assert min(starts) >= HELD // 2
     assert progress.states() == ["Applied", "Applied"]
     assert (await large.presence(both.reference)).present
+    await forgotten(large)
     await large.assert_clean()
 
 
@@ -319,3 +332,30 @@ async def test_a_blob_that_is_a_layer_of_ours_and_one_of_the_kubelets(
     assert progress.states() == ["Applied", "Exists", "Exists"]
     assert (await bench.presence(reference)).present
     await bench.assert_clean()
+
+
+async def test_a_blob_that_the_kubelet_brought_without_its_layer_is_not_fetched_again(
+    large: PullBench, fake: FaultyRegistry, daemon: ContainerdDaemon, tmp_path: Path
+) -> None:
+    both = shared(fake, "blob")
+    daemon.trust(both.reference.partition("/")[0])
+    progress = Watched(both.reference)
+    ours = asyncio.create_task(large.pull(both.reference, progress, keep_lease_on_failure=True))
+    await begun(progress)
+    theirs = asyncio.create_task(pull_as_the_kubelet(daemon, both.reference))
+    await progress.until(lambda found: aside(found) and found.states()[0] == "Waiting")
+    # As if the kubelet's download had ended: nobody can be killed just between that and its layer.
+    blob = both.image.layers[0].blob
+    (tmp_path / "blob").write_bytes(blob.read())
+    descriptor = Descriptor(blob.media_type, blob.digest, blob.size)
+    async with short_lease(large.containerd, "brought", {}) as leased:
+        await leased.content.ingest("brought", descriptor, tmp_path / "blob", {}, lambda _: None)
+        theirs.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await theirs
+        await ours
+    assert len(fake.gets(both.lowest)) == 2
+    assert progress.states() == ["Applied", "Applied"]
+    assert (await large.presence(both.reference)).present
+    await forgotten(large)
+    await large.assert_clean()

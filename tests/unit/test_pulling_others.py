@@ -204,6 +204,11 @@ def test_nothing_is_left_while_the_runtime_is_away() -> None:
     assert pull.watched(7) == [(0, set()), (0.5, {0}), (3, set()), (5, {0}), (7, set())]
 
 
+def test_small_layers_are_left_again_when_the_runtime_is_back() -> None:
+    pull = OthersPull([1, 1], away=lambda now: 1 <= now < 2)
+    assert pull.watched(3) == [(0, set()), (0, {0, 1}), (1, set()), (2, {0, 1}), (3, set())]
+
+
 def test_who_waits_is_woken_by_each_look() -> None:
     pull = OthersPull([1000], fetched=lambda now: {0: int(now * 50)} if now < 6 else {}, ends=6)
     there: list[float] = []

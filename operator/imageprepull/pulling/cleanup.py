@@ -36,6 +36,19 @@ async def finish_anyway(work: Coroutine[Any, Any, object], seconds: float) -> No
         raise cancelled
 
 
+async def heeding(work: Coroutine[Any, Any, T]) -> T:
+    """Do `work`, of which a failure may be handled by going on: a cancellation that comes while it fails is not lost.
+
+    A task group that is ending takes one for its own (before Python 3.13). Here it meets the caller, and `work` is stopped.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    finally:
+        await stopped(task)
+    return task.result()
+
+
 async def stopped(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their ends, whatever happens to the caller meanwhile.
 

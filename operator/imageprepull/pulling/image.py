@@ -13,7 +13,7 @@ from math import inf
 import structlog
 
 from imageprepull.pulling.chain import Chain, ChainLostError
-from imageprepull.pulling.cleanup import finish_anyway, patiently
+from imageprepull.pulling.cleanup import finish_anyway, heeding, patiently
 from imageprepull.pulling.documents import ImageDocuments
 from imageprepull.pulling.durability import make_durable
 from imageprepull.pulling.errors import PullError, as_pull_error, first_error
@@ -168,7 +168,8 @@ class ImagePull:
                 left = await open_lease(containerd, terms)
                 reached(Step.LEASED, lease)
                 try:
-                    outcome = await self._make_within(until_renewal(left, terms.seconds), image, blobs, lease)
+                    making = self._make_within(until_renewal(left, terms.seconds), image, blobs, lease)
+                    outcome = await heeding(making)
                 except* (ChainLostError, LeaseGone, NotFound) as group:
                     losses += 1
                     if losses > self._machinery.settings.lease_losses:

@@ -197,7 +197,7 @@ class LayerBlobs:
             await held.stack.aclose()
 
     async def leave(self, digest: str, left: Exception) -> None:
-        """Fetch a blob no further for now; its bytes stay where attempts are resumed. `look_again` before it goes on."""
+        """Fetch a blob no further for now; its bytes stay. `look_again` before it goes on."""
         held = self._held.pop(digest, None)
         if held is not None:
             await held.stack.__aexit__(type(left), left, None)
@@ -213,6 +213,8 @@ class LayerBlobs:
             held = self._held.pop(digest)
             kind = None if error is None else type(error)
             await held.stack.__aexit__(kind, error, None)
+        if not self.resumes:
+            await self.machinery.spool.give_up(self.lease)
 
     async def _look(self, containerd: Containerd, digest: str) -> None:
         descriptor = self._descriptor(digest)
@@ -222,7 +224,8 @@ class LayerBlobs:
                 return
         self._in_content.add(digest)
         for layer in self._shown(digest):
-            self.progress.advance(layer, LayerState.DOWNLOADED, descriptor.size)
+            waits = layer.state in (LayerState.WAITING, LayerState.DOWNLOADING)
+            self.progress.advance(layer, LayerState.DOWNLOADED if waits else None, descriptor.size)
 
     def _wanted(self, digest: str, lease: str = "") -> Wanted:
         descriptor = self._descriptor(digest)
@@ -238,7 +241,7 @@ class LayerBlobs:
             # The lowest layer of any image before the second of another: it is what a chain waits for.
             priority=self._positions[digest][0],
             # With a lease of their own blobs are kept when the image is ready: no attempt follows.
-            owner=self.lease if self.resumes and not lease else "",
+            owner="" if lease else self.lease,
             advanced=lambda held: self._advanced(digest, held),
             received=partial(self._received, digest),
             source=from_content if digest in self._in_content else None,

@@ -190,16 +190,17 @@ class LayerWork:
 
     async def _blob(self, digest: str, positions: list[int], choosing: asyncio.Task[None]) -> None:
         """Every layer that a blob is, by us, or by somebody else whom it is left to."""
-        while True:
+        while not self._are_there(positions):
             await self._others.until(lambda: self._are_there(positions) or not self._others.left(digest))
-            if self._are_there(positions):
+            if self._are_there(positions) or await self._made(digest, positions, choosing):
                 break
-            if await self._made(digest, positions, choosing):
-                await self._settle(digest)
-                return
-            await self._leave(digest, positions)
-        # Whether its blob is kept is the other's business, too.
-        await self._blobs.release(digest)
+            if not self._are_there(positions):
+                await self._leave(digest, positions)
+        if set(positions) <= self._found:
+            # Whether its blob is kept is the other's business, too.
+            await self._blobs.release(digest)
+        else:
+            await self._settle(digest)
 
     def _are_there(self, positions: list[int]) -> bool:
         return all(self._done[number].is_set() for number in positions)

@@ -135,21 +135,23 @@ class Others:
             self._leave(frozenset(blob.digest for blob in self._lacking()))
         try:
             while True:
-                wanted, now = False, loop.time()
+                now = loop.time()
                 try:
                     wanted, offsets, there = await self._wanted(), await self._offsets(), await self._count()
                 except RuntimeFault as fault:
                     # Ours meets it too, where it matters.
                     log.debug("cannot ask what another pull does", error=str(fault))
-                else:
-                    signs = signs or Signs(now, offsets, there)
-                    signs.note(now, offsets, there)
+                    self._leave(frozenset())
+                    await asyncio.sleep(settings.aside_poll)
+                    continue
+                signs = signs or Signs(now, offsets, there)
+                signs.note(now, offsets, there)
                 # Once: a kubelet that may not pull the image tries it again and again.
-                small = small and wanted and signs is not None and signs.since(now) < settings.aside_stall
+                small = small and wanted and signs.since(now) < settings.aside_stall
                 lacking = self._lacking()
                 if small:
                     self._leave(frozenset(blob.digest for blob in lacking))
-                elif wanted and signs is not None:
+                elif wanted:
                     self._leave(left_to_other(lacking, signs.moved(now, settings.aside_stall)))
                 else:
                     self._leave(frozenset())

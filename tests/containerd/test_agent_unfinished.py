@@ -237,13 +237,14 @@ async def test_what_others_have_given_back_is_collected_though_one_of_them_begin
 async def test_a_collection_that_fails_is_asked_for_again_though_nothing_more_is_given_back(
     bench: PullBench, fake: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, chain_id = await left_unfinished(bench, fake, "owed")
+    await left_unfinished(bench, fake, "owed")
     with monkeypatch.context() as patch:
         fail_collections(patch)
-        with pytest.raises(TimedOut):
-            await bench.puller.give_back(OWNER)
-    assert (await leftovers(bench.containerd)).leases == []
-    assert [found.name for found in await bench.containerd.snapshots.list(SNAPSHOTTER)] == [chain_id]
+        # Whether the layer is still there says nothing: the runtime also collects when it likes.
+        for _ in range(2):
+            with pytest.raises(TimedOut):
+                await bench.puller.give_back(OWNER)
+            assert (await leftovers(bench.containerd)).leases == []
     assert await bench.puller.give_back(OWNER) == 0
     assert await bench.containerd.snapshots.list(SNAPSHOTTER) == []
     # It owes nothing more.

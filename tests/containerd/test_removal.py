@@ -362,9 +362,10 @@ async def test_a_removal_whose_collection_fails_is_none_and_the_next_call_ends_i
     await bench.pull(serve(registry, image, "removal/uncollected"))
     with monkeypatch.context() as patched:
         fail_collections(patched)
-        with pytest.raises(TimedOut):
-            await remove(bench, image.digest)
-    assert await records(bench) == set()
-    assert await chains(bench) == set(image.chain_ids)
+        # Whether its layers are still there says nothing: the runtime also collects when it likes.
+        for _ in range(2):
+            with pytest.raises(TimedOut):
+                await remove(bench, image.digest)
+            assert await records(bench) == set()
     await remove(bench, image.digest)
     assert await chains(bench) == set()

@@ -239,8 +239,12 @@ async def test_an_order_of_a_backup_is_not_obeyed_before_the_operator_knows_that
                 await api.merge_patch(kind, "n1", {"metadata": {"labels": {"number": str(number)}}})
         await asyncio.to_thread(unharmed.restore, backup)
         await eventually(lambda: label(api, team="a"))
-        with pytest.raises(NodeError):
-            await confirmed(api, "n1")
+        try:
+            newest = await confirmed(api, "n1")
+        except NodeError:
+            newest = []
+        # Not vouched for; or the operator was quick, and has taken it back already.
+        assert not [entry for entry in newest if entry.to_be_deleted]
         await eventually(holds(api, "n1", pinned="Present"))
         assert child.ended() is None, "its memory of what was is the danger"
 

@@ -178,7 +178,7 @@ async def refused_a_write(api: Api, standby: Standby) -> None:
 
 
 async def gone_back(api: Api, standby: Standby) -> None:
-    standby.informers[1].version = "4712"
+    standby.informers[1].newest = 4712
     api.version = "4711"
 
 
@@ -227,7 +227,7 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
         await vouching.look()
         vouching.renewed()
     else:
-        standby.informers[1].version = "9"
+        standby.informers[1].newest = 9
     api.version = "8"
     await vouching.look()
     assert not vouching.vouches()
@@ -251,7 +251,7 @@ async def test_what_events_tell_while_a_list_is_under_way_is_no_step_back() -> N
     api, standby, vouching = await operator()
 
     def told() -> None:
-        standby.informers[1].version = "2"
+        standby.informers[1].newest = 2
 
     api.meanwhile = told
     await vouching.look()

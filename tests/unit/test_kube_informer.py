@@ -197,7 +197,7 @@ async def test_who_starts_over_has_a_new_list_before_it_is_synced_again(server: 
         assert not informer.synced.is_set()
         async with asyncio.timeout(30):
             await informer.synced.wait()
-        assert (seen.lines()[1:], informer.version) == (["deleted a found"], "7")
+        assert (seen.lines()[1:], informer.version, informer.newest) == (["deleted a found"], "7", 7)
         await server.put("b")
         await seen.until(lambda: "added b seen" in seen.lines())
 
@@ -281,3 +281,18 @@ def test_the_deletion_of_an_earlier_life_is_ignored() -> None:
     replace_all(cache, [new])
     assert take_event(cache, "DELETED", {"metadata": {"name": "a", "uid": "1", "resourceVersion": "8"}}) == []
     assert cache == {("", "a"): new}
+
+
+async def test_a_list_that_is_older_than_what_was_heard_is_remembered_as_that(server: FakeApiServer) -> None:
+    async with following(server) as (informer, seen):
+        for name in ("a", "b", "c"):
+            await server.put(name)
+        await seen.until(lambda: len(seen.changes) == 3)
+        heard = int(informer.version)
+        server.version = heard - 2  # a backup was restored, and the watch ended with it.
+        await server.error_event(410, "Expired")
+        await server.until_asked("GET", 2)
+        await seen.until(lambda: int(informer.version) < heard)
+        assert informer.newest == heard
+        informer.start_over()
+        assert informer.newest < heard

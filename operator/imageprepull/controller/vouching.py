@@ -116,9 +116,12 @@ class Vouching:
             await asyncio.sleep(SETTLING)
 
     def _seen(self) -> int:
-        """The newest resourceVersion of our kinds. Others may have an etcd of their own, that counts by itself."""
-        ours = [one.version for one in self._standby.informers if one.kind.group == IMAGEPREPULLS.group]
-        return max(self._listed, *(int(version or 0) for version in ours))
+        """The newest resourceVersion of our kinds. Others may have an etcd of their own, that counts by itself.
+
+        Not the last one: a watch that ended with the restore has listed anew since, and knows nothing of it.
+        """
+        ours = [one.newest for one in self._standby.informers if one.kind.group == IMAGEPREPULLS.group]
+        return max(self._listed, *ours)
 
     async def _unwritten(self) -> str:
         waiting = []

@@ -67,6 +67,8 @@ class Informer:
         """Why the API server cannot be followed at the moment; empty when it can."""
         self.version = ""
         """The resourceVersion that was last heard."""
+        self.newest = 0
+        """The highest that was heard since the beginning, or since `start_over`: higher than `version` after a restore."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -97,8 +99,13 @@ class Informer:
         """List anew at once, and not be `synced` before: what was heard is not what is there any more."""
         self.synced.clear()
         self.version = ""
+        self.newest = 0
         if self._watching is not None and not self._watching.expired():
             self._watching.reschedule(asyncio.get_running_loop().time())
+
+    def _hear(self, version: str) -> None:
+        self.version = version
+        self.newest = max(self.newest, int(version or 0))
 
     async def _relist(self) -> None:
         found, version = await self._api.list(
@@ -107,7 +114,7 @@ class Informer:
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
-        self.version = version
+        self._hear(version)
         self._failures = 0
         self._note_contact()
         self._tell(replace_all(self.cache, found))
@@ -153,7 +160,7 @@ class Informer:
                 spoke = True
                 self._failures = 0
                 self._note_contact()
-                self.version = document["metadata"]["resourceVersion"]
+                self._hear(document["metadata"]["resourceVersion"])
                 if event != "BOOKMARK":
                     self._tell(take_event(self.cache, event, document))
         if not spoke and time.monotonic() - began < self._timings.backoff_cap:

@@ -22,8 +22,9 @@ class Fault:
 
     `status` answers with that and nothing else. `cut_after` closes the connection after so many bytes of the body.
     `hold_after` sends so many bytes and then waits for `release` (or for ever, without one). `change` replaces the
-    body. With `drip` so many more bytes come every hundredth of a second while it waits. `ignore_range` answers 200 with everything. `lengths` answers so, too, and says the length of the body twice
-    (`twice`) or beside chunked encoding (`chunked`): clients differ in what they make of it.
+    body. With `drip` so many more bytes come every hundredth of a second while it waits. `ignore_range` answers 200 with
+    everything. `lengths` answers so, too, and says the length of the body twice (`twice`) or beside chunked encoding
+    (`chunked`): clients differ in what they make of it.
     """
 
     status: int = 0

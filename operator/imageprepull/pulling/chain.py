@@ -198,11 +198,9 @@ class Chain:
             ChainLostError: the lease is gone.
         """
         # Looked up first: what AddResource is told of a missing snapshot stays in the lease.
-        return await self.exists(layer) and await self._adopt(layer.chain_id)
-
-    async def exists(self, layer: ChainLayer) -> bool:
-        """Whether the layer's chain is there now, held by whoever."""
-        return await self._containerd.snapshots.stat(self._snapshotter, layer.chain_id) is not None
+        if await self._containerd.snapshots.stat(self._snapshotter, layer.chain_id) is None:
+            return False
+        return await self._adopt(layer.chain_id)
 
     async def prepare_apart(self) -> tuple[str, list[Mount]]:
         """An active snapshot without a parent, to unpack layers in before their parents are there; (key, mounts).

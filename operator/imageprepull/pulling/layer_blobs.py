@@ -34,6 +34,10 @@ from imageprepull.runtime.errors import RuntimeFault
 log = structlog.get_logger(__name__)
 
 
+class _Left(Exception):
+    """A blob's block ends without what it was entered for, so that its bytes stay."""
+
+
 @dataclass(slots=True)
 class _Held:
     growing: Growing
@@ -196,11 +200,11 @@ class LayerBlobs:
         if held is not None:
             await held.stack.aclose()
 
-    async def leave(self, digest: str, left: Exception) -> None:
+    async def leave(self, digest: str) -> None:
         """Fetch a blob no further for now; its bytes stay. `look_again` before it goes on."""
         held = self._held.pop(digest, None)
         if held is not None:
-            await held.stack.__aexit__(type(left), left, None)
+            await held.stack.__aexit__(_Left, _Left(), None)
 
     async def look_again(self, containerd: Containerd, digest: str) -> None:
         """As `look`, for one blob that somebody else may have brought."""

@@ -38,10 +38,6 @@ from imageprepull.unpacking.workers import WorkerDied
 log = structlog.get_logger(__name__)
 
 
-class _Left(Exception):
-    """Work on a blob is better left to somebody else, or was done by it."""
-
-
 class LayerWork:
     """One try under one lease. `containerd` is the view bound to that lease.
 
@@ -224,7 +220,7 @@ class LayerWork:
 
     async def _leave(self, digest: str, positions: list[int]) -> None:
         self._were_left.add(digest)
-        await self._blobs.leave(digest, _Left())
+        await self._blobs.leave(digest)
         for number in positions:
             if not self._done[number].is_set():
                 self._progress.layers[number].unpacked = None

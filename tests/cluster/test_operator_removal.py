@@ -199,10 +199,11 @@ async def user(api: ApiClient) -> AsyncIterator[None]:
     await api.delete(ROLES, "bare-operator")
 
 
-async def allow(api: ApiClient, *, without: str = "", read_only: str = "") -> None:
+async def allow(api: ApiClient, *, without: str = "", read_only: str = "", unwatched: str = "") -> None:
     reading = ["get", "list", "watch"]
+    limits = {read_only: reading, unwatched: ["get", "list", "patch"]}
     rules = [
-        {"apiGroups": [group], "resources": [one], "verbs": reading if one == read_only else ["*"]}
+        {"apiGroups": [group], "resources": [one], "verbs": limits.get(one, ["*"])}
         for group, resources in ALL_KINDS.items()
         for one in resources
         if one != without

@@ -165,7 +165,10 @@ class Api:
 
     async def apply(self, kind: object, name: str, body: dict[str, Any], **_: object) -> dict[str, Any]:
         self.applied.append(body)
-        return {**body, "metadata": {**body["metadata"], "uid": name, "resourceVersion": "2"}}
+        return {
+            **body,
+            "metadata": {**body["metadata"], "uid": name, "resourceVersion": str(1 + len(self.applied))},
+        }
 
 
 async def test_the_order_is_written_once_into_the_spec_of_a_node_that_pulls() -> None:

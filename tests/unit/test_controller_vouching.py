@@ -133,10 +133,20 @@ async def test_while_there_is_nothing_to_delete_it_looks_seldom(document: dict[s
     api, _, vouching = await operator(document)
     await vouching.look()
     assert api.lists == 1, "whether objects can be read is always of interest"
+    assert not vouching.vouches(), "an order that a node may have nevertheless is none that is known"
     for _ in range(3):
         vouching.renewed()
         await vouching.look()
     assert (api.lists, vouching.vouches()) == (1, False)
+
+
+async def test_without_an_order_a_lost_connection_does_not_bring_new_lists_of_everything() -> None:
+    api, standby, vouching = await operator(ordered("Present"))
+    for informer in standby.informers:
+        informer.broken = True
+        informer.synced.set()
+    await vouching.look()
+    assert (api.lists, [informer.synced.is_set() for informer in standby.informers]) == (1, [True] * 3)
 
 
 async def unreadable(api: Api, standby: Standby) -> None:
@@ -182,11 +192,16 @@ async def gone_back(api: Api, standby: Standby) -> None:
     api.version = "4711"
 
 
+async def lost_from_sight(api: Api, standby: Standby) -> None:
+    standby.informers[0].broken = True
+
+
 Doubt = Callable[[Api, Standby], Awaitable[None]]
 DOUBTS: list[tuple[Doubt, str]] = [
     (unreadable, "403 Forbidden"),
     (not_following, "caches do not follow"),
     (gone_back, "older state (4711) than was seen before (4712)"),
+    (lost_from_sight, "the API server was lost from sight (nodes)"),
     (unheard_of, "1 ImagePrepulls are not read yet: anew"),
     (edited, "1 ImagePrepulls are not read yet: web"),
     (not_planned, "not everything that was read is in the plan"),
@@ -213,10 +228,12 @@ async def test_nothing_is_vouched_for_that_might_have_to_be_taken_back(doubt: Do
     await looking
     assert not vouching.vouches()
     assert (vouching.unreadable is not None) is (doubt is unreadable)
-    assert bool(standby.queues.prepulls) is (doubt in (unheard_of, edited, to_be_read, gone_back))
+    assert bool(standby.queues.prepulls) is (
+        doubt in (unheard_of, edited, to_be_read, gone_back, lost_from_sight)
+    )
 
 
-@pytest.mark.parametrize("seen_by", ["a watch", "a look"])
+@pytest.mark.parametrize("seen_by", ["a watch", "a look", "a lost connection"])
 async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read_again(seen_by: str) -> None:
     """The watches live on: they wait for versions that will not come for long, and all caches seem to follow."""
     api, standby, vouching = await operator()
@@ -226,9 +243,12 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
     if seen_by == "a look":
         await vouching.look()
         vouching.renewed()
-    else:
+    elif seen_by == "a watch":
         standby.informers[1].newest = 9
-    api.version = "8"
+    else:
+        standby.informers[1].broken = True
+    # It may have overtaken by now what was seen before.
+    api.version = "10" if seen_by == "a lost connection" else "8"
     await vouching.look()
     assert not vouching.vouches()
     assert [informer.synced.is_set() for informer in standby.informers] == [False] * 3

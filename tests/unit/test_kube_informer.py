@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -281,6 +282,82 @@ def test_the_deletion_of_an_earlier_life_is_ignored() -> None:
     replace_all(cache, [new])
     assert take_event(cache, "DELETED", {"metadata": {"name": "a", "uid": "1", "resourceVersion": "8"}}) == []
     assert cache == {("", "a"): new}
+
+
+def named(name: str, version: int, uid: str = "") -> Document:
+    return {"metadata": {"name": name, "uid": uid or f"uid-{name}", "resourceVersion": str(version)}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "stands"),
+    [(named("a", 9), 10), (named("a", 10), 10), (named("a", 11), 11), (named("a", 9, "a newer life"), 9)],
+)
+async def test_an_answer_that_the_watch_has_overtaken_does_not_put_the_older_object_back(
+    server: FakeApiServer, answer: Document, stands: int
+) -> None:
+    """Others may write before the answer to a write of ours is read."""
+    server.objects["", "a"] = named("a", 10)
+    async with following(server) as (informer, seen):
+        informer.answered(answer)
+        assert informer.cache["", "a"]["metadata"]["resourceVersion"] == str(stands)
+        assert len(seen.changes) == (1 if stands == 10 else 2 if stands == 11 else 3)
+        informer.read(named("a", 3))
+        assert informer.cache["", "a"]["metadata"]["resourceVersion"] == "3", "what is read now is there now"
+        informer.missing(("", "a"))
+        assert (informer.cache, seen.lines()[-1]) == ({}, "deleted a found")
+
+
+async def test_a_list_tells_what_only_an_answer_had_changed(server: FakeApiServer) -> None:
+    """A backup was restored, and the object is again as it was before our write: for the watch it is as ever."""
+    await server.put("a")
+    async with following(server) as (informer, seen):
+        informer.answered(named("a", 4711) | {"changed": True})
+        informer.answered(named("b", 4712))
+        assert informer.newest == 4712
+        assert seen.lines()[1:] == ["modified a found", "added b found"]
+        informer.start_over()
+        async with asyncio.timeout(30):
+            await informer.synced.wait()
+        assert seen.lines()[3:] == ["deleted b found", "modified a found"]
+        assert "changed" not in informer.cache["", "a"]
+        assert informer.newest == server.version
+
+
+@pytest.mark.parametrize("later", [1, 0])
+async def test_a_list_that_was_under_way_takes_no_answer_back(server: FakeApiServer, later: int) -> None:
+    await server.put("a")
+    seen = Seen()
+    async with ApiClient(server.access(), timeout=2) as api:
+        informer = Informer(api, NODES, on_change=seen, timings=QUICK)
+        listed = api.list
+
+        async def slow(*arguments: Any, **more: Any) -> tuple[list[Document], str]:
+            found, version = await listed(*arguments, **more)
+            informer.answered(named("b", int(version) + later))
+            return found, version
+
+        api.list = slow  # type: ignore[method-assign]
+        task = asyncio.create_task(informer.run())
+        async with asyncio.timeout(30):
+            await informer.synced.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    assert {key[1] for key in informer.cache} == ({"a", "b"} if later else {"a"})
+
+
+async def test_a_lost_connection_is_remembered_until_the_next_list(server: FakeApiServer) -> None:
+    async with following(server) as (informer, seen):
+        server.watch_mode = "torn"
+        await server.error_event(500, "InternalError")
+        server.watch_mode = "normal"
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        assert informer.broken, "it follows again, from a version that a restored backup may not know"
+        informer.start_over()
+        async with asyncio.timeout(30):
+            await informer.synced.wait()
+        broken = informer.broken
+    assert not broken
 
 
 async def test_the_newest_version_outlives_an_older_list(server: FakeApiServer) -> None:

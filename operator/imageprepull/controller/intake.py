@@ -115,9 +115,9 @@ class Intake:
         name = change.object["metadata"]["name"]
         before = self._world.node_prepulls.get(name)
         if change.type == "deleted":
-            self.no_node_prepull(name)
+            self._no_node_prepull(name)
         else:
-            self.node_prepull_read(change.object)
+            self._node_prepull_read(change.object)
             now = self._world.node_prepulls.get(name)
             if self.on_pins_yielded and now and yielded(before.object if before else None, now.object):
                 self.on_pins_yielded(now.object)
@@ -137,25 +137,14 @@ class Intake:
             if has_work(known.object.status) and behind(known.object.spec.registries, holds):
                 self._queues.nodes.add(name)
 
-    def node_prepull_written(self, document: dict[str, Any]) -> None:
-        """The answer to a write. The watch may have overtaken it, with what the agent wrote at once: that stays."""
-        known = self._world.node_prepulls.get(document["metadata"]["name"])
-        if known is not None:
-            seen, answered = known.object.metadata, decode(Metadata, document["metadata"])
-            if seen.uid == answered.uid and int(seen.resource_version) > int(answered.resource_version):
-                return
-        self.node_prepull_read(document)
-
-    def node_prepull_read(self, document: dict[str, Any]) -> None:
-        """A NodePrepull as just read."""
+    def _node_prepull_read(self, document: dict[str, Any]) -> None:
         found = read_node_prepull(document)
         if found is not None:
             name = found.object.metadata.name
             self._world.node_prepulls[name] = found
             self._world.leftover.pop(name, None)
 
-    def no_node_prepull(self, name: str) -> None:
-        """There is no NodePrepull for this node any more."""
+    def _no_node_prepull(self, name: str) -> None:
         before = self._world.node_prepulls.pop(name, None)
         if before is not None:
             # The orders to let go would be lost with the object; while the Node is there they stand.

@@ -52,7 +52,7 @@ class NodeWriter:
         self._queues = standby.queues
         self._witness = standby.witness
         self._trust = standby.trust
-        self._intake = standby.intake
+        self._follower = standby.node_prepulls
         self._writes = standby.metrics.writes.labels("NodePrepull")
         self._rate = rate
 
@@ -103,7 +103,7 @@ class NodeWriter:
                 await self._read_again(name)
             raise
         self._writes.inc()
-        self._intake.node_prepull_written(document)
+        self._follower.answered(document)
         logger.info("node prepull written", node=name, images=len(images))
 
     def takes_back(self, name: str) -> bool:
@@ -208,9 +208,9 @@ class NodeWriter:
         except ApiError as error:
             if not object_missing(error, name):
                 raise
-            self._intake.no_node_prepull(name)
+            self._follower.missing(("", name))
         else:
-            self._intake.node_prepull_read(document)
+            self._follower.read(document)
 
     async def _end_repair(self, name: str, known: KnownNodePrepull, order: RepairOrder | None) -> None:
         """Take away an order that was carried out, or that cannot be."""
@@ -224,9 +224,7 @@ class NodeWriter:
             "resourceVersion": known.object.metadata.resource_version,
             "annotations": {ANNOTATION: None},
         }
-        self._intake.node_prepull_written(
-            await self._api.merge_patch(NODEPREPULLS, name, {"metadata": metadata})
-        )
+        self._follower.answered(await self._api.merge_patch(NODEPREPULLS, name, {"metadata": metadata}))
         self._writes.inc()
 
     async def _delete(self, name: str, known: KnownNodePrepull) -> None:

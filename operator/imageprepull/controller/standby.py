@@ -23,9 +23,12 @@ class Standby:
         self.witness = Witness(interval=settings.confirm_interval)
         self.intake = Intake(self.world, self.queues, self.witness)
         self.trust = Trust(api)
+        self.node_prepulls = Informer(
+            api, NODEPREPULLS, on_change=self.intake.node_prepull, resync=settings.resync
+        )
         self.informers = (
             Informer(api, NODES, on_change=self.intake.node, resync=settings.resync),
-            Informer(api, NODEPREPULLS, on_change=self.intake.node_prepull, resync=settings.resync),
+            self.node_prepulls,
             Informer(
                 api,
                 PODS,

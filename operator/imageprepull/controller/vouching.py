@@ -2,9 +2,11 @@
 
 Between the caches and lease.py, which asks before every renewal. A leader that lives and is blind would never take an
 order back: who wants an image again would lose it. So it vouches only when it has looked since its last word: a quorum
-list showed no ImagePrepull that is not in the plan, the API server has not gone back behind what was seen before (a
-backup was restored; all is read again then), the caches follow, and no node waits for a write that takes such an order
-back. Other writes, thousands of them in a roll-out, are none of its business.
+list showed no ImagePrepull that is not in the plan, the caches follow, and no node waits for a write that takes such an
+order back. Other writes, thousands of them in a roll-out, are none of its business.
+
+A backup may have been restored meanwhile, with orders that no event tells. So all is read again first when a watch has
+lost the API server since its last list, or when the API server has gone back behind what was seen before.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ SETTLING = 0.1
 
 
 class Vouching:
-    """Looks once between two renewals while an order to delete stands, and else every `rest` seconds.
+    """Looks once between two renewals while it knows of an order to delete.
 
+    Else it vouches for nothing, and looks every `rest` seconds whether objects can be read.
     `takes_back`: whether a write that is due for a node takes back an order to delete. `poll`: seconds until an order
     that was just given is noticed.
     """
@@ -85,6 +88,9 @@ class Vouching:
         if self.vouches() or not (self._world.deleting() or time.monotonic() >= self._next):
             return
         turn = self._turn
+        if lost := self._lost():
+            self._start_over(f"the API server was lost from sight ({', '.join(lost)})")
+            return
         seen = self._seen()
         try:
             found, version = await self._api.list(IMAGEPREPULLS, metadata_only=True)
@@ -97,23 +103,34 @@ class Vouching:
         self.unreadable = None
         self._listed = int(version or 0)
         if self._listed < seen:
-            self._standby.start_over()
-            self.doubt = f"the API server is in an older state ({version}) than was seen before ({seen})"
-            logger.warning("a backup was restored, everything is read again", version=version, seen=seen)
+            self._start_over(f"the API server is in an older state ({version}) than was seen before ({seen})")
             return
         self._next = time.monotonic() + self._rest
         for document in unread(found, self._world):
             self._queues.prepulls.add((document["metadata"]["namespace"], document["metadata"]["name"]))
+        await self._settle(found, turn, trusted=trusted)
+
+    async def _settle(self, found: list[dict[str, Any]], turn: int, *, trusted: bool) -> None:
+        """Vouch as soon as all that was found is in the plan and no order has to be taken back, if that is in this turn."""
         if self._turn != turn:
             self.doubt = "to list all ImagePrepulls takes longer than the Lease is left without a renewal"
         while self._turn == turn:
             # What is in the plan by now stays there while the nodes are looked at.
             self.doubt = self._doubt(found, trusted=trusted) or await self._unwritten()
-            if not self.doubt:
+            if not self.doubt and self._world.deleting():
                 self._sure = turn
             if not self.doubt or not trusted:
                 return
             await asyncio.sleep(SETTLING)
+
+    def _lost(self) -> list[str]:
+        """What a list has to tell again before an order is vouched for. Without an order no list is wanted for that."""
+        return [one.kind.plural for one in self._standby.informers if one.broken and self._world.deleting()]
+
+    def _start_over(self, why: str) -> None:
+        self.doubt = why
+        logger.info("everything is read again before an order to delete may be obeyed", why=why)
+        self._standby.start_over()
 
     def _seen(self) -> int:
         """The newest resourceVersion of our kinds. Others may have an etcd of their own, that counts by itself.

@@ -41,7 +41,7 @@ def uid_of(document: Document) -> str:
 
 
 def version_of(document: Document) -> str:
-    """Its resourceVersion, only ever compared for equality."""
+    """Its resourceVersion."""
     return str(document["metadata"].get("resourceVersion", ""))
 
 
@@ -54,9 +54,20 @@ def replace_all(cache: dict[Key, Document], found: Iterable[Document]) -> list[C
         if new is None or uid_of(new) != uid_of(old):
             del cache[key]
             changes.append(Change("deleted", old, old, witnessed=False))
-    for key, new in listed.items():
-        changes += _put(cache, key, new, witnessed=False)
+    for new in listed.values():
+        changes += put(cache, new, witnessed=False)
     return changes
+
+
+def remove(cache: dict[Key, Document], key: Key) -> list[Change]:
+    """Take an object out of `cache` that was found to be missing."""
+    old = cache.pop(key, None)
+    return [] if old is None else [Change("deleted", old, old, witnessed=False)]
+
+
+def is_older(one: Document, other: Document) -> bool:
+    """Whether `one` is an earlier state of the same object, as far as the API server has not gone back between them."""
+    return uid_of(one) == uid_of(other) and int(version_of(one)) < int(version_of(other))
 
 
 def take_event(cache: dict[Key, Document], kind: str, document: Document) -> list[Change]:
@@ -68,10 +79,12 @@ def take_event(cache: dict[Key, Document], kind: str, document: Document) -> lis
             return []
         del cache[key]
         return [Change("deleted", document, old, witnessed=True)]
-    return _put(cache, key, document, witnessed=True)
+    return put(cache, document, witnessed=True)
 
 
-def _put(cache: dict[Key, Document], key: Key, new: Document, *, witnessed: bool) -> list[Change]:
+def put(cache: dict[Key, Document], new: Document, *, witnessed: bool) -> list[Change]:
+    """Bring the state of one object into `cache`, whatever was known of it."""
+    key = key_of(new)
     old = cache.get(key)
     if old is not None and uid_of(old) == uid_of(new):
         if version_of(old) == version_of(new):

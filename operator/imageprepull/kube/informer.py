@@ -2,7 +2,8 @@
 
 A level-triggered source: `on_change` says what happened, `cache` says what is. A lost connection continues from the
 last resourceVersion without a gap; only a compacted one (410) or a resync needs a new list, whose differences are
-then reported as not witnessed.
+then reported as not witnessed. What requests of the owner answer is handed in (`answered`, `read`, `missing`): the
+cache is the only memory, or a list could not tell what a write of ours has changed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from imageprepull.kube.cache import Change, Document, Key, replace_all, take_event
+from imageprepull.kube.cache import (
+    Change,
+    Document,
+    Key,
+    is_older,
+    key_of,
+    put,
+    remove,
+    replace_all,
+    take_event,
+    version_of,
+)
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import Kind
@@ -68,7 +80,11 @@ class Informer:
         self.version = ""
         """The resourceVersion that was last heard."""
         self.newest = 0
-        """The highest that was heard since the beginning, or since `start_over`: higher than `version` after a restore."""
+        """The highest that was heard, by answers too, since the beginning or `start_over`: higher than `version` after a
+        restore."""
+        self.broken = False
+        """Whether the connection was lost since the last list, or `start_over`. Events went on from a resourceVersion, which proves nothing
+        about what a backup has put back meanwhile."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -80,6 +96,8 @@ class Informer:
         self._failures = 0
         self._heard = time.monotonic()
         self._watching: asyncio.Timeout | None = None
+        self._answers: dict[Key, Document] = {}
+        """What was handed in since the last list was asked for."""
 
     @property
     def age(self) -> float:
@@ -100,14 +118,36 @@ class Informer:
         self.synced.clear()
         self.version = ""
         self.newest = 0
+        self.broken = False
         if self._watching is not None and not self._watching.expired():
             self._watching.reschedule(asyncio.get_running_loop().time())
 
+    def answered(self, document: Document) -> None:
+        """The answer to a write. The watch may have overtaken it, with what others wrote at once: that stays."""
+        known = self.cache.get(key_of(document))
+        if known is None or not is_older(document, known):
+            self.read(document)
+
+    def read(self, document: Document) -> None:
+        """An object as just read by a request of its own, which counts whatever was known."""
+        self._answers[key_of(document)] = document
+        self._note_version(version_of(document))
+        self._tell(put(self.cache, document, witnessed=False))
+
+    def missing(self, key: Key) -> None:
+        """A request of its own has found nothing there."""
+        self._answers.pop(key, None)
+        self._tell(remove(self.cache, key))
+
     def _hear(self, version: str) -> None:
         self.version = version
+        self._note_version(version)
+
+    def _note_version(self, version: str) -> None:
         self.newest = max(self.newest, int(version or 0))
 
     async def _relist(self) -> None:
+        self._answers.clear()
         found, version = await self._api.list(
             self.kind,
             namespace=self._namespace,
@@ -116,8 +156,11 @@ class Informer:
         )
         self._hear(version)
         self._failures = 0
+        self.broken = False
         self._note_contact()
-        self._tell(replace_all(self.cache, found))
+        # A list that was under way does not take back what a write has just been answered.
+        newer = [one for one in self._answers.values() if int(version_of(one)) > int(version)]
+        self._tell(replace_all(self.cache, [*found, *newer]))
         self.synced.set()
 
     async def _watch_until_resync(self) -> None:
@@ -176,6 +219,7 @@ class Informer:
         if str(error) != self.problem:
             logger.warning("cannot follow the API server", kind=self.kind.plural, error=str(error))
         self.problem = str(error)
+        self.broken = True
         await self._pause(delay)
 
     def _next_backoff(self) -> float:

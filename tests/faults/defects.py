@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,16 @@ def documents_again() -> None:
     resolving.recorded = nothing  # type: ignore[assignment]
 
 
+def hung() -> None:
+    """Layers that never come."""
+    from imageprepull.pulling.layers import LayerWork  # noqa: PLC0415
+
+    async def never(self: Any) -> None:
+        await asyncio.Event().wait()
+
+    LayerWork.run = never  # type: ignore[method-assign]
+
+
 def unkept_blob() -> None:
     """One layer's blob never comes into the content store."""
     from imageprepull.pulling.layer_blobs import LayerBlobs  # noqa: PLC0415
@@ -195,6 +206,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         unnoted_range,
         early_record,
         documents_again,
+        hung,
         unkept_blob,
         unlabelled_blobs,
         unmanaged_records,

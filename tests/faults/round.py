@@ -17,7 +17,7 @@ from imageprepull.pulling.steps import Step
 from imageprepull.runtime.connection import Containerd
 from tests.containerd.conftest import SNAPSHOTTER
 from tests.containerd.pull_bench import start_daemon
-from tests.faults.check import clear, complaints, early_records, empty, mounts
+from tests.faults.check import clear, complaints, early_records, empty, first, mounts
 from tests.faults.faults import STARTED, Fault, Victim, Wish
 from tests.faults.life import Life, life
 from tests.faults.node import Machine, connected
@@ -28,6 +28,8 @@ from tests.testbed.images import BuiltImage
 
 _LONGEST = 150.0
 """Seconds of a round."""
+_LOG = 20_000
+"""Characters of the victim's log that a failure shows."""
 _ORPHANS = 20.0
 """Seconds that the kernel may take to end what an agent leaves behind."""
 
@@ -46,6 +48,11 @@ class Outcome:
     steps: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     log: str = field(default="", repr=False)
+
+    @property
+    def message(self) -> str:
+        """What was found and the end of the victim's log, for a test that fails."""
+        return f"{first(self.complaints)}\n{self.log[-_LOG:]}"
 
 
 @dataclass

@@ -22,7 +22,7 @@ STEPS = (
 
 async def test_a_lease_that_vanishes_at_each_step(stage: Stage) -> None:
     outcome = await stage.round([Fault(Victim.LEASE, step.value) for step in STEPS])
-    assert outcome.complaints == []
+    assert outcome.complaints == [], outcome.message
     assert [hit.step for hit in outcome.hits] == list(STEPS)
     assert stage.registry.again == 0
 
@@ -30,7 +30,7 @@ async def test_a_lease_that_vanishes_at_each_step(stage: Stage) -> None:
 async def test_a_lease_that_vanishes_right_before_the_records(stage: Stage) -> None:
     """The runtime takes records of an image that is not there any more."""
     outcome = await stage.round([Fault(Victim.LEASE, Step.DOCUMENTED.value, 2)])
-    assert (outcome.complaints, outcome.reasons) == ([], [])
+    assert (outcome.complaints, outcome.reasons) == ([], []), outcome.message
     assert outcome.steps[Step.RECORDED] == 6, "the first three are taken back"
 
 
@@ -38,11 +38,11 @@ async def test_a_collection_that_is_half_through_a_staged_tree(stage: Stage) -> 
     outcome = await stage.round(
         [Fault(Victim.GAP, Step.UNPACKED.value, occurrence) for occurrence in (1, 6, 3)]
     )
-    assert outcome.complaints == []
+    assert outcome.complaints == [], outcome.message
     assert len(outcome.hits) == 3
 
 
 async def test_a_lease_that_vanishes_too_often_is_a_failure_with_its_reason(stage: Stage) -> None:
     outcome = await stage.round([Fault(Victim.LEASE, Step.ASKED.value)] * 4)
-    assert outcome.complaints == []
+    assert outcome.complaints == [], outcome.message
     assert outcome.reasons == ["RuntimeLostLayers"], "and the attempt after it finishes the image"

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from imageprepull.pulling.steps import Step
-from tests.faults.check import first
 from tests.faults.faults import AFTER_RECORDS, BEFORE_RECORDS, PORTABLE, Fault, Victim
 from tests.faults.stage import Stage
 
 pytestmark = pytest.mark.timeout(300)
-LOG = 20_000
-"""Characters of the victim's log that a failure shows."""
 BOTH = pytest.mark.parametrize("victim", [Victim.AGENT, Victim.DAEMON])
 
 
@@ -25,7 +22,7 @@ async def survive(stage: Stage, faults: Sequence[Fault], *options: str) -> None:
     left = list(faults)
     while left:
         outcome = await stage.round(left, options=options)
-        assert not outcome.complaints, f"{first(outcome.complaints)}\n{outcome.log[-LOG:]}"
+        assert not outcome.complaints, outcome.message
         hits = [(hit.victim, hit.step) for hit in outcome.hits]
         assert hits, f"{left[0]} never happened"
         assert hits == [(one.victim, one.step) for one in left[: len(hits)]]
@@ -61,5 +58,5 @@ async def test_death_on_the_portable_path(stage: Stage, victim: Victim) -> None:
 @pytest.mark.parametrize("victim", [Victim.WORKER, Victim.ZYGOTE, Victim.CONNECTION])
 async def test_what_dies_beside_the_agent_costs_no_attempt(stage: Stage, victim: Victim) -> None:
     outcome = await stage.round([Fault(victim, Step.FETCHED.value, occurrence) for occurrence in (3, 9)])
-    assert (outcome.complaints, outcome.reasons) == ([], [])
+    assert (outcome.complaints, outcome.reasons) == ([], []), outcome.message
     assert outcome.hits

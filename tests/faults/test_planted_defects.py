@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imageprepull.pulling.steps import Step
+from tests.faults import life
 from tests.faults.defects import DEFECTS
 from tests.faults.faults import FAST_STEPS, SWEPT, Fault, Victim, Wish
 from tests.faults.stage import Stage
@@ -45,6 +46,7 @@ ROUNDS: list[tuple[list[Fault], dict[str, str]]] = [
 """Those of a round show by different complaints."""
 BY_POWER_CUTS = {"unwritten"}
 """See test_power_cut.py."""
+HUNG = "hung"
 
 
 @ONLY_NEW
@@ -57,7 +59,19 @@ async def test_planted_defects_are_found(stage: Stage, faults: list[Fault], expe
 
 
 def test_every_defect_is_planted_somewhere() -> None:
-    assert {name for _, expected in ROUNDS for name in expected} | BY_POWER_CUTS == DEFECTS.keys()
+    planted = {name for _, expected in ROUNDS for name in expected}
+    assert planted | BY_POWER_CUTS | {HUNG} == DEFECTS.keys()
+
+
+@ONLY_NEW
+async def test_a_pull_that_hangs_is_found_and_shows_what_everybody_waits_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "PATIENCE", 5.0)
+    outcome = await stage.round([], defect=HUNG)
+    assert outcome.complaints == ["not finished in time"]
+    for waits in ("in never", "in run", "in follow_losses"):
+        assert waits in outcome.log, outcome.log
 
 
 @ONLY_NEW

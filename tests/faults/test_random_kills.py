@@ -26,7 +26,7 @@ async def test_pulls_survive_random_kills(stage: Stage, all_hits: list[Hit]) -> 
         command = (
             f"python -m tests.faults --version {stage.machine.daemon.version} {again(faults, way, wish)}"
         )
-        assert not outcome.complaints, "\n".join([f"again: {command}", *outcome.complaints])
+        assert not outcome.complaints, f"again: {command}\n{outcome.message}"
 
 
 def test_no_step_and_no_victim_was_left_out(all_hits: list[Hit]) -> None:

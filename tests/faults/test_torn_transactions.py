@@ -26,6 +26,6 @@ async def test_a_torn_transaction(stage: Stage, step: Step) -> None:
     writes, torn = SYNCS if step is not Step.PLACED else 2, 0
     while torn < writes:
         outcome = await stage.round([Fault(Victim.TORN, step.value)] * (writes - torn), torn=torn)
-        assert outcome.complaints == []
+        assert outcome.complaints == [], outcome.message
         assert outcome.hits
         torn += len(outcome.hits)

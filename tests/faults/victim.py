@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -310,8 +311,17 @@ async def live(args: argparse.Namespace, workers: Workers, executioner: Executio
 def show_tasks() -> None:
     """What everybody waits for, into the log: of one that has said nothing for too long."""
     for task in asyncio.all_tasks():
-        task.print_stack(file=sys.stderr)
+        sys.stderr.write("\n  ".join([repr(task), *waits(task.get_coro())]) + "\n")
     sys.stderr.flush()
+
+
+def waits(work: object) -> Iterator[str]:
+    """Where a coroutine stands, and what it waits for, down to the innermost: asyncio shows the outermost alone."""
+    while work is not None:
+        frame = getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)
+        if frame is not None:
+            yield f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
 
 
 async def tell(reconciler: Any, node: Any, asked: asyncio.Event, executioner: Executioner) -> None:

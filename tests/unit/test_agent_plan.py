@@ -177,6 +177,18 @@ def test_the_next_moment_is_that_of_the_first_due_image_that_is_wanted() -> None
     assert next_due([], Observed({}, frozenset(), due), NOW) is None
 
 
+def test_what_has_become_due_since_a_step_began_is_due_at_once_and_what_it_has_seen_to_waits_for_others() -> (
+    None
+):
+    spec = [image("seen"), image("since"), image("later")]
+    due = {key_of(spec[0]): 90.0, key_of(spec[1]): 95.0, key_of(spec[2]): 120.0}
+    assert next_due(spec, Observed({}, frozenset(), due), NOW) == 20
+    assert next_due(spec, Observed({}, frozenset(), due), NOW, began=90) == 0
+    repair = Observed({}, frozenset(), {}, repair_due=due)
+    assert next_due(spec, repair, NOW, began=90) == 0
+    assert next_due(spec, repair, NOW, began=95) == 20
+
+
 limits = st.integers(1, 20)
 chances = st.floats(0, 1, exclude_max=True)
 

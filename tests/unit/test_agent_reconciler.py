@@ -11,7 +11,7 @@ import pytest
 
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
-from imageprepull.agent.node import Compared, NodeError, Pulled
+from imageprepull.agent.node import Compared, Held, NodeError, Pulled
 from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
@@ -161,6 +161,45 @@ async def test_a_failed_pull_waits_with_the_reason_and_is_tried_again_when_due(b
     assert bench.wait == pytest.approx(1.5)
     assert await bench.steps(1.4) == []
     assert await bench.steps(0.2) == ["pull a"]
+
+
+async def test_what_comes_due_while_a_step_is_at_something_else_is_tried_right_after_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events wake it at any time; a try that this step has looked at too early is not left to the next resync."""
+    await bench.spec(image("a"))
+    bench.node.fail("a")
+    await bench.steps()
+    bench.clock.seconds += 1.4
+    assert bench.wait == pytest.approx(1.5)
+
+    async def slow(*_: object) -> None:
+        bench.clock.seconds += 1
+
+    monkeypatch.setattr(bench.node, "unpin", slow)
+    bench.reconciler.take_spec([image("a"), image("b", state=Desired.ABSENT)])
+    assert await bench.reconciler.step() == 0
+    assert "pull a" in await bench.steps()
+
+
+async def test_an_image_that_could_not_be_judged_is_asked_about_when_it_is_due_however_long_others_take(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.node.odd, bench.node.holds = {"r/a"}, {"r/b"}
+    await bench.spec(image("r/a"), image("r/b"))
+    bench.node.odd.clear()
+    bench.clock.seconds += 899.5
+    assert bench.wait == 900
+    held = bench.node.held
+
+    async def slow(asked: DesiredImage) -> Held:
+        bench.clock.seconds += 1
+        return await held(asked)
+
+    monkeypatch.setattr(bench.node, "held", slow)
+    bench.reconciler.suspect_named({"r/b"})
+    assert await bench.reconciler.step() == 0
+    assert await bench.steps() == ["pull r/a"]
 
 
 @pytest.mark.parametrize(

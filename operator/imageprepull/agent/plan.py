@@ -179,12 +179,22 @@ def next_removal(wanted: Mapping[Key, DesiredImage], observed: Observed, now: fl
 
 
 def next_due(
-    desired: Sequence[DesiredImage], observed: Observed, now: float, look: float | None = None
+    desired: Sequence[DesiredImage],
+    observed: Observed,
+    now: float,
+    look: float | None = None,
+    *,
+    began: float | None = None,
 ) -> float | None:
-    """Seconds until a failed image may be tried again, or until the time of `look`; None when nothing waits for time."""
+    """Seconds until a failed image may be tried again, or until the time of `look`; None when nothing waits for time.
+
+    `began`: when the step did that has just been made; now, unless given. What has become due since may have been looked
+    at before it was, and nothing else would wake anybody for it.
+    """
+    since = now if began is None else began
     keys = {key_of(image) for image in desired if image.state is not Desired.PAUSED}
-    waits = [due - now for key, due in observed.due.items() if key in keys and due > now]
-    waits += [due - now for key, due in observed.repair_due.items() if key in keys and due > now]
+    moments = [*observed.due.items(), *observed.repair_due.items()]
+    waits = [max(0.0, due - now) for key, due in moments if key in keys and due > since]
     if look is not None:
         waits.append(max(0.0, look - now))
     return min(waits, default=None)

@@ -245,7 +245,9 @@ class Reconciler:
         self._give_way()
         # A pull whose entry vanished goes on, and whoever made it vanish may bring it back.
         self._pins.note_strays(self.views.keys() | self.running)
-        wait = next_due(self._desired, self._observed(), self._clock.now(), self._doubts.due())
+        wait = next_due(
+            self._desired, self._observed(), self._clock.now(), self._doubts.due(), began=self.last_step
+        )
         log_changes(self.views.values())
         if answered:
             return wait

@@ -840,6 +840,21 @@ async def test_a_pin_that_does_not_stay_is_set_again_now_and_then_and_no_oftener
     assert bench.states() == ["a Ready"]
 
 
+@pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED])
+async def test_a_pin_that_does_not_stay_is_set_again_without_being_reminded(
+    bench: Bench, state: Desired
+) -> None:
+    bench.node.holds = {"a"}
+    bench.node.lack_pins = {"a"}
+    bench.node.sticky = False
+    await bench.spec(image("a", pin=True, state=state))
+    assert bench.wait == 60
+    assert await bench.steps(seconds=60) == ["pin a"]
+    bench.node.sticky = True
+    assert await bench.steps(seconds=60) == ["pin a"]
+    assert bench.wait is None
+
+
 @pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED, Desired.ABSENT])
 async def test_who_does_not_ask_for_a_pin_gets_none(bench: Bench, state: Desired) -> None:
     bench.node.holds = {"a"}

@@ -186,7 +186,7 @@ def next_due(
     *,
     began: float | None = None,
 ) -> float | None:
-    """Seconds until a failed image may be tried again, or until the time of `look`; None when nothing waits for time.
+    """Seconds until a failed image or pin may be tried again, or the time of `look` comes; None when nothing waits for time.
 
     `began`: when the step did that has just been made; now, unless given. What has become due since may have been looked
     at before it was, and nothing else would wake anybody for it.
@@ -195,6 +195,12 @@ def next_due(
     keys = {key_of(image) for image in desired if image.state is not Desired.PAUSED}
     moments = [*observed.due.items(), *observed.repair_due.items()]
     waits = [max(0.0, due - now) for key, due in moments if key in keys and due > since]
+    # Paused ones have pins, too.
+    waits += [
+        max(0.0, due - now)
+        for key, due in observed.pin_due.items()
+        if key in observed.unmarked and due > since
+    ]
     if look is not None:
         waits.append(max(0.0, look - now))
     return min(waits, default=None)

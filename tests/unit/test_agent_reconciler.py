@@ -691,6 +691,18 @@ async def test_what_a_comparison_removed_is_pulled_again(bench: Bench) -> None:
     assert await bench.steps() == []
 
 
+async def test_what_went_with_a_broken_image_is_pulled_and_then_compared(bench: Bench) -> None:
+    """Events tell of it, in their own time: until then it must not be answered that it is not there."""
+    bench.node.holds = {"a", "b"}
+    await bench.spec(image("a", repair="1"), image("b", repair="1"))
+    bench.node.holds = set()
+    bench.node.verifications["a"].set_result(Compared("sha256:1 was broken", broken=True))
+    assert await bench.steps() == ["pull a", "pull b"]
+    bench.node.succeed("a")
+    bench.node.succeed("b")
+    assert await bench.steps() == ["verify b"]
+
+
 async def test_an_image_that_is_missing_is_pulled_and_then_compared(bench: Bench) -> None:
     assert await bench.spec(image("a", repair="1")) == ["pull a"]
     bench.node.succeed("a")

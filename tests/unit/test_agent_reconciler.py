@@ -624,6 +624,26 @@ def answer_of(view: ImageView) -> tuple[str, str, str]:
     return shown.repaired, shown.repair_reason, shown.repair_result
 
 
+async def test_an_image_that_was_compared_is_ready_in_the_meantime(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    bench.node.verifications["a"].set_result(Compared("2 layers are whole"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.reconciler.running == frozenset()
+    assert bench.states() == ["a Ready"]
+
+
+async def test_an_order_to_compare_outlasts_a_runtime_that_does_not_answer(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    away = NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+    bench.node.verifications["a"].set_exception(away)
+    assert await bench.steps() == ["verify a"]
+    (view,) = bench.reconciler.views.values()
+    assert answer_of(view) == ("", "", "")
+
+
 async def test_a_defect_in_a_comparison_is_told_as_such(bench: Bench) -> None:
     bench.node.holds = {"a"}
     await bench.spec(image("a", repair="1"))

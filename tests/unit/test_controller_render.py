@@ -511,6 +511,22 @@ def test_where_more_own_an_image_than_are_listed_nothing_is_withdrawn_while_anyb
     assert (entry.state, entry.on_removal, rendered.unsure) == (Desired.ABSENT, OnRemoval.DELETE, False)
 
 
+def test_only_where_nobody_is_known_to_hold_an_entry_its_owners_are_waited_for() -> None:
+    objects = many()
+    crowded = msgspec.structs.replace(render("n1", [], planned(*objects)).images[0], reference=STABLE)
+    others = [entry(REDIS, 2), entry()]
+    gone = [one.uid for one in objects]
+    for order in ([crowded, *others], [*others, crowded]):
+        assert render("n1", order, planned(candidate(images=["redis:7", "nginx:1"]), gone=gone)).unsure
+    known = {STABLE: resolution(STABLE, 1)}
+    skipping = candidate(images=["nginx:stable"])
+    pressed = render("n1", [crowded], planned(skipping, facts=PRESSED, resolutions=known, gone=gone))
+    unread = render("n1", [crowded], planned(gone=gone[1:]))
+    assert not pressed.unsure
+    assert not unread.unsure
+    assert not unread.confirm, "there is nothing to read again"
+
+
 def test_when_all_are_in_the_plan_the_owners_are_counted_anew() -> None:
     objects = many()
     current = render("n1", [], planned(*objects)).images

@@ -29,6 +29,7 @@ from imageprepull.resources.nodeprepull import (
 from tests.unit.agent_doubles import image
 from tests.unit.fake_api_server import FakeApiServer, serve
 
+WHY_PAUSED = "the node is skipped for now, see status.skipped of shop/web, or a tag of its repository has no digest yet"
 NOT_PASSED_ON = f"the operator has not passed it on yet: {IS_IT_RUNNING}"
 
 
@@ -340,7 +341,7 @@ async def test_an_image_that_is_paused_meanwhile_was_not_checked(capsys: pytest.
     async with asking() as it:
         await it.now(entry("Paused"), **report("Paused"))
         assert await it.end() == BLOCKED
-    said = "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web; the order stands"
+    said = f"not now: a: Paused: {WHY_PAUSED}; the order stands"
     assert capsys.readouterr() == ("", f"{said} until that ends\n")
 
 
@@ -352,7 +353,7 @@ async def test_an_image_that_was_compared_and_is_paused_then_waits_for_nothing_m
         assert await it.end() == BLOCKED
     out, err = capsys.readouterr()
     assert out == "a: it was broken\n"
-    assert err == "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web\n"
+    assert err == f"not now: a: Paused: {WHY_PAUSED}\n"
 
 
 async def test_an_image_that_is_paused_already_is_ordered_and_not_waited_for(

@@ -11,12 +11,12 @@ import pytest
 
 from imageprepull.agent.accounts import Delays
 from imageprepull.agent.image import ImageView
-from imageprepull.agent.node import Compared, NodeError, Pulled
+from imageprepull.agent.node import Compared, Held, NodeError, Pulled
 from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.pulling.pins import Pin
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, StrayPin
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, OnRemoval, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import DIGEST, FakeNode, StillClock, image
 
@@ -95,6 +95,43 @@ async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench
     bench.node.succeed("b")
     assert await bench.steps() == []
     assert bench.states() == ["a Ready", "b Ready"]
+
+
+async def test_only_who_may_be_there_or_not_is_asked_about_and_told_of(bench: Bench) -> None:
+    ordered = image("b", state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+    bench.node.holds, bench.node.users = {"b", "c"}, "web"
+    await bench.spec(image("a"), ordered, image("c", digest=OTHER))
+    bench.changes = 0
+    bench.reconciler.suspect_all()
+    await bench.steps()
+    assert set(bench.node.calls) == {"held c"}, "not what is being pulled, nor what is let go of"
+    assert bench.changes == 0
+    assert bench.reconciler.views[key_of(ordered)].backoff, "who is in use is not tried at each step"
+
+
+async def test_an_image_that_cannot_be_judged_is_asked_about_when_it_is_its_turn(bench: Bench) -> None:
+    bench.node.odd = {"a"}
+    await bench.spec(image("a"))
+    (view,) = bench.reconciler.views.values()
+    for seconds, attempts in ((0, 1), (899, 1), (2, 2)):
+        await bench.steps(seconds)
+        assert view.backoff is not None
+        assert view.backoff.attempts == attempts
+
+
+async def test_an_entry_that_vanishes_while_others_are_asked_about_is_no_suspect(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = bench.node.held
+
+    async def vanishing(asked: DesiredImage) -> Held:
+        bench.reconciler.take_spec([image("a")])
+        return await held(asked)
+
+    monkeypatch.setattr(bench.node, "held", vanishing)
+    bench.node.holds = {"a", "b"}
+    await bench.spec(image("a"), image("b"))
+    assert bench.states() == ["a Ready"]
 
 
 async def test_success_is_believed_only_when_the_runtime_says_so(bench: Bench) -> None:

@@ -211,9 +211,19 @@ def test_an_image_that_is_ordered_later_is_waited_for_and_one_that_never_was_is_
     later = image("b", repair="now", digest="sha256:" + "b" * 64)
     both = node(image("a"), later, statuses=[("a", "Ready", "now")])
     assert still_waiting(both, order()) == "the agent has not checked b yet"
+    coming = node(image("a", repair="now"), image("b"), statuses=[("a", "Ready", "now")], asked=True)
+    assert still_waiting(coming, order()) == "the agent has not checked b yet", "as long as the order stands"
     over = node(image("a"), image("b"), statuses=[("a", "Ready", "now")])
     assert still_waiting(over, order()) == ""
     assert lost(over, order()) == []
+
+
+@pytest.mark.parametrize(("asked", "stands"), [(True, "; the order stands until that ends"), (False, "")])
+def test_of_a_paused_image_it_is_said_whether_the_order_stands(asked: bool, stands: str) -> None:
+    """A stray pin's, say, that nobody owns."""
+    known = node(image("a", state=Desired.PAUSED), asked=asked)
+    said = f"a: Paused: the node is skipped for now, or a tag of its repository has no digest yet{stands}"
+    assert blocked(known, order()) == [said]
 
 
 def test_a_reference_that_means_another_digest_by_now_is_not_gone() -> None:

@@ -7,14 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imageprepull.oci.descriptor import Descriptor
+from imageprepull.pulling.chain import Chain
+from imageprepull.pulling.documents import ChainLayer
 from imageprepull.pulling.extraction import PathWish
 from imageprepull.pulling.layers import LayerWork
 from imageprepull.pulling.leases import short_lease
 from imageprepull.pulling.others import NOTE
+from imageprepull.pulling.staging import Staged, Staging
 from imageprepull.runtime.connection import Containerd
 from imageprepull.unpacking.workers import Workers
 from tests.containerd.conftest import Leftovers, leftovers
@@ -310,6 +314,73 @@ async def test_who_is_stopped_while_its_work_is_being_left_stops(
         await asyncio.wait([ours], timeout=20)
         assert ours.cancelled(), "it goes on"
     await bench.assert_clean()
+
+
+async def test_a_layer_of_ours_is_ours_while_its_commit_is_being_answered(
+    large: PullBench, fake: FaultyRegistry, containerd: Containerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there already for who looks; taken for the other's, what follows its commit would be cut off."""
+    commit, count = Chain._commit, LayerWork._count
+    committed, looked, looks = asyncio.Event(), asyncio.Event(), []
+
+    async def answered_late(self: Chain, layer: ChainLayer, key: str) -> None:
+        await commit(self, layer, key)
+        committed.set()
+        await looked.wait()
+
+    async def noted(self: LayerWork) -> int:
+        if committed.is_set():
+            looks.append(self)
+        if len(looks) > 1:  # what the first leads to has come.
+            looked.set()
+        return await count(self)
+
+    monkeypatch.setattr(Chain, "_commit", answered_late)
+    monkeypatch.setattr(LayerWork, "_count", noted)
+    image = build_image([layer("answered-late")])
+    progress = Watched(fake_serve(fake, image))
+    async with somebody_elses_lease(containerd, image):
+        await large.pull(progress.reference, progress)
+    assert progress.states() == ["Applied"]
+    await large.assert_clean()
+
+
+async def test_a_layer_that_is_unpacked_as_the_other_has_made_it_exists(
+    fake: FaultyRegistry,
+    containerd: Containerd,
+    daemon: ContainerdDaemon,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unpack, count = Staging.unpack, LayerWork._count
+    unpacked, found = asyncio.Event(), asyncio.Event()
+
+    async def at_that_moment(self: Staging, *what: Any, **options: Any) -> Staged:
+        staged = await unpack(self, *what, **options)
+        unpacked.set()
+        await found.wait()
+        return staged
+
+    async def noted(self: LayerWork) -> int:
+        there = await count(self)
+        if there:
+            found.set()
+        return there
+
+    monkeypatch.setattr(Staging, "unpack", at_that_moment)
+    monkeypatch.setattr(LayerWork, "_count", noted)
+    image = build_image([layer("both-unpacked")])
+    progress = Watched(fake_serve(fake, image))
+    daemon.trust(progress.reference.partition("/")[0])
+    async with pull_bench(containerd, daemon, settings=LARGE, workers=workers, path="fast") as bench:
+        async with somebody_elses_lease(containerd, image):
+            ours = asyncio.create_task(bench.pull(progress.reference, progress))
+            async with asyncio.timeout(60):
+                await unpacked.wait()
+            await pull_as_the_kubelet(daemon, progress.reference)
+            await ours
+        assert progress.states() == ["Exists"]
+        await bench.assert_clean()
 
 
 async def test_a_blob_that_is_a_layer_of_ours_and_one_of_the_kubelets(

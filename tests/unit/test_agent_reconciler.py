@@ -16,7 +16,7 @@ from imageprepull.agent.plan import key_of
 from imageprepull.agent.reconciler import Reconciler
 from imageprepull.agent.status import image_status
 from imageprepull.pulling.pins import Pin
-from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, StrayPin
+from imageprepull.resources.nodeprepull import Desired, DesiredImage, NodeImageStatus, OnRemoval, StrayPin
 from imageprepull.telemetry.metrics import AgentMetrics
 from tests.unit.agent_doubles import DIGEST, FakeNode, StillClock, image
 
@@ -95,6 +95,43 @@ async def test_what_is_present_is_not_pulled_and_what_is_missing_is(bench: Bench
     bench.node.succeed("b")
     assert await bench.steps() == []
     assert bench.states() == ["a Ready", "b Ready"]
+
+
+async def test_only_who_may_be_there_or_not_is_asked_about_and_told_of(bench: Bench) -> None:
+    ordered = image("b", state=Desired.ABSENT, on_removal=OnRemoval.DELETE)
+    bench.node.holds, bench.node.users = {"b", "c"}, "web"
+    await bench.spec(image("a"), ordered, image("c", digest=OTHER))
+    bench.changes = 0
+    bench.reconciler.suspect_all()
+    await bench.steps()
+    assert set(bench.node.calls) == {"held c"}, "not what is being pulled, nor what is let go of"
+    assert bench.changes == 0
+    assert bench.reconciler.views[key_of(ordered)].backoff, "who is in use is not tried at each step"
+
+
+async def test_an_image_that_cannot_be_judged_is_asked_about_when_it_is_its_turn(bench: Bench) -> None:
+    bench.node.odd = {"a"}
+    await bench.spec(image("a"))
+    (view,) = bench.reconciler.views.values()
+    for seconds, attempts in ((0, 1), (899, 1), (2, 2)):
+        await bench.steps(seconds)
+        assert view.backoff is not None
+        assert view.backoff.attempts == attempts
+
+
+async def test_an_entry_that_vanishes_while_others_are_asked_about_is_no_suspect(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = bench.node.held
+
+    async def vanishing(asked: DesiredImage) -> Held:
+        bench.reconciler.take_spec([image("a")])
+        return await held(asked)
+
+    monkeypatch.setattr(bench.node, "held", vanishing)
+    bench.node.holds = {"a", "b"}
+    await bench.spec(image("a"), image("b"))
+    assert bench.states() == ["a Ready"]
 
 
 async def test_success_is_believed_only_when_the_runtime_says_so(bench: Bench) -> None:
@@ -663,6 +700,26 @@ def answer_of(view: ImageView) -> tuple[str, str, str]:
     return shown.repaired, shown.repair_reason, shown.repair_result
 
 
+async def test_an_image_that_was_compared_is_ready_in_the_meantime(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    bench.node.verifications["a"].set_result(Compared("2 layers are whole"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.reconciler.running == frozenset()
+    assert bench.states() == ["a Ready"]
+
+
+async def test_an_order_to_compare_outlasts_a_runtime_that_does_not_answer(bench: Bench) -> None:
+    bench.node.holds = {"a"}
+    await bench.spec(image("a", repair="1"))
+    away = NodeError("RuntimeUnavailable", "containerd does not answer", unavailable=True)
+    bench.node.verifications["a"].set_exception(away)
+    assert await bench.steps() == ["verify a"]
+    (view,) = bench.reconciler.views.values()
+    assert answer_of(view) == ("", "", "")
+
+
 async def test_a_defect_in_a_comparison_is_told_as_such(bench: Bench) -> None:
     bench.node.holds = {"a"}
     await bench.spec(image("a", repair="1"))
@@ -728,6 +785,18 @@ async def test_what_a_comparison_removed_is_pulled_again(bench: Bench) -> None:
     assert await bench.steps() == ["pull a"]
     bench.node.succeed("a")
     assert await bench.steps() == []
+
+
+async def test_what_went_with_a_broken_image_is_pulled_and_then_compared(bench: Bench) -> None:
+    """Events tell of it, in their own time: until then it must not be answered that it is not there."""
+    bench.node.holds = {"a", "b"}
+    await bench.spec(image("a", repair="1"), image("b", repair="1"))
+    bench.node.holds = set()
+    bench.node.verifications["a"].set_result(Compared("sha256:1 was broken", broken=True))
+    assert await bench.steps() == ["pull a", "pull b"]
+    bench.node.succeed("a")
+    bench.node.succeed("b")
+    assert await bench.steps() == ["verify b"]
 
 
 async def test_an_image_that_is_missing_is_pulled_and_then_compared(bench: Bench) -> None:

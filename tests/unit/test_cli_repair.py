@@ -29,6 +29,7 @@ from imageprepull.resources.nodeprepull import (
 from tests.unit.agent_doubles import image
 from tests.unit.fake_api_server import FakeApiServer, serve
 
+WHY_PAUSED = "the node is skipped for now, see status.skipped of shop/web, or a tag of its repository has no digest yet"
 NOT_PASSED_ON = f"the operator has not passed it on yet: {IS_IT_RUNNING}"
 
 
@@ -210,9 +211,19 @@ def test_an_image_that_is_ordered_later_is_waited_for_and_one_that_never_was_is_
     later = image("b", repair="now", digest="sha256:" + "b" * 64)
     both = node(image("a"), later, statuses=[("a", "Ready", "now")])
     assert still_waiting(both, order()) == "the agent has not checked b yet"
+    coming = node(image("a", repair="now"), image("b"), statuses=[("a", "Ready", "now")], asked=True)
+    assert still_waiting(coming, order()) == "the agent has not checked b yet", "as long as the order stands"
     over = node(image("a"), image("b"), statuses=[("a", "Ready", "now")])
     assert still_waiting(over, order()) == ""
     assert lost(over, order()) == []
+
+
+@pytest.mark.parametrize(("asked", "stands"), [(True, "; the order stands until that ends"), (False, "")])
+def test_of_a_paused_image_it_is_said_whether_the_order_stands(asked: bool, stands: str) -> None:
+    """A stray pin's, say, that nobody owns."""
+    known = node(image("a", state=Desired.PAUSED), asked=asked)
+    said = f"a: Paused: the node is skipped for now, or a tag of its repository has no digest yet{stands}"
+    assert blocked(known, order()) == [said]
 
 
 def test_a_reference_that_means_another_digest_by_now_is_not_gone() -> None:
@@ -340,7 +351,7 @@ async def test_an_image_that_is_paused_meanwhile_was_not_checked(capsys: pytest.
     async with asking() as it:
         await it.now(entry("Paused"), **report("Paused"))
         assert await it.end() == BLOCKED
-    said = "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web; the order stands"
+    said = f"not now: a: Paused: {WHY_PAUSED}; the order stands"
     assert capsys.readouterr() == ("", f"{said} until that ends\n")
 
 
@@ -352,7 +363,7 @@ async def test_an_image_that_was_compared_and_is_paused_then_waits_for_nothing_m
         assert await it.end() == BLOCKED
     out, err = capsys.readouterr()
     assert out == "a: it was broken\n"
-    assert err == "not now: a: Paused: the node is skipped for now, see status.skipped of shop/web\n"
+    assert err == f"not now: a: Paused: {WHY_PAUSED}\n"
 
 
 async def test_an_image_that_is_paused_already_is_ordered_and_not_waited_for(

@@ -259,8 +259,9 @@ def test_an_owner_that_comes_back_to_its_tag_does_not_make_an_order_to_unpin_one
 def test_an_edit_from_one_tag_to_the_next_waits_for_the_next_ones_digest() -> None:
     edited = candidate(images=["nginx:stable"], generation=2, deletionPolicy="Delete")
     now = entry(on_removal=OnRemoval.DELETE)
+    waiting = msgspec.structs.replace(now, state=Desired.PAUSED)
     for confirmed in ([], ["uid-web"]):
-        assert render("n1", [now], planned(edited, resolutions={}, confirmed=confirmed)).images == [now]
+        assert render("n1", [now], planned(edited, resolutions={}, confirmed=confirmed)).images == [waiting]
     known = {STABLE: resolution(STABLE, 2)}
     rendered = render("n1", [now], planned(edited, resolutions=known, confirmed=["uid-web"]))
     assert states(rendered) == {NGINX: "Absent", STABLE: "Present"}
@@ -270,16 +271,15 @@ def test_an_edit_from_one_tag_to_the_next_waits_for_the_next_ones_digest() -> No
 def test_what_is_to_be_deleted_waits_for_tags_of_its_repository_that_have_no_digest_yet(
     state: Desired,
 ) -> None:
-    """They may mean the very same image, as with stray pins. That a pin is taken away can be mended."""
+    """They may mean the very same image, as with stray pins. That a pin is taken away can be mended.
+
+    It is not brought for them: nobody names its tag any more, and theirs may never have a digest.
+    """
     now = entry(on_removal=OnRemoval.DELETE, state=state)
     stable = candidate("anew", images=["nginx:stable"], deletionPolicy="Delete")
     unknown = planned(stable, resolutions={}, gone=["uid-web"])
     (kept,) = render("n1", [now], unknown).images
-    assert (kept.state, kept.owners, kept.on_removal) == (
-        Desired.PAUSED if state is Desired.ABSENT else Desired.PRESENT,
-        now.owners,
-        OnRemoval.DELETE,
-    )
+    assert (kept.state, kept.owners, kept.on_removal) == (Desired.PAUSED, now.owners, OnRemoval.DELETE)
     assert render("n1", [kept], unknown).images == [kept]
     for number in (1, 9):
         known = planned(stable, resolutions={STABLE: resolution(STABLE, number)}, gone=["uid-web"])
@@ -378,9 +378,26 @@ def test_a_tag_that_moves_leaves_nothing_to_who_skips_the_node() -> None:
 def test_what_is_to_be_deleted_waits_for_other_tags_of_who_skips_the_node_for_a_while() -> None:
     now = entry(on_removal=OnRemoval.DELETE)
     stable = candidate("anew", images=["nginx:stable"], deletionPolicy="Delete")
-    for facts, state in ((PRESSED, "Present"), (TAINTED, "Absent")):
+    for facts, state in ((PRESSED, "Paused"), (TAINTED, "Absent")):
         owners = planned(stable, facts=facts, resolutions={}, gone=["uid-web"])
         assert states(render("n1", [now], owners)) == {NGINX: state}
+
+
+@pytest.mark.parametrize("state", list(Desired))
+@pytest.mark.parametrize(("number", "waits"), [(1, "Paused"), (9, "Absent")])
+def test_what_is_to_be_deleted_waits_for_who_skips_the_node_and_means_it_by_another_tag(
+    state: Desired, number: int, waits: str
+) -> None:
+    """As long as that tag had no digest it did: it must not go when it turns out to be meant."""
+    now = entry(on_removal=OnRemoval.DELETE, state=state)
+    stable = candidate("anew", images=["nginx:stable"])
+    known = {STABLE: resolution(STABLE, number)}
+    (kept,) = render("n1", [now], planned(stable, facts=PRESSED, resolutions=known, gone=["uid-web"])).images
+    assert (kept.state.value, kept.owners, kept.on_removal) == (waits, now.owners, OnRemoval.DELETE)
+    tainted = planned(stable, facts=TAINTED, resolutions=known, gone=["uid-web"])
+    assert states(render("n1", [kept], tainted)) == {NGINX: "Absent"}, "it is never brought there"
+    brought = planned(stable, resolutions=known, gone=["uid-web"])
+    assert states(render("n1", [kept], brought)) == {NGINX: "Absent", STABLE: "Present"}
 
 
 def test_of_those_who_wait_for_a_node_no_more_are_named_than_the_schema_allows() -> None:
@@ -492,6 +509,22 @@ def test_where_more_own_an_image_than_are_listed_nothing_is_withdrawn_while_anyb
     rendered = render("n1", current, planned(gone=[one.uid for one in objects], complete=True))
     (entry,) = rendered.images
     assert (entry.state, entry.on_removal, rendered.unsure) == (Desired.ABSENT, OnRemoval.DELETE, False)
+
+
+def test_only_where_nobody_is_known_to_hold_an_entry_its_owners_are_waited_for() -> None:
+    objects = many()
+    crowded = msgspec.structs.replace(render("n1", [], planned(*objects)).images[0], reference=STABLE)
+    others = [entry(REDIS, 2), entry()]
+    gone = [one.uid for one in objects]
+    for order in ([crowded, *others], [*others, crowded]):
+        assert render("n1", order, planned(candidate(images=["redis:7", "nginx:1"]), gone=gone)).unsure
+    known = {STABLE: resolution(STABLE, 1)}
+    skipping = candidate(images=["nginx:stable"])
+    pressed = render("n1", [crowded], planned(skipping, facts=PRESSED, resolutions=known, gone=gone))
+    unread = render("n1", [crowded], planned(gone=gone[1:]))
+    assert not pressed.unsure
+    assert not unread.unsure
+    assert not unread.confirm, "there is nothing to read again"
 
 
 def test_when_all_are_in_the_plan_the_owners_are_counted_anew() -> None:

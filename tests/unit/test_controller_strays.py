@@ -12,7 +12,7 @@ from imageprepull.controller.asked import Owners
 from imageprepull.controller.assign import Candidate, assign
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.node_writer import NodeWriter
-from imageprepull.controller.nodes import NodeFacts
+from imageprepull.controller.nodes import NodeFacts, Taint
 from imageprepull.controller.render import render
 from imageprepull.controller.resolution import Resolution
 from imageprepull.controller.settings import OperatorSettings
@@ -95,15 +95,26 @@ def test_a_tag_that_moved_lets_go_of_what_it_meant() -> None:
 
 
 @pytest.mark.parametrize("stray", [STRAY, (BY_DIGEST, digest(1))])
-def test_who_has_no_digest_yet_or_skips_the_node_for_now_may_mean_it(stray: tuple[str, str]) -> None:
+def test_who_has_no_digest_yet_may_mean_it(stray: tuple[str, str]) -> None:
     other = candidate(images=["nginx:2"])
     assert ordered(rendered(other, stray=stray)) == [stray[0]]
     assert ordered(rendered(other, stray=stray, resolutions={})) == []
-    assert ordered(rendered(other, stray=stray, facts=nodes("n1", disk_pressure=True))) == []
+    pressed = nodes("n1", disk_pressure=True)
+    assert ordered(rendered(other, stray=stray, facts=pressed, resolutions={})) == []
     # Of another repository, or about another node.
     assert ordered(rendered(candidate(images=["redis:7"]), stray=stray, resolutions={})) == [stray[0]]
     elsewhere = candidate(images=["nginx:2"], nodeSelector={"zone": "x"})
     assert ordered(rendered(elsewhere, stray=stray, resolutions={})) == [stray[0]]
+
+
+@pytest.mark.parametrize("facts", [{"disk_pressure": True}, {"taints": (Taint("team", "x"),)}])
+def test_who_skips_the_node_keeps_the_pins_of_what_it_means_and_no_others(facts: dict[str, Any]) -> None:
+    """Or none would ever be taken away where an object that chooses all nodes is kept off by a taint."""
+    skipping, skipped = candidate(images=["nginx:2"]), nodes("n1", **facts)
+    for stray in (STRAY, (BY_DIGEST, digest(1))):
+        assert ordered(rendered(skipping, stray=stray, facts=skipped)) == [stray[0]]
+    for stray in ((f"{REPOSITORY}:2", digest(9)), ("quay.io/other:1", digest(2))):
+        assert ordered(rendered(skipping, stray=stray, facts=skipped)) == []
 
 
 def strays_of(*lines: tuple[str, str], entries: Iterable[DesiredImage] = ()) -> NodePrepull:

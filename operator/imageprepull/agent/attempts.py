@@ -27,7 +27,8 @@ logger = structlog.get_logger(__name__)
 class Attempts:
     """`changed` hears that a view changed, `pulled` that an image was brought, `ended` which work is over.
 
-    `release` is awaited when no next attempt at an image needs what this one and earlier ones have kept.
+    `removed` hears before that, that a comparison has removed what was broken. `release` is awaited when no next attempt
+    at an image needs what this one and earlier ones have kept.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Attempts:
         metrics: AgentMetrics,
         changed: Callable[[], None],
         pulled: Callable[[], None],
+        removed: Callable[[], None],
         release: Callable[[DesiredImage], Awaitable[None]],
         ended: Callable[[Key], None],
     ) -> None:
@@ -48,6 +50,7 @@ class Attempts:
         self._metrics = metrics
         self._changed = changed
         self._pulled = pulled
+        self._removed = removed
         self._release = release
         self._ended = ended
         self._running: dict[Key, asyncio.Task[None]] = {}
@@ -75,7 +78,7 @@ class Attempts:
     def compare(self, view: ImageView) -> None:
         """Compare an image with its blobs. Like a pull it has the image for itself."""
         view.running = view.verifying = True
-        self._run(view, compared(self._node, view, view.desired, self._accounts))
+        self._run(view, self._compare(view, view.desired))
 
     def cancel(self, key: Key) -> None:
         """Stop what runs; it has ended only when `ended` is told so."""
@@ -110,6 +113,10 @@ class Attempts:
             if view.progress is not None:
                 self._metrics.downloaded(view.progress.bytes_by_host)
         self._ended(key)
+
+    async def _compare(self, view: ImageView, image: DesiredImage) -> None:
+        if await compared(self._node, view, image, self._accounts):
+            self._removed()
 
     async def _pull(self, view: ImageView, image: DesiredImage, progress: ImageProgress) -> None:
         """One attempt, and what follows from it; never fails but by a cancellation."""

@@ -17,23 +17,24 @@ from imageprepull.resources.nodeprepull import DesiredImage
 logger = structlog.get_logger(__name__)
 
 
-async def compared(node: Node, view: ImageView, image: DesiredImage, accounts: Accounts) -> None:
+async def compared(node: Node, view: ImageView, image: DesiredImage, accounts: Accounts) -> bool:
     """Compare, and note in `view` what came of it; a runtime that does not answer is asked again.
 
-    Without room for it the order is not carried out: that is waited for.
+    Whether something was removed, and with it, perhaps, other images that stood on it. Without room for it the order is
+    not carried out: that is waited for.
     """
     try:
         found = await node.verify(image, ImageProgress(image.reference))
     except NodeError as error:
         if not error.unavailable:
             _not_compared(view, image, accounts, error)
-        return
+        return False
     except Exception as error:
         # A defect in one image's check must not take the node's other images down with it.
         logger.exception("comparing failed unexpectedly", image=image.reference, digest=image.digest)
         defect = NodeError("InternalError", f"{type(error).__name__}: {error}")
         _not_compared(view, image, accounts, defect)
-        return
+        return False
     view.answer_repair(image.repair, found.text)
     if found.broken:
         # Whoever reads the answer must not take it for ready in the moment before the runtime is asked again.
@@ -41,6 +42,7 @@ async def compared(node: Node, view: ImageView, image: DesiredImage, accounts: A
         # Nobody took it: that is no loss.
         view.pulled = None
     logger.info("compared with its blobs", image=image.reference, digest=image.digest, result=found.text)
+    return found.broken
 
 
 def _not_compared(view: ImageView, image: DesiredImage, accounts: Accounts, error: NodeError) -> None:

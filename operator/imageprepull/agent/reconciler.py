@@ -78,6 +78,7 @@ class Reconciler:
             metrics=metrics,
             changed=on_change,
             pulled=self._pulled,
+            removed=self.suspect_all,
             release=self._orphans.release,
             ended=self._attempt_ended,
         )

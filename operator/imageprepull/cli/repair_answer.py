@@ -118,7 +118,8 @@ def blocked(known: NodePrepull, asked: Asked) -> list[str]:
 def _paused(image: DesiredImage, *, open_still: bool) -> str:
     objects = ", ".join(owner.rpartition("/")[0] for owner in image.owners)
     where = f", see status.skipped of {objects}" if objects else ""
-    return f"the node is skipped for now{where}{'; the order stands until that ends' if open_still else ''}"
+    why = f"the node is skipped for now{where}, or a tag of its repository has no digest yet"
+    return f"{why}{'; the order stands until that ends' if open_still else ''}"
 
 
 def lost(known: NodePrepull, asked: Asked) -> list[str]:

@@ -48,10 +48,11 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`wanted` by (reference, digest); `named` by reference; those of them without a digest by repository, too."""
+    """`wanted` by (reference, digest); `named` by reference, and by its digest, or without one by repository, too."""
 
     wanted: dict[tuple[str, str], list[DesiredImage]] = field(default_factory=dict)
     named: dict[str, list[Named]] = field(default_factory=dict)
+    meant: dict[str, list[Named]] = field(default_factory=dict)
     unresolved: dict[str, list[Named]] = field(default_factory=dict)
 
 
@@ -76,7 +77,9 @@ def asked_of(node: str, owners: Owners) -> Asked:
 
 def _note(asked: Asked, named: Named) -> None:
     asked.named.setdefault(named.reference, []).append(named)
-    if not named.digest:
+    if named.digest:
+        asked.meant.setdefault(named.digest, []).append(named)
+    else:
         asked.unresolved.setdefault(repository_of(named.reference), []).append(named)
 
 

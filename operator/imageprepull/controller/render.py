@@ -76,10 +76,18 @@ def render(
             state = Desired.PRESENT if key in images else state
             merged = merge([*asked.wanted.get(key, ()), *held.wishes])
             images[key] = msgspec.structs.replace(merged, state=state)
-        elif key not in images:
-            # Paused and nobody's: an order to take away a stray pin that was taken back.
-            owned = entry.owners or entry.state is Desired.PAUSED
-            images[key] = withdrawn(entry, owners) if owned and not held.undecided else entry
+        elif key in images:
+            continue
+        elif held.undecided:
+            # It stays where it is. Who names it by another reference alone, or skips the node, does not have it brought.
+            state = Desired.PAUSED if held.paused else entry.state
+            images[key] = msgspec.structs.replace(entry, state=state)
+        elif (
+            entry.owners or entry.state is Desired.PAUSED
+        ):  # or nobody's: a stray pin's order that was taken back.
+            images[key] = withdrawn(entry, owners)
+        else:
+            images[key] = entry
     # Only into the room that is left: an order must not push out what is wanted.
     orders = stray_orders(strays, images, asked)
     images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))
@@ -159,7 +167,7 @@ class _Held:
     """What those ask for who have not let go of an entry; `paused` when all of them skip the node for now.
 
     `unsure`: nobody is known to hold it, and not all who may are listed. `undecided`: somebody who has no wishes may
-    mean it.
+    mean it, or does by another reference.
     """
 
     wishes: list[DesiredImage]
@@ -173,8 +181,8 @@ def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
     """An order to let go of an image that nobody is known to want again.
 
     One that names it (or its repository, where it would be deleted) without a known digest may mean this very image: until
-    that is known it stays what and where it is, as it does for who means it and skips the node for now. For the former
-    the order stays what it is, too: it stands again when none means it.
+    that is known it stays what and where it is, as it does for who means it and skips the node for now. The order stays
+    what it is, too, but for whoever names that reference and means it: it stands again when none does.
     """
     keepers = _keepers(entry, asked)
     if keepers.owners:
@@ -188,7 +196,7 @@ def _still_ordered(entry: DesiredImage, asked: Asked) -> DesiredImage:
 class _Keepers:
     """What those ask for who keep an image for which they get nothing written now.
 
-    `owners` mean it; `others` may mean it, and have no say in what becomes of it.
+    `owners` mean it; `others` may mean it, or do by another reference, and have no say in what becomes of it.
     """
 
     owners: list[DesiredImage]
@@ -196,15 +204,15 @@ class _Keepers:
 
 
 def _keepers(entry: DesiredImage, asked: Asked) -> _Keepers:
-    named = asked.named.get(entry.reference, ())
-    meant = [one for one in named if one.digest == entry.digest]
-    if entry.on_removal is OnRemoval.DELETE and asked.unresolved:
-        # What would be deleted may be meant by any tag of its repository.
-        doubtful = asked.unresolved.get(repository_of(entry.reference), [])
+    if entry.on_removal is OnRemoval.DELETE:
+        # To delete it takes it from whoever names its digest by another reference, or will: any tag of its repository may.
+        named = list(asked.meant.get(entry.digest, ()))
+        if asked.unresolved:
+            named += asked.unresolved.get(repository_of(entry.reference), ())
     else:
-        doubtful = [one for one in named if not one.digest]
+        named = [one for one in asked.named.get(entry.reference, ()) if one.digest in {"", entry.digest}]
     keepers = _Keepers([], [])
-    for one in (*meant, *doubtful):
+    for one in named:
         if not one.lasting or _had(one.candidate, entry):
             wishes = keepers.owners if _owns(one, entry) else keepers.others
             wishes.append(entry_of(one.candidate, entry.reference, entry.digest))
@@ -212,17 +220,15 @@ def _keepers(entry: DesiredImage, asked: Asked) -> _Keepers:
 
 
 def _owns(named: Named, entry: DesiredImage) -> bool:
-    """Whether the entry's image is meant, as far as known: by its digest, or when that was known last.
+    """Whether the entry is meant, as far as known: its digest by its reference, or when that was known last.
 
     A paused entry may be an order that was taken back, which all who own it have given: that they once did says nothing.
     """
+    if named.reference != entry.reference:
+        return False
     if named.digest:
         return True
-    return (
-        named.reference == entry.reference
-        and entry.state is Desired.PRESENT
-        and named.candidate.owner in entry.owners
-    )
+    return entry.state is Desired.PRESENT and named.candidate.owner in entry.owners
 
 
 def _had(candidate: Candidate, entry: DesiredImage) -> bool:

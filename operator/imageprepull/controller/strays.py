@@ -37,18 +37,20 @@ def stray_orders(
     """The orders for those that no object can mean. `images` are all other entries of the node.
 
     An entry of the same digest waits for nobody's pin: while it stands, what becomes of the image is its affair, and a
-    Delete would be held up by an order that only unpins. A tag that has no digest yet, or whose object skips the node
-    for now, may mean any digest of its repository.
+    Delete would be held up by an order that only unpins. A tag that has no digest yet may mean any digest of its
+    repository; one whose object skips the node stands for what it means, as an entry of it would.
     """
     if not strays:
         return {}
     named = {*images, *asked.wanted}
-    references, digests = {reference for reference, _ in named}, {digest for _, digest in named}
-    unsure = set(map(repository_of, asked.named))
+    references = {reference for reference, _ in named} | asked.named.keys()
+    digests = {digest for _, digest in named} | asked.meant.keys()
     return {
         stray: order_of(stray)
         for stray in sorted(strays)
-        if stray[0] not in references and stray[1] not in digests and repository_of(stray[0]) not in unsure
+        if stray[0] not in references
+        and stray[1] not in digests
+        and repository_of(stray[0]) not in asked.unresolved
     }
 
 

@@ -192,6 +192,9 @@ class LayerWork:
                 break
             if not self._are_there(positions):
                 await self._leave(digest, positions)
+        for number in self._found.intersection(positions):
+            # Ours may have been at it in that very moment, and have said so.
+            self._progress.advance(self._progress.layers[number], LayerState.EXISTS)
         if set(positions) <= self._found:
             # Whether its blob is kept is the other's business, too.
             await self._blobs.release(digest)

@@ -29,8 +29,7 @@ def done_by_others(record: ImageRecord) -> frozenset[str]:
 
 def of_somebody_else(record: ImageRecord) -> str:
     """One thing of `done_by_others`, in a word; "" when the record is ours."""
-    done = done_by_others(record)
-    return next((what for what in (MADE, BY_HAND) if what in done), "")
+    return _in_a_word(done_by_others(record))
 
 
 def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str]) -> str:
@@ -40,8 +39,11 @@ def taken_since(judged: ImageRecord, now: ImageRecord, targets: Collection[str])
     """
     if now.target.digest not in targets:
         return MADE
-    what = of_somebody_else(now)
-    return "" if what == of_somebody_else(judged) else what
+    return _in_a_word(done_by_others(now) - done_by_others(judged))
+
+
+def _in_a_word(done: Collection[str]) -> str:
+    return next((what for what in (MADE, BY_HAND) if what in done), "")
 
 
 def is_of_id(name: str) -> bool:

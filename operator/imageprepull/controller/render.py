@@ -82,12 +82,10 @@ def render(
             # It stays where it is. Who names it by another reference alone, or skips the node, does not have it brought.
             state = Desired.PAUSED if held.paused else entry.state
             images[key] = msgspec.structs.replace(entry, state=state)
-        elif (
-            entry.owners or entry.state is Desired.PAUSED
-        ):  # or nobody's: a stray pin's order that was taken back.
-            images[key] = withdrawn(entry, owners)
         else:
-            images[key] = entry
+            # Paused and nobody's: an order to take away a stray pin that was taken back.
+            owned = entry.owners or entry.state is Desired.PAUSED
+            images[key] = withdrawn(entry, owners) if owned else entry
     # Only into the room that is left: an order must not push out what is wanted.
     orders = stray_orders(strays, images, asked)
     images |= dict(itertools.islice(orders.items(), max(0, schema.IMAGES - len(images))))

@@ -924,6 +924,18 @@ async def test_a_pin_that_does_not_stay_is_set_again_without_being_reminded(
     assert bench.wait is None
 
 
+@pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED])
+async def test_a_pin_that_could_not_be_taken_away_is_tried_again_without_being_reminded(
+    bench: Bench, state: Desired
+) -> None:
+    bench.node.holds, bench.node.our_pins, bench.node.stuck = {"a"}, {"a"}, {"a"}
+    await bench.spec(image("a", state=state))
+    assert bench.wait == 1.5
+    bench.node.stuck = set()
+    assert await bench.steps(1.5) == ["unpin a"]
+    assert bench.wait is None
+
+
 @pytest.mark.parametrize("state", [Desired.PRESENT, Desired.PAUSED, Desired.ABSENT])
 async def test_who_does_not_ask_for_a_pin_gets_none(bench: Bench, state: Desired) -> None:
     bench.node.holds = {"a"}

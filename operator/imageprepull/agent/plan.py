@@ -196,11 +196,9 @@ def next_due(
     moments = [*observed.due.items(), *observed.repair_due.items()]
     waits = [max(0.0, due - now) for key, due in moments if key in keys and due > since]
     # Paused ones have pins, too.
-    waits += [
-        max(0.0, due - now)
-        for key, due in observed.pin_due.items()
-        if key in observed.unmarked and due > since
-    ]
+    pins = [(key, due) for key, due in observed.pin_due.items() if key in observed.unmarked]
+    pins += [(key, due) for key, due in observed.unpin_due.items() if key in observed.pinned]
+    waits += [max(0.0, due - now) for _, due in pins if due > since]
     if look is not None:
         waits.append(max(0.0, look - now))
     return min(waits, default=None)

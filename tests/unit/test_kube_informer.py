@@ -290,7 +290,7 @@ def named(name: str, version: int, uid: str = "") -> Document:
 
 @pytest.mark.parametrize(
     ("answer", "stands"),
-    [(named("a", 9), 10), (named("a", 10), 10), (named("a", 11), 11), (named("a", 9, "a newer life"), 9)],
+    [(named("a", 9), 10), (named("a", 10), 10), (named("a", 11), 11), (named("a", 101, "a newer life"), 101)],
 )
 async def test_an_answer_that_the_watch_has_overtaken_does_not_put_the_older_object_back(
     server: FakeApiServer, answer: Document, stands: int
@@ -305,6 +305,21 @@ async def test_an_answer_that_the_watch_has_overtaken_does_not_put_the_older_obj
         assert informer.cache["", "a"]["metadata"]["resourceVersion"] == "3", "what is read now is there now"
         informer.missing(("", "a"))
         assert (informer.cache, seen.lines()[-1]) == ({}, "deleted a found")
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_the_answer_to_a_write_does_not_bring_back_what_was_deleted_since(
+    server: FakeApiServer, anew: bool
+) -> None:
+    """No event would ever tell of its end again."""
+    async with following(server) as (informer, seen):
+        answer = await server.put("a", uid="first life")
+        await server.remove("a")
+        await (server.put("a", uid="second life") if anew else server.bookmark())
+        await seen.until(lambda: len(seen.changes) == 2 + anew)
+        informer.answered(answer)
+        assert [one["metadata"]["uid"] for one in informer.cache.values()] == ["second life"] * anew
+        assert len(seen.changes) == 2 + anew
 
 
 async def test_a_list_tells_what_only_an_answer_had_changed(server: FakeApiServer) -> None:

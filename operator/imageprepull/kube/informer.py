@@ -27,6 +27,7 @@ from imageprepull.kube.cache import (
     remove,
     replace_all,
     take_event,
+    uid_of,
     version_of,
 )
 from imageprepull.kube.client import ApiClient
@@ -123,9 +124,16 @@ class Informer:
             self._watching.reschedule(asyncio.get_running_loop().time())
 
     def answered(self, document: Document) -> None:
-        """The answer to a write. The watch may have overtaken it, with what others wrote at once: that stays."""
+        """The answer to a write. The watch may have overtaken it, with what others wrote at once: that stays.
+
+        So does that it was deleted, and perhaps made anew: no event would tell once more.
+        """
         known = self.cache.get(key_of(document))
-        if known is None or not is_older(document, known):
+        if known is not None and uid_of(known) == uid_of(document):
+            overtaken = is_older(document, known)
+        else:
+            overtaken = int(version_of(document)) <= int(self.version or 0)
+        if not overtaken:
             self.read(document)
 
     def read(self, document: Document) -> None:

@@ -144,6 +144,33 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("found", [True, False])
+async def test_what_the_watch_tells_while_an_object_is_read_again_is_not_lost(found: bool) -> None:
+    """An agent's last word, say: no other event would come for long."""
+    api, standby, writer = operator()
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+
+    def version(number: int) -> dict[str, Any]:
+        metadata = {"name": "n1", "uid": "n1", "resourceVersion": str(number), "ownerReferences": [owner]}
+        return {"metadata": metadata, "spec": {"images": []}}
+
+    standby.node_prepulls.read(version(1))
+    api.stored = version(2) if found else None
+    read = api.get
+
+    async def overtaken(kind: object, name: str) -> dict[str, Any]:
+        try:
+            return await read(kind, name)
+        finally:
+            # As the watch does, before the answer has come.
+            standby.node_prepulls.read(version(3))
+
+    api.get = overtaken  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="Conflict"):
+        await writer.write("n1")
+    assert standby.world.node_prepulls["n1"].object.metadata.resource_version == "3"
+
+
 @pytest.mark.parametrize(("image", "states"), [("No Image", []), ("redis:7", ["Absent"])])
 async def test_an_image_of_many_waits_for_an_object_that_is_refused(image: str, states: list[str]) -> None:
     """It may be an owner that the entry had no room for. One that is in the plan is not."""

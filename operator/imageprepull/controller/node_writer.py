@@ -202,15 +202,21 @@ class NodeWriter:
         """What it was decided on is not what stands there, and no event may ever say so.
 
         After a restored backup the watch finds the object as it had it, and what our own last write answered is gone.
+        But what the watch tells while the answer is on its way may be newer, and is told once.
         """
+        before = self._follower.cache.get(("", name))
         try:
             document = await self._api.get(NODEPREPULLS, name)
         except ApiError as error:
             if not object_missing(error, name):
                 raise
-            self._follower.missing(("", name))
+            if self._follower.cache.get(("", name)) is before:
+                self._follower.missing(("", name))
         else:
-            self._follower.read(document)
+            if self._follower.cache.get(("", name)) is before:
+                self._follower.read(document)
+            else:
+                self._follower.answered(document)
 
     async def _end_repair(self, name: str, known: KnownNodePrepull, order: RepairOrder | None) -> None:
         """Take away an order that was carried out, or that cannot be."""

@@ -267,6 +267,38 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
     assert vouching.vouches()
 
 
+async def test_one_that_cannot_follow_does_not_have_the_others_list_again_and_again() -> None:
+    """It fails for good, say: whoever may not list pods gets the same answer each time."""
+    api, standby, vouching = await operator()
+    api.trusted = False
+    for informer in standby.informers:
+        informer.synced.set()
+    pods = standby.informers[2]
+    for _ in range(2):
+        pods.broken, pods.problem = True, "403 Forbidden"
+        await vouching.look()
+        vouching.renewed()
+        assert [informer.synced.is_set() for informer in standby.informers] == [True] * 3
+        assert not standby.queues.prepulls
+        assert vouching.doubt == "the caches do not follow the API server"
+    pods.problem, api.trusted = "", True
+    await vouching.look()
+    assert [informer.synced.is_set() for informer in standby.informers] == [False] * 3
+    assert not vouching.vouches()
+
+
+async def test_a_connection_that_is_lost_during_a_look_is_not_vouched_beyond() -> None:
+    api, standby, vouching = await operator()
+
+    def cut() -> None:
+        standby.informers[1].broken = True
+
+    api.meanwhile = cut
+    await vouching.look()
+    assert not vouching.vouches()
+    assert vouching.doubt == "the API server was lost from sight (nodeprepulls)"
+
+
 async def test_what_events_tell_while_a_list_is_under_way_is_no_step_back() -> None:
     api, standby, vouching = await operator()
 

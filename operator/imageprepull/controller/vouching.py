@@ -88,8 +88,10 @@ class Vouching:
         if self.vouches() or not (self._world.deleting() or time.monotonic() >= self._next):
             return
         turn = self._turn
-        if lost := self._lost():
-            self._start_over(f"the API server was lost from sight ({', '.join(lost)})")
+        lost = self._lost()
+        # All of them, or one that cannot follow for good would have the others list for ever.
+        if lost and not any(informer.problem for informer in self._standby.informers):
+            self._start_over(lost)
             return
         seen = self._seen()
         try:
@@ -116,16 +118,17 @@ class Vouching:
             self.doubt = "to list all ImagePrepulls takes longer than the Lease is left without a renewal"
         while self._turn == turn:
             # What is in the plan by now stays there while the nodes are looked at.
-            self.doubt = self._doubt(found, trusted=trusted) or await self._unwritten()
+            self.doubt = self._doubt(found, trusted=trusted) or await self._unwritten() or self._lost()
             if not self.doubt and self._world.deleting():
                 self._sure = turn
-            if not self.doubt or not trusted:
+            if not self.doubt or not trusted or self._lost():
                 return
             await asyncio.sleep(SETTLING)
 
-    def _lost(self) -> list[str]:
+    def _lost(self) -> str:
         """What a list has to tell again before an order is vouched for. Without an order no list is wanted for that."""
-        return [one.kind.plural for one in self._standby.informers if one.broken and self._world.deleting()]
+        lost = ", ".join(one.kind.plural for one in self._standby.informers if one.broken)
+        return f"the API server was lost from sight ({lost})" if lost and self._world.deleting() else ""
 
     def _start_over(self, why: str) -> None:
         self.doubt = why

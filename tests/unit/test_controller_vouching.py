@@ -345,6 +345,22 @@ async def test_writes_that_take_nothing_back_can_wait(doubt: Doubt) -> None:
     assert vouching.vouches()
 
 
+async def test_an_order_that_is_said_to_be_carried_out_may_have_to_be_taken_back_too() -> None:
+    """A backup brings back both, of an image that was brought again since; its agent obeys once more."""
+    api, standby, vouching = await operator()
+    done = ordered(done=True)
+    done["metadata"] |= {"name": "n2", "uid": "n2"}
+    standby.intake.node_prepull(Change("added", done, None, witnessed=False))
+    api.taken_back = {"n2"}
+    looking = asyncio.create_task(vouching.look())
+    async with asyncio.timeout(30):
+        await until(lambda: bool(vouching.doubt) or vouching.vouches())
+        assert vouching.doubt.endswith("where an order is to be taken back: n2")
+        await settle(standby)
+        await looking
+    assert vouching.vouches()
+
+
 async def test_a_node_that_is_looked_at_again_later_is_written() -> None:
     _, standby, vouching = await operator()
     standby.queues.nodes.add("n1", LONG)

@@ -111,6 +111,10 @@ class NodeWriter:
 
         What else is due can wait without harm.
         """
+        known = self._world.node_prepulls.get(name)
+        if known is None or not self._world.may_mean(name, known.ordered):
+            # There may be thousands of them, and to render costs several times this.
+            return False
         return takes_back(self._world.current(name), self._render(name))
 
     async def _decide(self, name: str) -> Rendered:

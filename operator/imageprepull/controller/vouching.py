@@ -145,7 +145,7 @@ class Vouching:
 
     async def _unwritten(self) -> str:
         waiting = []
-        for name in sorted(self._world.deleting()):
+        for name in sorted(self._world.ordered()):
             if not self._queues.nodes.behind(name):
                 continue
             if self._takes_back(name):

@@ -6,7 +6,7 @@ that are gone have said last (`policies`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -60,6 +60,11 @@ class KnownNodePrepull:
         """Whether its agent has an image left to delete. Asked for all nodes again and again."""
         return orders_to_delete(self.object)
 
+    @cached_property
+    def ordered(self) -> frozenset[str]:
+        """The digests of images that entries order to delete, whatever is said to have become of that."""
+        return frozenset(entry.digest for entry in self.object.spec.images if entry.to_be_deleted)
+
 
 @dataclass(frozen=True, slots=True)
 class AgentPod:
@@ -104,6 +109,22 @@ class World:
     def deleting(self) -> set[str]:
         """The nodes where an order to delete an image stands."""
         return {name for name, known in self.node_prepulls.items() if known.deletes}
+
+    def ordered(self) -> set[str]:
+        """The nodes with such an entry, carried out or not.
+
+        A restored backup may say so of an image that was brought again since, and its agent obeys anew.
+        """
+        return {name for name, known in self.node_prepulls.items() if known.ordered}
+
+    def may_mean(self, node: str, digests: Collection[str]) -> bool:
+        """Whether the plan has an object bring one of these images to a node, or keep it there, as far as is known."""
+        for choice in self.choices.values():
+            kept = choice.kept.get(node)
+            for one in kept.images if kept else choice.nodes.get(node, ()):
+                if not one.digest or one.digest in digests:
+                    return True
+        return False
 
     def reported_strays(self) -> dict[str, frozenset[tuple[str, str]]]:
         """What agents report at this moment, by node."""

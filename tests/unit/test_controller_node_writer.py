@@ -144,16 +144,17 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
 
 
+def version(number: int) -> dict[str, Any]:
+    """n1's NodePrepull, as of a resourceVersion."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": str(number), "ownerReferences": [owner]}
+    return {"metadata": metadata, "spec": {"images": []}}
+
+
 @pytest.mark.parametrize("found", [True, False])
 async def test_what_the_watch_tells_while_an_object_is_read_again_is_not_lost(found: bool) -> None:
     """An agent's last word, say: no other event would come for long."""
     api, standby, writer = operator()
-    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
-
-    def version(number: int) -> dict[str, Any]:
-        metadata = {"name": "n1", "uid": "n1", "resourceVersion": str(number), "ownerReferences": [owner]}
-        return {"metadata": metadata, "spec": {"images": []}}
-
     standby.node_prepulls.read(version(1))
     api.stored = version(2) if found else None
     read = api.get
@@ -169,6 +170,24 @@ async def test_what_the_watch_tells_while_an_object_is_read_again_is_not_lost(fo
     with pytest.raises(ApiError, match="Conflict"):
         await writer.write("n1")
     assert standby.world.node_prepulls["n1"].object.metadata.resource_version == "3"
+
+
+async def test_what_was_made_anew_and_deleted_while_it_is_read_again_is_not_there() -> None:
+    api, standby, writer = operator()
+    standby.node_prepulls.read(version(1))
+    api.stored = version(3)
+    apply = api.apply
+
+    async def overtaken(*arguments: Any, **more: Any) -> dict[str, Any]:
+        # The watch tells that it is deleted before the conflict is known, and that its next life is before it is read.
+        standby.node_prepulls.missing(("", "n1"))
+        standby.node_prepulls.version = "4"
+        return await apply(*arguments, **more)
+
+    api.apply = overtaken  # type: ignore[method-assign]
+    with pytest.raises(ApiError, match="Conflict"):
+        await writer.write("n1")
+    assert standby.world.node_prepulls == standby.node_prepulls.cache == {}
 
 
 @pytest.mark.parametrize(("image", "states"), [("No Image", []), ("redis:7", ["Absent"])])

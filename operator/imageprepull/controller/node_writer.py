@@ -217,7 +217,7 @@ class NodeWriter:
             if self._follower.cache.get(("", name)) is before:
                 self._follower.missing(("", name))
         else:
-            if self._follower.cache.get(("", name)) is before:
+            if before is not None and self._follower.cache.get(("", name)) is before:
                 self._follower.read(document)
             else:
                 self._follower.answered(document)

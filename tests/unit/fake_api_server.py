@@ -44,7 +44,8 @@ class FakeApiServer:
     bodies: list[Any] = field(default_factory=list)
     version: int = 100
     compacted: int = 0
-    watch_mode: str = "normal"  # normal, silent (accepts, then nothing), torn (half a line, then closed)
+    # normal, silent (accepts, then nothing), torn (half a line, then closed), closed, brief (a bookmark, then closed)
+    watch_mode: str = "normal"
     page_token_expired: bool = False
     schemas: Document | None = None  # of the OpenAPI document
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -173,8 +174,10 @@ class FakeApiServer:
             return web.json_response(status(410, "Expired"), status=410)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        if self.watch_mode == "torn":
-            await response.write(b'{"type":"MODIFIED","object":{"metad')
+        if self.watch_mode in ("torn", "closed", "brief"):
+            mark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self.version)}}}
+            said = {"torn": '{"type":"MODIFIED","object":{"metad', "brief": json.dumps(mark) + "\n"}
+            await response.write(said.get(self.watch_mode, "").encode())
             return response
         if self.watch_mode == "silent":
             await asyncio.Event().wait()

@@ -375,6 +375,23 @@ async def test_a_lost_connection_is_remembered_until_the_next_list(server: FakeA
     assert not broken
 
 
+@pytest.mark.parametrize(
+    ("mode", "server_timeout", "broken"), [("brief", 300, True), ("brief", 1, False), ("closed", 300, False)]
+)
+async def test_a_watch_that_is_closed_before_its_time_is_a_lost_connection_however_politely(
+    server: FakeApiServer, mode: str, server_timeout: float, broken: bool
+) -> None:
+    """As an API server closes all when it goes, or when its etcd has: the next may be found at once, and as it was.
+
+    Where none ever lasts, it is no sign of that, and nobody must list for each.
+    """
+    server.watch_mode = mode
+    timings = Timings(server_timeout=server_timeout, backoff_base=0.01)
+    async with following(server, timings) as (informer, _):
+        await server.until_asked("WATCH", 3)
+        assert (informer.broken, informer.problem) == (broken, "")
+
+
 async def test_the_newest_version_outlives_an_older_list(server: FakeApiServer) -> None:
     await server.put("a")
     async with following(server) as (informer, seen):

@@ -35,6 +35,8 @@ from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import Kind
 
 logger = structlog.get_logger(__name__)
+EARLY = 1.0
+"""Seconds before its time at which a watch that ends was not ended for its time: clocks of two machines measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ class Informer:
         """The highest that was heard, by answers too, since the beginning or `start_over`: higher than `version` after a
         restore."""
         self.broken = False
-        """Whether the connection was lost since the last list, or `start_over`. Events went on from a resourceVersion, which proves nothing
-        about what a backup has put back meanwhile."""
+        """Whether the connection was lost since the last list, or `start_over`, or closed before its time. Events went on from
+        a resourceVersion, which proves nothing about what a backup has put back meanwhile."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -214,7 +216,10 @@ class Informer:
                 self._hear(document["metadata"]["resourceVersion"])
                 if event != "BOOKMARK":
                     self._tell(take_event(self.cache, event, document))
-        if not spoke and time.monotonic() - began < self._timings.backoff_cap:
+        lasted = time.monotonic() - began
+        if spoke or lasted >= self._timings.backoff_cap:
+            self.broken = self.broken or lasted < self._timings.server_timeout - EARLY
+        else:
             # A server or proxy that closes every watch at once must not be asked in a tight loop.
             await self._pause(self._next_backoff())
 

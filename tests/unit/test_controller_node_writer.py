@@ -187,7 +187,7 @@ async def test_what_was_made_anew_and_deleted_while_it_is_read_again_is_not_ther
     api.apply = overtaken  # type: ignore[method-assign]
     with pytest.raises(ApiError, match="Conflict"):
         await writer.write("n1")
-    assert standby.world.node_prepulls == standby.node_prepulls.cache == {}
+    assert (standby.world.node_prepulls, standby.node_prepulls.cache) == ({}, {})
 
 
 @pytest.mark.parametrize(("image", "states"), [("No Image", []), ("redis:7", ["Absent"])])

@@ -189,6 +189,31 @@ def test_what_has_become_due_since_a_step_began_is_due_at_once_and_what_it_has_s
     assert next_due(spec, repair, NOW, began=95) == 20
 
 
+DEADLINES = ("due", "repair_due", "pin_due", "unpin_due")
+
+
+@pytest.mark.parametrize("deadline", DEADLINES)
+@given(spec=specs, seen=observations)
+def test_time_alone_makes_nothing_due_before_the_next_step(
+    deadline: str, spec: list[DesiredImage], seen: Observed
+) -> None:
+    """What no event tells is done when it is due, or it waits for the next resync."""
+    passed, coming = dict.fromkeys(KEYS, NOW - 5), dict.fromkeys(KEYS, NOW + 5)
+    due = {name: coming if name == deadline else passed for name in DEADLINES}
+    observed = replace(
+        seen,
+        due=due["due"],
+        repair_due=due["repair_due"],
+        pin_due=due["pin_due"],
+        unpin_due=due["unpin_due"],
+        pinned=set(KEYS),
+        unmarked=set(KEYS),
+    )
+    wait = next_due(spec, observed, NOW)
+    if plan(spec, observed, NOW + 5) != plan(spec, observed, NOW):
+        assert wait == 5
+
+
 limits = st.integers(1, 20)
 chances = st.floats(0, 1, exclude_max=True)
 

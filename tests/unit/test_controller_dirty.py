@@ -102,3 +102,20 @@ async def test_keys_that_need_no_request_let_others_in_between() -> None:
             await asyncio.sleep(0)
     working.cancel()
     assert "others" in seen[seen.index(0) : seen.index(2)]
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_worker_that_is_cancelled_in_the_moment_of_a_mark_ends(steps: int) -> None:
+    queue: DirtyKeys[str] = DirtyKeys(debounce=1000)
+    queue.add("a")
+    worker = asyncio.create_task(queue.take())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    queue.add("b")
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    worker.cancel()
+    await asyncio.wait([worker], timeout=1)
+    ended = worker.cancelled()
+    worker.cancel()
+    assert ended

@@ -75,7 +75,9 @@ class DirtyKeys(Generic[K]):
                     return key
                 continue
             try:
-                await asyncio.wait_for(self._changed.wait(), wait)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the mark.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

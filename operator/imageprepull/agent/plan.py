@@ -26,36 +26,47 @@ def key_of(image: DesiredImage) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """`present`: what the runtime said (a missing key: not asked yet). `due`: when a failed image may be tried.
-
-    `final`: those of `due` that are shown as Failed. `released`: Absent entries that were carried out.
-    `pinned`: those that carry a pin of ours. `unmarked`: those that are there without a label of ours
-    that they are to have, `pin_due`: when it may be set, `unpin_due`: when one may be taken that is not wanted. `repaired`: those whose `repair` was carried out. `repair_due`: when one may
-    be that had no room, `repair_cramped`: those that have none still. `verifying`: whether one is being compared with its blobs. `removing`: Absent entries that are being carried out. `cramped`: pulls that wait
-    for room on the disk. `held_back`: those of them that must not start now.
-    """
+    """What is so on the node, by entry. Moments are monotonic seconds."""
 
     present: Mapping[Key, bool]
+    """What the runtime said; a missing key: not asked yet."""
     running: AbstractSet[Key]
     due: Mapping[Key, float]
+    """When a failed image may be tried again."""
     final: AbstractSet[Key] = frozenset()
+    """Those of `due` that are shown as Failed."""
     released: AbstractSet[Key] = frozenset()
-    pinned: AbstractSet[Key] = frozenset()
-    unmarked: AbstractSet[Key] = frozenset()
-    repaired: AbstractSet[Key] = frozenset()
-    repair_due: Mapping[Key, float] = field(default_factory=dict)
-    repair_cramped: AbstractSet[Key] = frozenset()
-    verifying: bool = False
+    """Absent entries that were carried out."""
     removing: AbstractSet[Key] = frozenset()
-    cramped: AbstractSet[Key] = frozenset()
-    held_back: AbstractSet[Key] = frozenset()
+    """Absent entries that are being carried out."""
+    pinned: AbstractSet[Key] = frozenset()
+    """Those that carry a pin of ours."""
+    unmarked: AbstractSet[Key] = frozenset()
+    """Those that are there without a label of ours that they are to have."""
     pin_due: Mapping[Key, float] = field(default_factory=dict)
+    """When such a label may be set."""
     unpin_due: Mapping[Key, float] = field(default_factory=dict)
+    """When a pin that is not wanted may be taken."""
+    repaired: AbstractSet[Key] = frozenset()
+    """Those whose `repair` was carried out."""
+    repair_due: Mapping[Key, float] = field(default_factory=dict)
+    """When a comparison that had no room may be tried again."""
+    repair_cramped: AbstractSet[Key] = frozenset()
+    """Comparisons that have no room still."""
+    verifying: bool = False
+    """Whether an image is being compared with its blobs."""
+    cramped: AbstractSet[Key] = frozenset()
+    """Pulls that wait for room on the disk."""
+    held_back: AbstractSet[Key] = frozenset()
+    """Those of `cramped` that must not start now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """In this order: stop, start, verify, pin, unpin, remove. The limits are the strictest of the images in work; None when none is."""
+    """In this order: stop, start, verify, pin, unpin, remove.
+
+    The limits are the strictest of the images in work; None when none is.
+    """
 
     start: tuple[Key, ...] = ()
     stop: tuple[Key, ...] = ()

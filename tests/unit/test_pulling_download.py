@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.settings import PullSettings
 from imageprepull.pulling.sidecars import read_sidecar, sidecar_path
+from imageprepull.pulling.spool import SpoolFile
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
 from tests.testbed.faulty_registry import Fault, FaultyRegistry
@@ -184,6 +187,59 @@ async def test_one_who_gives_up_while_another_downloads_leaves_nothing_behind(be
         await downloading
     assert len(bench.left()) == 2, "b comes again"
     await bench.spool.give_up("b")
+    assert bench.left() == []
+
+
+async def test_one_who_gives_up_a_file_that_names_nobody_yet_leaves_nothing_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both came before it was opened, and so little of it is there that nothing is noted."""
+    opening, real = threading.Event(), SpoolFile.open
+
+    def slow(self: SpoolFile) -> None:
+        assert opening.wait(30)
+        real(self)
+
+    monkeypatch.setattr(SpoolFile, "open", slow)
+    release = asyncio.Event()
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
+    a, b = (asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner=owner))) for owner in "ab")
+    await asyncio.wait([a, b], timeout=0.05)
+    opening.set()
+    await bench_until(lambda: bool(bench.held))
+    a.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await a
+    await bench.spool.give_up("a")
+    release.set()
+    assert await b == BODY
+    assert bench.left() == []
+
+
+async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothing_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
+    loop = asyncio.get_running_loop()
+
+    def slow(self: SpoolFile, **options: Any) -> None:
+        loop.call_soon_threadsafe(closing.set)
+        assert go_on.wait(30)
+        real(self, **options)
+
+    monkeypatch.setattr(SpoolFile, "close", slow)
+    release = asyncio.Event()
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
+    fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
+    await bench_until(lambda: bool(bench.held))
+    fetching.cancel()
+    await closing.wait()
+    giving_up = asyncio.create_task(bench.spool.give_up("a"))
+    await asyncio.wait([giving_up], timeout=0.05)
+    go_on.set()
+    await giving_up
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
     assert bench.left() == []
 
 

@@ -177,7 +177,10 @@ class Spool:
         Raises:
             OSError: the disk fails.
         """
-        for digest in await in_thread(lambda: digests_of(self.folder, owner)):
+        # A file that somebody fills names its owners on disk only after a while, and at its end.
+        digests = {digest: None for digest, shared in self._shared.items() if owner in shared.owners}
+        digests |= dict.fromkeys(await in_thread(lambda: digests_of(self.folder, owner)))
+        for digest in digests:
             async with self._opening.hold(digest):
                 shared = await self._going_on(digest)
                 if shared is not None:
@@ -199,12 +202,15 @@ class Spool:
                 shared.served.discard(wanted.owner)
             if shared.users:
                 return
-            if self._shared.get(digest) is shared:
-                del self._shared[digest]
-            shared.task.cancel()
-            await asyncio.wait([shared.task])
-            if not shared.task.cancelled() and shared.task.exception() is None:
-                await asyncio.to_thread(shared.close)
+            try:
+                shared.task.cancel()
+                await asyncio.wait([shared.task])
+                if not shared.task.cancelled() and shared.task.exception() is None:
+                    await asyncio.to_thread(shared.close)
+            finally:
+                # Not before its owners are noted: who gives up looks for a file here first.
+                if self._shared.get(digest) is shared:
+                    del self._shared[digest]
 
 
 async def _verified(growing: Growing) -> Path:

@@ -118,6 +118,8 @@ async def containerd(daemon: ContainerdDaemon) -> AsyncIterator[Containerd]:
             assert await leftovers(connection) == Leftovers()
         finally:
             await wipe(connection)
+            # What a defect has left in one test's spool is not every later test's failure.
+            shutil.rmtree(daemon.folder / "spool", ignore_errors=True)
 
 
 @pytest.fixture

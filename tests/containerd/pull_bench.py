@@ -137,7 +137,7 @@ class PullBench:
     async def assert_clean(self) -> None:
         """No lease, ingest, active snapshot or spool file."""
         assert await leftovers(self.containerd) == Leftovers()
-        assert self.spooled() == []
+        assert self.spooled() == [], self.spooled()
 
 
 @asynccontextmanager

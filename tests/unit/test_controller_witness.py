@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -40,6 +41,31 @@ def test_what_a_restored_backup_brings_back_is_not_gone_any_more() -> None:
     witness.deleted("u", *WHERE)
     witness.read("u", found=False, trusted=True, now=60)
     assert witness.gone == {"u"}
+
+
+@pytest.mark.parametrize("gone", [True, False])
+@pytest.mark.parametrize("by", ["list", "object", "suspicion"])
+def test_an_answer_that_was_on_its_way_when_the_deletion_was_told_says_nothing(by: str, gone: bool) -> None:
+    witness = Witness(interval=30)
+    witness.deleted("u", *WHERE, now=10)
+    if gone:
+        witness.read("u", found=False, trusted=True, now=10)
+
+    def answer(asked: float) -> None:
+        if by == "list":
+            witness.listed(["u"], {"u": WHERE}, asked=asked)
+        elif by == "object":
+            witness.seen("u", asked=asked)
+        else:
+            witness.read("u", found=True, trusted=True, now=12, asked=asked)
+
+    answer(9)
+    witness.read("u", found=False, trusted=True, now=12)
+    assert witness.gone == {"u"}
+    witness.seen("u", asked=11)
+    assert witness.gone == frozenset(), "a backup was restored"
+    witness.listed([], {"u": WHERE}, asked=12)
+    assert witness.missing
 
 
 def test_missing_after_a_gap_needs_two_gets_apart() -> None:

@@ -5,8 +5,10 @@ The callbacks of the informers and kopf's events end here; the loops take over f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import msgspec
@@ -65,7 +67,7 @@ class Intake:
         known = self._world.prepulls.get(key)
         self._world.policies.note(body, last=event == "DELETED")
         if event == "DELETED":
-            self._witness.deleted(metadata["uid"], *key)
+            self._witness.deleted(metadata["uid"], *key, now=time.monotonic())
         elif known is not None and known.resource_version == metadata["resourceVersion"]:
             # The echo of our own status write.
             return
@@ -77,7 +79,7 @@ class Intake:
         self._world.policies.note(document, asked=asked)
         known = self._world.prepulls.get(found.key)
         self._world.prepulls[found.key] = found
-        self._witness.seen(found.uid)
+        self._witness.seen(found.uid, asked=inf if asked is None else asked)
         if (
             known is None
             or (known.uid, known.generation) != (found.uid, found.generation)

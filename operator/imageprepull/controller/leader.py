@@ -166,7 +166,7 @@ class Leader:
         referenced = standby.world.referenced()
         for key in standby.world.prepulls.keys() - present:
             standby.intake.no_prepull(key)
-        standby.witness.listed({known.uid for known in found}, referenced)
+        standby.witness.listed({known.uid for known in found}, referenced, asked=asked)
         if not standby.world.owners_cut():
             standby.witness.forget(referenced)
             standby.world.policies.forget(referenced)

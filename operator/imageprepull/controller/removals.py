@@ -52,12 +52,15 @@ class Removals:
     async def check(self) -> None:
         """Read what is due, and let go of what is gone."""
         before = self._witness.gone
-        due = self._witness.due(time.monotonic())
+        asked = time.monotonic()
+        due = self._witness.due(asked)
         if due:
             answers = [(suspect, await self._exists(suspect)) for suspect in due]
             trusted = await self._trust.holds()
             for suspect, found in answers:
-                self._witness.read(suspect.uid, found=found, trusted=trusted, now=time.monotonic())
+                self._witness.read(
+                    suspect.uid, found=found, trusted=trusted, now=time.monotonic(), asked=asked
+                )
         marks = await self._marks() if self._witness.waiting else {}
         self._hold(
             self._witness.release(

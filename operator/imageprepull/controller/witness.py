@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 MASS_SHARE = 0.1
 
@@ -48,6 +49,8 @@ class Witness:
         self._interval = interval
         self._suspects: dict[str, Suspect] = {}
         self._gone: set[str] = set()
+        self._told: dict[str, float] = {}
+        """When the watch told of a deletion, by uid. An answer that was asked before that may show what was."""
 
     def __repr__(self) -> str:
         suspects = ", ".join(
@@ -60,21 +63,27 @@ class Witness:
         """The uids that are gone for good; their entries may be withdrawn."""
         return frozenset(self._gone)
 
-    def deleted(self, uid: str, namespace: str, name: str) -> None:
+    def deleted(self, uid: str, namespace: str, name: str, *, now: float = -inf) -> None:
         """The watch delivered the deletion of this uid. It replaces a weaker suspicion."""
+        self._told[uid] = now
         if uid not in self._gone:
             self._suspects[uid] = Suspect(uid, namespace, name, Cause.DELETED_EVENT)
 
-    def seen(self, uid: str) -> None:
-        """The object was read alive. One that was gone is back with its uid when a backup was restored."""
+    def seen(self, uid: str, *, asked: float = inf) -> None:
+        """The object was read alive, as was `asked` then. One that was gone is back when a backup was restored."""
+        if asked < self._told.get(uid, -inf):
+            return
+        self._told.pop(uid, None)
         self._suspects.pop(uid, None)
         self._gone.discard(uid)
 
-    def listed(self, present: Iterable[str], referenced: Mapping[str, tuple[str, str]]) -> None:
+    def listed(
+        self, present: Iterable[str], referenced: Mapping[str, tuple[str, str]], *, asked: float = inf
+    ) -> None:
         """A complete quorum list showed `present`; `referenced` maps the other uids we know to (namespace, name)."""
         alive = set(present)
         for uid in alive:
-            self.seen(uid)
+            self.seen(uid, asked=asked)
         for uid, (namespace, name) in referenced.items():
             if uid not in alive and uid not in self._gone and uid not in self._suspects:
                 self._suspects[uid] = Suspect(uid, namespace, name, Cause.MISSING_AFTER_GAP)
@@ -82,6 +91,8 @@ class Witness:
     def forget(self, referenced: Iterable[str]) -> None:
         """Drop gone uids that no NodePrepull names any more."""
         self._gone &= set(referenced)
+        for uid in self._told.keys() - self._gone - self._suspects.keys():
+            del self._told[uid]
 
     def due(self, now: float) -> list[Suspect]:
         """The suspects that need a quorum GET now."""
@@ -106,13 +117,13 @@ class Witness:
         """Whether anything is suspected to have vanished unseen."""
         return any(one.cause is Cause.MISSING_AFTER_GAP for one in self._suspects.values())
 
-    def read(self, uid: str, *, found: bool, trusted: bool, now: float) -> None:
-        """The answer of a quorum GET. `trusted`: CRDs and caches were in order after it was asked."""
+    def read(self, uid: str, *, found: bool, trusted: bool, now: float, asked: float = inf) -> None:
+        """The answer of a quorum GET that was `asked` then. `trusted`: CRDs and caches were in order after it was asked."""
         suspect = self._suspects.get(uid)
         if suspect is None:
             return
         if found:
-            self.seen(uid)
+            self.seen(uid, asked=asked)
         elif not trusted:
             # Both reads of cause (c) must happen while the absence means something.
             suspect.first_missing = None

@@ -70,7 +70,7 @@ class Witness:
             self._suspects[uid] = Suspect(uid, namespace, name, Cause.DELETED_EVENT)
 
     def seen(self, uid: str, *, asked: float = inf) -> None:
-        """The object was read alive, as was `asked` then. One that was gone is back when a backup was restored."""
+        """The object was read alive, by a request sent at `asked`. One that was gone is back: a backup was restored."""
         if asked < self._told.get(uid, -inf):
             return
         self._told.pop(uid, None)
@@ -118,7 +118,7 @@ class Witness:
         return any(one.cause is Cause.MISSING_AFTER_GAP for one in self._suspects.values())
 
     def read(self, uid: str, *, found: bool, trusted: bool, now: float, asked: float = inf) -> None:
-        """The answer of a quorum GET that was `asked` then. `trusted`: CRDs and caches were in order after it was asked."""
+        """The answer of a quorum GET that was sent at `asked`. `trusted`: CRDs and caches were in order after it was asked."""
         suspect = self._suspects.get(uid)
         if suspect is None:
             return

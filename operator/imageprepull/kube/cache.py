@@ -65,11 +65,6 @@ def remove(cache: dict[Key, Document], key: Key) -> list[Change]:
     return [] if old is None else [Change("deleted", old, old, witnessed=False)]
 
 
-def is_older(one: Document, other: Document) -> bool:
-    """Whether `one` is an earlier state of the same object, as far as the API server has not gone back between them."""
-    return uid_of(one) == uid_of(other) and int(version_of(one)) < int(version_of(other))
-
-
 def take_event(cache: dict[Key, Document], kind: str, document: Document) -> list[Change]:
     """Bring one watch event into `cache`. A re-created object is a deletion and an addition."""
     key = key_of(document)

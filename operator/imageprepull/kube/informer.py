@@ -21,7 +21,6 @@ from imageprepull.kube.cache import (
     Change,
     Document,
     Key,
-    is_older,
     key_of,
     put,
     remove,
@@ -131,10 +130,11 @@ class Informer:
         So does that it was deleted, and perhaps made anew: no event would tell once more.
         """
         known = self.cache.get(key_of(document))
+        version = int(version_of(document))
         if known is not None and uid_of(known) == uid_of(document):
-            overtaken = is_older(document, known)
+            overtaken = version < int(version_of(known))
         else:
-            overtaken = int(version_of(document)) <= int(self.version or 0)
+            overtaken = version <= int(self.version or 0)
         if not overtaken:
             self.read(document)
 

@@ -205,9 +205,6 @@ async def test_an_image_that_somebody_else_names_while_its_layer_is_given_to_the
 
     async def with_a_pull(self: Content, digest: str, labels: Mapping[str, str]) -> ContentInfo:
         monkeypatch.undo()
-        await theirs.leases.create("theirs", {}, 3600)
-        for digest_of_theirs in (image.manifest.digest, image.config.digest):
-            await theirs.leases.add_resource("theirs", "content", digest_of_theirs)
         await update(self, image.config.digest, label)
         found = await update(self, digest, labels)
         if when == "before the look":
@@ -215,6 +212,10 @@ async def test_an_image_that_somebody_else_names_while_its_layer_is_given_to_the
             await theirs.leases.delete("theirs")
         return found
 
+    # Its lease is older than the removal: without the records a collection may take the blobs at any moment.
+    await theirs.leases.create("theirs", {}, 3600)
+    for digest_of_theirs in (image.manifest.digest, image.config.digest):
+        await theirs.leases.add_resource("theirs", "content", digest_of_theirs)
     monkeypatch.setattr(Content, "update_labels", with_a_pull)
     removed = await remove(bench)
     assert THEIRS not in removed.records

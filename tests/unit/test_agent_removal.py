@@ -261,6 +261,46 @@ async def test_an_image_in_use_says_by_whom_and_goes_when_containers_go(bench: B
     assert await bench.steps() == ["unpin a", "remove a"]
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["the first look", "a later one"])
+async def test_a_container_that_goes_while_it_is_looked_for_is_not_waited_for_slowly(
+    bench: Bench, first: bool
+) -> None:
+    if not first:
+        bench.node.users = "web"
+        await bench.spec(gone("a"))
+        bench.node.users = ""
+        bench.clock.seconds += 1000
+    bench.node.collected.clear()
+    await bench.spec(gone("a"))
+    # It has been found, nobody has been told yet, and it goes.
+    bench.node.users = "web"
+    bench.clock.seconds += 100
+    bench.reconciler.retry_used()
+    bench.clock.seconds += 100
+    bench.node.collected.set()
+    await bench.steps()
+    assert bench.states() == ["a Waiting"]
+    bench.node.users = ""
+    assert await bench.steps(3) == ["unpin a", "remove a"]
+
+
+async def test_a_container_that_is_listed_a_moment_after_it_has_gone_is_not_waited_for_slowly(
+    bench: Bench,
+) -> None:
+    bench.node.users = "web"
+    await bench.spec(gone("a"))
+    bench.clock.seconds += 10
+    bench.reconciler.retry_used()
+    assert await bench.steps(1) == ["unpin a"]
+    bench.node.users = "another"
+    assert await bench.steps(3) == ["unpin a"]
+    assert await bench.steps(60) == [], "it is asked for once more, not for ever"
+    bench.reconciler.retry_used()
+    await bench.steps()
+    bench.node.users = ""
+    assert await bench.steps(3) == ["unpin a", "remove a"]
+
+
 async def test_an_image_in_use_is_asked_for_slowly_and_forgotten_with_its_entry(bench: Bench) -> None:
     bench.node.users = "web"
     await bench.spec(gone("a"))

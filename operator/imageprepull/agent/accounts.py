@@ -19,7 +19,7 @@ from imageprepull.resources.nodeprepull import DesiredImage
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Seconds. `ask_again`: after the runtime did not answer. `resync`: everything is asked anew, jittered.
+    """Seconds. `ask_again`: after the runtime did not answer, or not of now. `resync`: everything is asked anew, jittered.
 
     `recompare`: before a comparison that had no room is tried again at the earliest, when there is room.
     `repin`: before a pin that was set and is missing all the same, or could not be set, is set once more.

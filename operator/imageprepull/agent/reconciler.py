@@ -90,6 +90,7 @@ class Reconciler:
             tasks,
             self._accounts,
             confirm,
+            clock=clock,
             delays=delays,
             newest=lambda: self._desired,
             unpinned=self._doubt_pins,
@@ -185,6 +186,7 @@ class Reconciler:
 
     def retry_used(self) -> None:
         """Containers are gone: what could not be removed because one used it may be free now."""
+        self._removals.note_freed()
         for view in self.views.values():
             if view.desired.state is Desired.ABSENT and view.backoff and view.backoff.reason == IN_USE:
                 view.due = 0

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf
 
 import structlog
 
 from imageprepull.agent.accounts import Accounts, Delays
 from imageprepull.agent.backoff import Failure
+from imageprepull.agent.clock import Clock
 from imageprepull.agent.image import ImageView
 from imageprepull.agent.node import Node, NodeError
 from imageprepull.agent.operator_lease import OPERATOR_AWAY
@@ -37,6 +39,7 @@ class Removals:
         accounts: Accounts,
         confirm: Confirm | None,
         *,
+        clock: Clock,
         delays: Delays,
         newest: Callable[[], Sequence[DesiredImage]],
         unpinned: Callable[[], None],
@@ -47,6 +50,7 @@ class Removals:
         self._tasks = tasks
         self._accounts = accounts
         self._confirm = confirm or self._followed
+        self._clock = clock
         self._newest = newest
         self._unpinned = unpinned
         self._ended = ended
@@ -56,6 +60,9 @@ class Removals:
             NOT_CONFIRMED: delays.retry_order,
             OPERATOR_AWAY: delays.retry_order,
         }
+        self._ask_again = delays.ask_again
+        self._freed = -inf
+        """When containers were last heard to have gone."""
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._waiting: set[Key] = set()
         """Those of them that have removed nothing yet: their orders are being confirmed."""
@@ -85,6 +92,13 @@ class Removals:
             if not any(key_of(entry) == key and entry.to_be_deleted for entry in self._newest()):
                 self._running[key].cancel()
 
+    def note_freed(self) -> None:
+        """Containers are gone: whoever looks for them now, or has just looked, may have found one of them all the same.
+
+        The runtime says that a container has gone before its CRI leaves it out of its list.
+        """
+        self._freed = self._clock.now()
+
     async def stop(self) -> None:
         """Cut off what runs."""
         tasks = list(self._running.values())
@@ -94,6 +108,7 @@ class Removals:
             await asyncio.wait(tasks)
 
     async def _remove(self, view: ImageView, image: DesiredImage) -> None:
+        began = self._clock.now()
         try:
             # As for any Absent entry, whoever confirms it: a pin is set again as easily, and must not keep an image
             # from the kubelet's collection for as long as the order waits.
@@ -104,11 +119,12 @@ class Removals:
             kept = await self._node.remove(image, lambda: staying_digests(image, entries, self._newest()))
         except NodeError as error:
             failure = Failure(error.reason, str(error), error.permanent, error.retry_after)
-            self._failed(view, image, failure)
+            self._failed(view, image, failure, began)
         except Exception as error:
             # A defect in one image's removal must not take the node's pulls down with it.
             logger.exception("removal failed unexpectedly", image=image.reference, digest=image.digest)
-            self._failed(view, image, Failure("InternalError", f"{type(error).__name__}: {error}"))
+            failure = Failure("InternalError", f"{type(error).__name__}: {error}")
+            self._failed(view, image, failure, began)
         else:
             taken_back = not view.desired.to_be_deleted
             logger.info(
@@ -124,14 +140,16 @@ class Removals:
     async def _followed(self, _: DesiredImage) -> Sequence[DesiredImage]:
         return self._newest()
 
-    def _failed(self, view: ImageView, image: DesiredImage, failure: Failure) -> None:
+    def _failed(self, view: ImageView, image: DesiredImage, failure: Failure, began: float) -> None:
         if not view.desired.to_be_deleted:
             return  # it was taken back meanwhile: what has become of it holds nothing up.
         if view.backoff is None or view.backoff.reason != failure.reason:
             logger.warning(
                 "not removed", image=image.reference, reason=failure.reason, message=failure.message
             )
-        if failure.reason in self._patience:
+        if failure.reason == IN_USE and self._freed > began - self._ask_again:
+            self._accounts.waits(view, failure, self._ask_again)
+        elif failure.reason in self._patience:
             self._accounts.waits(view, failure, self._patience[failure.reason])
         else:
             self._accounts.failed(view, image, failure, 0)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ class Product:
             except (ClusterError, LookupError) as error:
                 problem = f" ({type(error).__name__}: {error})"
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout:.0f} s: {what}{problem}\n{self.story()}")
+                said = f"not within {timeout:.0f} s: {what}{problem}"
+                raise AssertionError(f"{said}\n{self.story()}\n{said}")
             time.sleep(0.2)  # between two questions to the API, nothing is timed by it
 
     def until_ready(self, name: str, timeout: float = 90) -> dict[str, Any]:
@@ -170,19 +172,37 @@ class Product:
         self.until(f"nothing but {images} is asked of any node", asked)
 
     def story(self) -> str:
-        """What a person would look at first."""
+        """What a person would look at first; the likeliest to explain it at the end, where a long output is not cut."""
+        looks: tuple[Callable[[], str], ...] = (
+            lambda: self._objects("imageprepull", "-A"),
+            lambda: self._objects("nodeprepull"),
+            lambda: self.cluster.kubectl("get", "pods", "-A", "-o", "wide"),
+            lambda: self.cluster.kubectl(
+                "-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/name=imageprepull", "--tail=15", "--prefix"
+            ),
+        )
         parts = []
-        for arguments in (
-            ("-n", NAMESPACE, "logs", "-l", "app.kubernetes.io/name=imageprepull", "--tail=15", "--prefix"),
-            ("-n", NAMESPACE, "get", "pods", "-o", "wide"),
-            ("get", "nodeprepull", "-o", "yaml"),
-            ("get", "imageprepull", "-A", "-o", "yaml"),
-        ):
+        for look in looks:
             try:
-                parts.append(self.cluster.kubectl(*arguments))
+                parts.append(look())
             except ClusterError as error:
                 parts.append(str(error))
         return "\n".join(parts)[-20000:]
+
+    def _objects(self, *which: str) -> str:
+        return "\n".join(json.dumps(summed_up(item)) for item in self.cluster.get(*which)["items"])
+
+
+def summed_up(value: Any) -> Any:
+    """An object as people read it first: of an image's layers how many are in which state."""
+    if isinstance(value, list):
+        return [summed_up(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {key: summed_up(one) for key, one in value.items() if key != "managedFields"}
+    if "layers" in value:
+        shown["layers"] = Counter(layer["state"] for layer in value["layers"])
+    return shown
 
 
 def kubectl_plugin(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -112,7 +112,7 @@ def test_repair_of_a_broken_image_that_a_container_uses_is_no_success(product: P
         assert "/repair-used has 0 bytes instead of 5" in used.stderr
         assert "uses it; delete the pods that run on this image" in used.stderr
     finally:
-        product.cluster.kubectl("delete", "pod/repair-user", "--wait")
+        product.delete_pods("repair-user")
     product.until(
         "the order is gone", lambda: "imageprepull.io/repair" not in annotations_of(product, node.name)
     )

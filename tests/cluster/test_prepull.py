@@ -71,7 +71,7 @@ def test_every_node_holds_the_image_and_pods_start_without_a_pull(product: Produ
             lambda selector=selector: product.cluster.get("events", "--field-selector", selector)["items"],  # type: ignore[misc]
         )
         assert "already present on machine" in events[0]["message"]
-    product.cluster.kubectl("delete", "pod", *[f"main-{name}" for name in NODES], "--wait")
+    product.delete_pods(*[f"main-{name}" for name in NODES])
     assert product.cluster.proxy.fetched_twice() == {}
 
 
@@ -114,7 +114,7 @@ def start_pods(product: Product, image: str, policy: str) -> None:
     product.cluster.kubectl(
         "wait", "--for=condition=Ready", *[f"pod/{name}" for name in names.values()], "--timeout=110s"
     )
-    product.cluster.kubectl("delete", "pod", *names.values(), "--wait")
+    product.delete_pods(*names.values())
 
 
 def test_every_node_unpacks_layers_itself_and_says_so(product: Product) -> None:

@@ -97,7 +97,7 @@ def test_an_image_in_use_waits_for_its_pod_and_says_so(product: Product) -> None
         assert holding(product, image) == set(users)
         product.until_unpinned("b", image)
     finally:
-        product.cluster.kubectl("delete", *pods, "--wait")
+        product.delete_pods(*users.values())
     until_gone(product, image)
 
 
@@ -145,7 +145,7 @@ def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what
             until_gone(product, image, ("a", "c"))
             until_in_use(product, "b", image)
         with no_operator(product):
-            product.cluster.kubectl("delete", *pods, "--wait")
+            product.delete_pods(*users)
             for image in (unwanted, anew):
                 waiting = until_waiting(product, "b", image, "OperatorAway")
                 assert "waits for the operator, without which nothing is deleted" in waiting["message"]
@@ -153,7 +153,7 @@ def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what
                 assert holding(product, image) == {"b"}
             product.apply("anew", anew)
     finally:
-        product.cluster.kubectl("delete", *pods, "--ignore-not-found", "--wait")
+        product.delete_pods(*users)
     until_gone(product, unwanted)
     product.until_ready("anew")
     assert holding(product, anew) == set(NODES)

@@ -214,7 +214,10 @@ def summed_up(value: Any) -> Any:
         return value
     shown = {key: summed_up(one) for key, one in value.items() if key != "managedFields"}
     if "layers" in value:
-        shown["layers"] = Counter(layer["state"] for layer in value["layers"])
+        shown["layers"] = states = Counter[str]()
+        for layer in value["layers"]:
+            # Those of a manifest say how many nodes have them in which state.
+            states.update(layer.get("nodes", {}) if "state" not in layer else [layer["state"]])
     return shown
 
 

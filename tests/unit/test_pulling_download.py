@@ -216,6 +216,33 @@ async def test_one_who_gives_up_a_file_that_names_nobody_yet_leaves_nothing_behi
     assert bench.left() == []
 
 
+@pytest.mark.parametrize("others", [(), ("c",)])
+async def test_one_who_gives_up_what_another_is_yet_to_open_leaves_nothing_behind(
+    bench: Bench, others: tuple[str, ...]
+) -> None:
+    """The other has waited for a connection in vain."""
+    bench.registry.faults[BLOB.digest] = [Fault(cut_after=2_000_000), *[Fault(status=503) for _ in range(50)]]
+    for owner in ("a", *others):
+        with pytest.raises(PullError):
+            await bench.fetch(bench.wanted(keep=True, owner=owner))
+    bench.limiter.limit = 1
+    async with bench.limiter.slot():
+        waiting = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="b")))
+        await bench_until(lambda: bool(bench.spool.in_use))
+        await bench.spool.give_up("a")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    found = read_sidecar(sidecar_path(bench.folder, BLOB.digest))
+    assert found is not None
+    assert found.all_owners == {"b", *others}
+    assert found.ranges == [(0, 2_000_000)], "who still comes finds all of it"
+    for owner in ("b", *others):
+        assert len(bench.left()) == 2
+        await bench.spool.give_up(owner)
+    assert bench.left() == []
+
+
 async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothing_behind(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,11 +88,19 @@ def all_owners(folder: Path) -> set[str]:
 
 def disown(folder: Path, digest: str, owner: str) -> None:
     """Take a name off a file that nobody has open; it goes with the last one."""
+    change_owners(folder, digest, drop={owner})
+
+
+def change_owners(
+    folder: Path, digest: str, *, add: Collection[str] = (), drop: Collection[str] = ()
+) -> None:
+    """Put names on a file that nobody has open, and take others off; it goes with the last one."""
     found = read_sidecar(sidecar_path(folder, digest))
-    if found is None or found.all_owners <= {owner}:
+    owners = set() if found is None else (found.all_owners | set(add)) - set(drop)
+    if found is None or not owners:
         remove_spool(folder, digest)
-    else:
-        _leave_to(folder, found, found.all_owners - {owner})
+    elif owners != found.all_owners:
+        _leave_to(folder, found, owners)
 
 
 def remove_all_but(folder: Path, owners: Collection[str] | None, boot_id: str) -> list[str]:
@@ -121,6 +129,7 @@ def remove_all_but(folder: Path, owners: Collection[str] | None, boot_id: str) -
 
 
 def _leave_to(folder: Path, sidecar: Sidecar, owners: set[str]) -> None:
-    # A full disk takes no new one. The old one names an owner too many, whom the next start of an agent takes off.
+    # A full disk takes no new one. The old one names an owner too many, whom the next start of an agent takes off, or
+    # one too few, who fetches for itself.
     with contextlib.suppress(OSError):
         write_sidecar(folder, msgspec.structs.replace(sidecar, owners=sorted(owners), lease=""))

@@ -19,6 +19,7 @@ from imageprepull.oci.descriptor import Descriptor
 from imageprepull.pulling.ranges import RangeMap
 from imageprepull.pulling.sidecars import (
     Sidecar,
+    change_owners,
     data_path,
     read_sidecar,
     remove_spool,
@@ -183,15 +184,19 @@ class SpoolFile:
     def close(self, *, keep: bool = True, served: Collection[str] = ()) -> None:
         """Close the file. Its ranges are noted for the owners; without an owner, or without `keep`, it is deleted.
 
+        One that was never opened stays as it is, for its owners and those of before.
+
         `served` are owners no more: they have got what they wanted.
 
         Raises:
             OSError: the ranges cannot be noted; then the bytes are gone too, since nobody could find them.
         """
         with self._note_lock:
-            if self._fd < 0:
-                return
             self._owners -= set(served)
+            if self._fd < 0:
+                # What an earlier attempt left is as good as it was; who will come for it has changed meanwhile.
+                change_owners(self._folder, self.digest, add=self._owners, drop={*self._disowned, *served})
+                return
             keep = keep and bool(self._owners)
             try:
                 if keep:

@@ -8,6 +8,7 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
@@ -292,6 +293,30 @@ def test_who_takes_part_later_owns_what_is_there(tmp_path: Path) -> None:
     file.close()
     file.own("lease-3")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["own", "disown"])
+def test_who_comes_or_goes_while_it_is_opened_does_not_cost_what_was_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Also if everybody dies right then."""
+    blob = left(tmp_path, BODY, "a", "c")
+    file, real = SpoolFile(tmp_path, blob, boot_id="now", owner="b"), SpoolFile._open_file
+    thread = Thread(target=getattr(file, change), args=("c",))
+
+    def opening(self: SpoolFile) -> None:
+        real(self)
+        thread.start()
+        thread.join(0.1)
+
+    monkeypatch.setattr(SpoolFile, "_open_file", opening)
+    file.open()
+    thread.join()
+    found = read_sidecar(sidecar_path(tmp_path, blob.digest))
+    assert found is not None
+    assert found.ranges == file.held.ranges == [(0, len(BODY) // 2)]
+    assert found.all_owners == file.owners == {"a", "b"} | ({"c"} if change == "own" else set())
+    file.close(keep=False)
 
 
 def test_who_gives_up_before_the_file_is_open_owns_nothing(tmp_path: Path) -> None:

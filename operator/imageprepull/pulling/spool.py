@@ -111,16 +111,17 @@ class SpoolFile:
         )
         if not believed:
             remove_spool(self._folder, self.digest)
-        self._open_file()
-        if believed and known is not None:
-            with self._note_lock:
+        # Who comes or goes right now is noted with what was believed.
+        with self._note_lock:
+            self._open_file()
+            if believed and known is not None:
                 self._owners |= known.all_owners - self._disowned
-            written = os.fstat(self._fd).st_size
-            self.held = RangeMap(
-                self.held.size,
-                [(start, end) for start, end in known.ranges if end <= written and start <= end],
-            )
-        self._noted = self.held.held
+                written = os.fstat(self._fd).st_size
+                self.held = RangeMap(
+                    self.held.size,
+                    [(start, end) for start, end in known.ranges if end <= written and start <= end],
+                )
+            self._noted = self.held.held
 
     def write(self, offset: int, chunks: Sequence[bytes], *, note_every: int) -> None:
         """Write `chunks` at `offset`, and note the ranges every so many bytes.

@@ -18,6 +18,7 @@ from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.oci.reference import Reference
 from imageprepull.pulling.blobs import Spool, Wanted
+from imageprepull.pulling.connection import Order
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.growing import Growing, SharedBlob, SpoolRestarted
 from imageprepull.pulling.limiter import Limiter
@@ -401,4 +402,33 @@ async def test_who_gives_up_while_a_failed_download_is_closed_leaves_nothing(
         await asyncio.wait([giving_up], timeout=0.05)
         await failed.end()
         await giving_up
+    assert bench.left() == []
+
+
+async def test_who_gives_up_in_the_moment_in_which_a_download_fails_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, closed = asyncio.Event(), threading.Event()
+    loop, close, disown = asyncio.get_running_loop(), SpoolFile.close, SpoolFile.disown
+
+    async def download(order: Order, _: object) -> None:
+        await asyncio.to_thread(order.spool.open)
+        order.listener.opened()
+        await failing.wait()
+        raise PullError("Refused", "no")
+
+    def closing(self: SpoolFile, **how: Any) -> None:
+        close(self, **how)
+        closed.set()
+
+    def late(self: SpoolFile, owner: str) -> None:
+        loop.call_soon_threadsafe(failing.set)
+        assert closed.wait(30)
+        disown(self, owner)
+
+    monkeypatch.setattr("imageprepull.pulling.blobs.download", download)
+    monkeypatch.setattr(SpoolFile, "close", closing)
+    monkeypatch.setattr(SpoolFile, "disown", late)
+    async with bench.spool.growing(bench.wanted(keep=True)):
+        await bench.spool.give_up("lease")
     assert bench.left() == []

@@ -185,7 +185,11 @@ class Spool:
                 shared = await self._going_on(digest)
                 if shared is not None:
                     await in_thread(partial(shared.file.disown, owner))
-                elif entirely:
+                    # It may have ended meanwhile, with the name noted.
+                    shared = await self._going_on(digest)
+                if shared is not None:
+                    continue
+                if entirely:
                     await in_thread(partial(remove_spool, self.folder, digest))
                 else:
                     await in_thread(partial(disown, self.folder, digest, owner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import pytest
@@ -10,15 +11,35 @@ from imageprepull.controller.assign import Choice
 from imageprepull.controller.leader import Leader
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
+from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
 
 
 class Api:
-    """A FAKE API server without a single ImagePrepull."""
+    """A FAKE API server, without a single ImagePrepull at first. An answer to a list waits for `arrive`."""
+
+    def __init__(self) -> None:
+        self.objects: list[dict[str, Any]] = []
+        self.asked, self.arrive = asyncio.Event(), asyncio.Event()
+        self.arrive.set()
 
     async def list(self, kind: object) -> tuple[list[dict[str, Any]], str]:
-        return [], "1"
+        found = list(self.objects)
+        self.asked.set()
+        await self.arrive.wait()
+        return found, "1"
+
+    async def get(self, kind: object, name: str, namespace: str) -> dict[str, Any]:
+        for document in self.objects:
+            if document["metadata"]["name"] == name:
+                return document
+        raise ApiError(404, "NotFound", f'imageprepulls "{name}" not found')
+
+
+def prepull(name: str, uid: str = "uid", generation: int = 1) -> dict[str, Any]:
+    metadata = {"namespace": "shop", "name": name, "uid": uid, "resourceVersion": f"{generation}"}
+    return {"metadata": metadata | {"generation": generation}, "spec": {"images": [{"image": "a"}]}}
 
 
 def owned_by(owners: int) -> Change:
@@ -60,3 +81,66 @@ async def test_who_is_not_listed_as_an_owner_hears_of_its_nodes(owners: int, tol
     assert bool(len(standby.queues.statuses)) is told
     if told:
         assert await standby.queues.statuses.take() == known.key
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ([], [prepull("web")]),
+        ([prepull("web")], [prepull("web", generation=2)]),
+        ([prepull("web")], []),
+        ([prepull("web")], [prepull("web", "anew")]),
+    ],
+    ids=["made", "edited", "deleted", "made anew"],
+)
+async def test_what_is_heard_while_a_list_is_on_its_way_stays(
+    before: list[dict[str, Any]], now: list[dict[str, Any]]
+) -> None:
+    """Nothing would tell of it again before the next list."""
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one")
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api.objects = before
+    await leader._list()
+    api.arrive.clear()
+    api.asked.clear()
+    listing = asyncio.create_task(leader._list())
+    await api.asked.wait()
+    api.objects = now
+    for document in before:
+        if not any(one["metadata"]["uid"] == document["metadata"]["uid"] for one in now):
+            standby.intake.prepull_event("DELETED", document)
+    for document in now:
+        standby.intake.prepull_event("MODIFIED", document)
+    await leader._read(("shop", "web"))
+    api.arrive.set()
+    await listing
+    known = [(one.uid, one.generation) for one in standby.world.prepulls.values()]
+    assert known == [(one["metadata"]["uid"], one["metadata"]["generation"]) for one in now]
+
+
+async def test_an_answer_that_is_older_than_a_list_does_not_count() -> None:
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one")
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    get = api.get
+
+    async def slow(kind: object, name: str, namespace: str) -> dict[str, Any]:
+        try:
+            return await get(kind, name, namespace)
+        finally:
+            api.objects = [prepull("web", generation=2)]
+            await leader._list()
+
+    api.get = slow  # type: ignore[method-assign]
+    await leader._read(("shop", "web"))
+    assert [one.generation for one in standby.world.prepulls.values()] == [2]
+    api.objects = [prepull("web")]
+    await leader._read(("shop", "web"))
+    assert [one.generation for one in standby.world.prepulls.values()] == [2]
+    api.get = get  # type: ignore[method-assign]
+    api.objects = []
+    await leader._read(("shop", "web"))
+    assert not standby.world.prepulls

@@ -74,12 +74,17 @@ class Intake:
         self._queues.prepulls.add(key)
 
     def prepull(self, document: dict[str, Any], *, asked: float | None = None) -> KnownPrepull:
-        """An ImagePrepull as just read, by a request that was sent at the monotonic time `asked`."""
-        found = read_prepull(document)
+        """An ImagePrepull as just read, by a request that was sent at the monotonic time `asked`; just now, unless given.
+
+        What one has told that was sent later stays, and so does that it was deleted: no event would tell once more.
+        """
+        found = read_prepull(document, time.monotonic() if asked is None else asked)
         self._world.policies.note(document, asked=asked)
         known = self._world.prepulls.get(found.key)
+        there = self._witness.seen(found.uid, asked=found.asked)
+        if not there or (known is not None and known.asked > found.asked):
+            return found
         self._world.prepulls[found.key] = found
-        self._witness.seen(found.uid, asked=inf if asked is None else asked)
         if (
             known is None
             or (known.uid, known.generation) != (found.uid, found.generation)
@@ -92,9 +97,11 @@ class Intake:
         self._queues.statuses.add(found.key)
         return found
 
-    def no_prepull(self, key: Key) -> None:
-        """There is no ImagePrepull under this key. That alone takes nothing back."""
-        if self._world.prepulls.pop(key, None) is not None:
+    def no_prepull(self, key: Key, *, asked: float = inf) -> None:
+        """There was no ImagePrepull under this key at `asked`. That alone takes nothing back."""
+        known = self._world.prepulls.get(key)
+        if known is not None and known.asked <= asked:
+            del self._world.prepulls[key]
             self._queues.plan.add(PLAN)
 
     def node(self, change: Change) -> None:
@@ -184,7 +191,7 @@ class Intake:
                 self._queues.statuses.add(known.key)
 
 
-def read_prepull(document: dict[str, Any]) -> KnownPrepull:
+def read_prepull(document: dict[str, Any], asked: float) -> KnownPrepull:
     """An ImagePrepull, whatever its spec: one that this version cannot read is refused, not forgotten."""
     metadata = decode(Metadata, document["metadata"])
     bad: BadSpec | None = None
@@ -213,6 +220,7 @@ def read_prepull(document: dict[str, Any]) -> KnownPrepull:
         prepull,
         candidate,
         bad,
+        asked,
     )
 
 

@@ -141,7 +141,7 @@ class Leader:
         except ApiError as error:
             if not object_missing(error, name):
                 raise
-            self._standby.intake.no_prepull(key)
+            self._standby.intake.no_prepull(key, asked=asked)
         else:
             self._standby.intake.prepull(document, asked=asked)
 
@@ -165,7 +165,7 @@ class Leader:
         present = {known.key for known in found}
         referenced = standby.world.referenced()
         for key in standby.world.prepulls.keys() - present:
-            standby.intake.no_prepull(key)
+            standby.intake.no_prepull(key, asked=asked)
         standby.witness.listed({known.uid for known in found}, referenced, asked=asked)
         if not standby.world.owners_cut():
             standby.witness.forget(referenced)

@@ -69,13 +69,17 @@ class Witness:
         if uid not in self._gone:
             self._suspects[uid] = Suspect(uid, namespace, name, Cause.DELETED_EVENT)
 
-    def seen(self, uid: str, *, asked: float = inf) -> None:
-        """The object was read alive, by a request sent at `asked`. One that was gone is back: a backup was restored."""
+    def seen(self, uid: str, *, asked: float = inf) -> bool:
+        """The object was read alive, by a request sent at `asked`. One that was gone is back: a backup was restored.
+
+        Whether that says anything: not when the watch has told of its deletion since.
+        """
         if asked < self._told.get(uid, -inf):
-            return
+            return False
         self._told.pop(uid, None)
         self._suspects.pop(uid, None)
         self._gone.discard(uid)
+        return True
 
     def listed(
         self, present: Iterable[str], referenced: Mapping[str, tuple[str, str]], *, asked: float = inf

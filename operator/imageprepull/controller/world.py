@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from imageprepull.controller.assign import Candidate, Choice
@@ -26,7 +27,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class KnownPrepull:
-    """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`)."""
+    """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`). Read by a request sent at `asked`."""
 
     namespace: str
     name: str
@@ -36,6 +37,7 @@ class KnownPrepull:
     prepull: ImagePrepull
     candidate: Candidate | None = None
     bad: BadSpec | None = None
+    asked: float = -inf
 
     @property
     def key(self) -> Key:

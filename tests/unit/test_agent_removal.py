@@ -301,6 +301,16 @@ async def test_a_container_that_is_listed_a_moment_after_it_has_gone_is_not_wait
     assert await bench.steps(3) == ["unpin a", "remove a"]
 
 
+async def test_containers_that_go_confirm_no_order(bench: Bench, order: Order) -> None:
+    order.problem = "no leader"
+    bench.reconciler.retry_used()
+    await bench.spec(gone("a"))
+    await bench.steps(3)
+    assert order.asked == ["a"]
+    await bench.steps(60)
+    assert order.asked == ["a", "a"]
+
+
 async def test_an_image_in_use_is_asked_for_slowly_and_forgotten_with_its_entry(bench: Bench) -> None:
     bench.node.users = "web"
     await bench.spec(gone("a"))

@@ -118,6 +118,8 @@ async def test_what_is_heard_while_a_list_is_on_its_way_stays(
     await listing
     known = [(one.uid, one.generation) for one in standby.world.prepulls.values()]
     assert known == [(one["metadata"]["uid"], one["metadata"]["generation"]) for one in now]
+    stay = {one["metadata"]["uid"] for one in before} <= {one["metadata"]["uid"] for one in now}
+    assert standby.witness.settled is stay, "whether nobody is to be looked for"
 
 
 async def test_an_answer_that_is_older_than_a_list_does_not_count() -> None:

@@ -68,6 +68,19 @@ def test_an_answer_that_was_on_its_way_when_the_deletion_was_told_says_nothing(b
     assert witness.missing
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_when_a_deletion_was_told_is_remembered_as_long_as_anything_follows_from_it(gone: bool) -> None:
+    witness = Witness(interval=30)
+    witness.deleted("u", *WHERE, now=10)
+    if gone:
+        witness.read("u", found=False, trusted=True, now=10)
+    witness.forget(["u"])
+    assert not witness.seen("u", asked=9)
+    witness.read("u", found=False, trusted=True, now=12)
+    witness.forget([])
+    assert witness.seen("u", asked=9)
+
+
 def test_missing_after_a_gap_needs_two_gets_apart() -> None:
     witness = Witness(interval=30)
     witness.listed([], {"u": WHERE})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from imageprepull.pulling.blobs import Spool, Wanted
 from imageprepull.pulling.errors import PullError
 from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.settings import PullSettings
-from imageprepull.pulling.sidecars import read_sidecar, sidecar_path
+from imageprepull.pulling.sidecars import digests_of, read_sidecar, sidecar_path
 from imageprepull.pulling.spool import SpoolFile
 from imageprepull.registry.client import RegistryClient
 from imageprepull.registry.hosts import HostsConfig
@@ -267,6 +269,54 @@ async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothi
     await giving_up
     with pytest.raises(asyncio.CancelledError):
         await fetching
+    assert bench.left() == []
+
+
+async def test_one_who_gives_up_just_before_the_file_is_noted_and_closed_leaves_nothing_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
+    loop = asyncio.get_running_loop()
+
+    def slow(self: SpoolFile, **options: Any) -> None:
+        loop.call_soon_threadsafe(closing.set)
+        assert go_on.wait(30)
+        real(self, **options)
+
+    def looking(folder: Path, owner: str) -> list[str]:
+        found = digests_of(folder, owner)
+        go_on.set()
+        while bench.spool.in_use:
+            time.sleep(0.001)
+        return found
+
+    monkeypatch.setattr(SpoolFile, "close", slow)
+    monkeypatch.setattr("imageprepull.pulling.blobs.digests_of", looking)
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000)]
+    fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
+    await bench_until(lambda: bool(bench.held))
+    fetching.cancel()
+    await closing.wait()
+    await bench.spool.give_up("a")
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert bench.left() == []
+
+
+async def test_a_file_that_cannot_be_closed_is_in_nobodys_way(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SpoolFile.close
+
+    def failing(self: SpoolFile, **options: Any) -> None:
+        monkeypatch.undo()
+        real(self, **options)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(SpoolFile, "close", failing)
+    assert await bench.fetch() == BODY
+    assert bench.spool.in_use == frozenset()
+    assert await bench.fetch() == BODY
     assert bench.left() == []
 
 

@@ -166,7 +166,9 @@ class Leader:
         referenced = standby.world.referenced()
         for key in standby.world.prepulls.keys() - present:
             standby.intake.no_prepull(key, asked=asked)
-        standby.witness.listed({known.uid for known in found}, referenced, asked=asked)
+        # Who was read since is there as well.
+        there = {known.uid for known in (*found, *standby.world.prepulls.values())}
+        standby.witness.listed(there, referenced, asked=asked)
         if not standby.world.owners_cut():
             standby.witness.forget(referenced)
             standby.world.policies.forget(referenced)

@@ -245,9 +245,8 @@ async def test_one_who_gives_up_what_another_is_yet_to_open_leaves_nothing_behin
     assert bench.left() == []
 
 
-async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothing_behind(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def closing_held(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading.Event]:
+    """Set when a spool file is about to be closed; and what lets it."""
     closing, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
     loop = asyncio.get_running_loop()
 
@@ -257,6 +256,13 @@ async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothi
         real(self, **options)
 
     monkeypatch.setattr(SpoolFile, "close", slow)
+    return closing, go_on
+
+
+async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothing_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing, go_on = closing_held(monkeypatch)
     release = asyncio.Event()
     bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
     fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
@@ -275,13 +281,7 @@ async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothi
 async def test_one_who_gives_up_just_before_the_file_is_noted_and_closed_leaves_nothing_behind(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closing, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
-    loop = asyncio.get_running_loop()
-
-    def slow(self: SpoolFile, **options: Any) -> None:
-        loop.call_soon_threadsafe(closing.set)
-        assert go_on.wait(30)
-        real(self, **options)
+    closing, go_on = closing_held(monkeypatch)
 
     def looking(folder: Path, owner: str) -> list[str]:
         found = digests_of(folder, owner)
@@ -290,7 +290,6 @@ async def test_one_who_gives_up_just_before_the_file_is_noted_and_closed_leaves_
             time.sleep(0.001)
         return found
 
-    monkeypatch.setattr(SpoolFile, "close", slow)
     monkeypatch.setattr("imageprepull.pulling.blobs.digests_of", looking)
     bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000)]
     fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))

@@ -1,6 +1,8 @@
 import time
 from typing import Any
 
+import pytest
+
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import World
@@ -60,3 +62,35 @@ async def test_the_last_word_counts_even_when_nothing_was_read_since_a_restored_
     intake.prepull_event("DELETED", prepull(3012, "Retain"))
     intake.prepull(prepull(3010, "Delete"), asked=asked)
     assert world.policies.retaining == {"uid"}
+
+
+@pytest.mark.parametrize("late", [prepull(1), prepull(1, uid="before"), None], ids=["edited", "anew", "made"])
+async def test_an_answer_that_one_asked_for_before_has_overtaken_is_asked_for_again(
+    late: dict[str, Any] | None,
+) -> None:
+    """It may be older all the same, and the event was taken for an echo."""
+    world, queues = World(), Queues()
+    intake = Intake(world, queues, Witness())
+    first, second = time.monotonic(), time.monotonic()
+    intake.prepull(prepull(2), asked=first)
+    intake.prepull_event("MODIFIED", prepull(2))
+    assert not len(queues.prepulls)
+    if late is None:
+        intake.no_prepull(("shop", "web"), asked=second)
+    else:
+        intake.prepull(late, asked=second)
+    assert len(queues.prepulls) == 1
+
+
+async def test_answers_that_agree_or_follow_each_other_are_not_asked_for_again() -> None:
+    world, queues = World(), Queues()
+    intake = Intake(world, queues, Witness())
+    first, second = time.monotonic(), time.monotonic()
+    intake.prepull(prepull(2), asked=first)
+    intake.prepull(prepull(2), asked=second)
+    intake.prepull(prepull(3), asked=time.monotonic())
+    intake.prepull(prepull(2), asked=second)
+    intake.no_prepull(("shop", "web"), asked=second)
+    intake.no_prepull(("shop", "web"), asked=time.monotonic())
+    assert not world.prepulls
+    assert not len(queues.prepulls)

@@ -85,6 +85,8 @@ class Intake:
         if not there or (known is not None and known.asked > found.asked):
             return found
         self._world.prepulls[found.key] = found
+        if known is not None and known.resource_version != found.resource_version:
+            self._read_in_between(known, found.asked)
         if (
             known is None
             or (known.uid, known.generation) != (found.uid, found.generation)
@@ -103,6 +105,15 @@ class Intake:
         if known is not None and known.asked <= asked:
             del self._world.prepulls[key]
             self._queues.plan.add(PLAN)
+            self._read_in_between(known, asked)
+
+    def _read_in_between(self, known: KnownPrepull, asked: float) -> None:
+        """What was `known` gave way to the answer of a request sent at `asked`: read once more if it came meanwhile.
+
+        Either may be the older one then, and the newer one's event may have been taken for an echo.
+        """
+        if known.answered > asked:
+            self._queues.prepulls.add(known.key)
 
     def node(self, change: Change) -> None:
         """A Node came, went or changed; heartbeats and conditions other than disk pressure do not count."""
@@ -221,6 +232,7 @@ def read_prepull(document: dict[str, Any], asked: float) -> KnownPrepull:
         candidate,
         bad,
         asked,
+        time.monotonic(),
     )
 
 

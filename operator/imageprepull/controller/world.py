@@ -27,7 +27,10 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class KnownPrepull:
-    """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`). Read by a request sent at `asked`."""
+    """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`).
+
+    Read by a request sent at `asked`, whose answer was there at `answered`, both monotonic.
+    """
 
     namespace: str
     name: str
@@ -38,6 +41,7 @@ class KnownPrepull:
     candidate: Candidate | None = None
     bad: BadSpec | None = None
     asked: float = -inf
+    answered: float = -inf
 
     @property
     def key(self) -> Key:

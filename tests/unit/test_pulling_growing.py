@@ -146,6 +146,37 @@ async def test_wrong_bytes_are_followed_by_a_new_file_and_the_old_one_stays_read
         assert os.pread(fd, len(wrong), 0) == wrong
 
 
+async def test_who_comes_while_a_new_file_is_made_for_wrong_bytes_starts_anew_as_well(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, go_on = asyncio.Event(), threading.Event()
+    loop, real = asyncio.get_running_loop(), SpoolFile._open_file
+
+    def slow(self: SpoolFile) -> tuple[int, int]:
+        if self.held.complete:
+            loop.call_soon_threadsafe(making.set)
+            assert go_on.wait(30)
+        return real(self)
+
+    monkeypatch.setattr(SpoolFile, "_open_file", slow)
+    wrong = BODY[:-1] + bytes([BODY[-1] ^ 1])
+    bench.registry.blobs[BLOB.digest] = wrong
+    async with bench.spool.growing(bench.wanted()):
+        await making.wait()
+        bench.registry.blobs[BLOB.digest] = BODY
+        try:
+            async with bench.spool.growing(bench.wanted()) as growing:
+                assert await read_all(growing) == wrong
+                go_on.set()
+                with pytest.raises(SpoolRestarted):
+                    await growing.verified()
+                await growing.again()
+                assert await read_all(growing) == BODY
+                await growing.verified()
+        finally:
+            go_on.set()
+
+
 async def test_a_download_that_fails_ends_the_frontier_with_its_error(bench: Bench) -> None:
     bench.registry.faults[BLOB.digest] = [Fault(cut_after=200_000), *[Fault(status=503) for _ in range(40)]]
     async with bench.spool.growing(bench.wanted()) as growing:

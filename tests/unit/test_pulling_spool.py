@@ -304,10 +304,11 @@ def test_who_comes_or_goes_while_it_is_opened_does_not_cost_what_was_noted(
     file, real = SpoolFile(tmp_path, blob, boot_id="now", owner="b"), SpoolFile._open_file
     thread = Thread(target=getattr(file, change), args=("c",))
 
-    def opening(self: SpoolFile) -> None:
-        real(self)
+    def opening(self: SpoolFile) -> tuple[int, int]:
+        opened = real(self)
         thread.start()
         thread.join(0.1)
+        return opened
 
     monkeypatch.setattr(SpoolFile, "_open_file", opening)
     file.open()

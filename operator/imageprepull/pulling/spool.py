@@ -61,6 +61,7 @@ class SpoolFile:
         self._hash: _Sha256 = hashlib.sha256()
         self._hashed = 0
         self._noted = 0
+        self._file_lock = threading.Lock()
         self._map_lock = threading.Lock()
         self._hash_lock = threading.Lock()
         self._note_lock = threading.Lock()
@@ -98,7 +99,8 @@ class SpoolFile:
 
     def reader(self) -> int:
         """A new read-only descriptor of the file as it is now, the caller's to close. Does not block."""
-        return os.dup(self._read_fd)
+        with self._file_lock:
+            return os.dup(self._read_fd)
 
     def open(self) -> None:
         """Open or create the file and believe the ranges that this boot's sidecar vouches for."""
@@ -113,7 +115,7 @@ class SpoolFile:
             remove_spool(self._folder, self.digest)
         # Who comes or goes right now is noted with what was believed.
         with self._note_lock:
-            self._open_file()
+            self._fd, self._read_fd = self._open_file()
             if believed and known is not None:
                 self._owners |= known.all_owners - self._disowned
                 written = os.fstat(self._fd).st_size
@@ -171,9 +173,15 @@ class SpoolFile:
         """Forget every byte: they were not this blob's. Who reads them goes on seeing them: the file is a new one."""
         with self._note_lock:
             remove_spool(self._folder, self.digest)
-            self._close_file()
-            self._open_file()
-            self.held = RangeMap(self.held.size)
+            old, new = (self._fd, self._read_fd), (-1, -1)
+            try:
+                new = self._open_file()
+            finally:
+                # Who comes for a reader meanwhile finds a file, and no more ranges than it has.
+                with self._file_lock:
+                    self._fd, self._read_fd = new
+                    self.held = RangeMap(self.held.size)
+                _close(*old)
             self._hash = hashlib.sha256()
             self._hashed = self._noted = 0
 
@@ -206,7 +214,8 @@ class SpoolFile:
                 keep = False
                 raise
             finally:
-                self._close_file()
+                _close(self._fd, self._read_fd)
+                self._fd = self._read_fd = -1
                 if not keep:
                     remove_spool(self._folder, self.digest)
 
@@ -219,20 +228,13 @@ class SpoolFile:
         write_sidecar(self._folder, Sidecar(self.digest, self.held.size, self._boot_id, held, owners))
         self._noted = sum(end - start for start, end in held)
 
-    def _open_file(self) -> None:
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _open_file(self) -> tuple[int, int]:
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            self._read_fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return fd, os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
-            os.close(self._fd)
-            self._fd = -1
+            os.close(fd)
             raise
-
-    def _close_file(self) -> None:
-        for fd in (self._fd, self._read_fd):
-            with contextlib.suppress(OSError):  # nothing is lost: the bytes are in the page cache already.
-                os.close(fd)
-        self._fd = self._read_fd = -1
 
     def _put(self, offset: int, chunks: Sequence[bytes | memoryview]) -> None:
         for first in range(0, len(chunks), _VECTOR):
@@ -244,3 +246,9 @@ class SpoolFile:
                     written -= len(left.pop(0))
                 if written:
                     left[0] = memoryview(left[0])[written:]
+
+
+def _close(*descriptors: int) -> None:
+    for fd in descriptors:
+        with contextlib.suppress(OSError):  # nothing is lost: the bytes are in the page cache already.
+            os.close(fd)

@@ -11,22 +11,18 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import msgspec
 import structlog
 
 from imageprepull.controller import clock, retries
-from imageprepull.controller.assign import Candidate
 from imageprepull.controller.dirty import DirtyKeys
-from imageprepull.controller.images import BadSpec, read_images
 from imageprepull.controller.nodes import read_node
 from imageprepull.controller.pins import yielded
+from imageprepull.controller.reading import read_agent, read_node_prepull, read_prepull
 from imageprepull.controller.registries import behind, has_work, ordered_holds
 from imageprepull.controller.render import cut_short, uid_of
 from imageprepull.controller.witness import Witness
-from imageprepull.controller.world import Key, KnownNodePrepull, KnownPrepull, World, read_agent
+from imageprepull.controller.world import Key, KnownPrepull, World
 from imageprepull.kube.informer import Change
-from imageprepull.resources.base import Metadata, decode
-from imageprepull.resources.imageprepull import ImagePrepull, ImagePrepullSpec, ImagePrepullStatus
 from imageprepull.resources.nodeprepull import NodePrepull
 
 logger = structlog.get_logger(__name__)
@@ -200,71 +196,3 @@ class Intake:
             choice = self._world.choices.get(known.uid)
             if choice is not None and node in choice.nodes:
                 self._queues.statuses.add(known.key)
-
-
-def read_prepull(document: dict[str, Any], asked: float) -> KnownPrepull:
-    """An ImagePrepull, whatever its spec: one that this version cannot read is refused, not forgotten."""
-    metadata = decode(Metadata, document["metadata"])
-    bad: BadSpec | None = None
-    try:
-        spec = decode(ImagePrepullSpec, document.get("spec") or {})
-    except msgspec.ValidationError as error:
-        spec, bad = ImagePrepullSpec(), BadSpec("InvalidSpec", f"this version cannot read the spec: {error}")
-    try:
-        status = decode(ImagePrepullStatus, document.get("status") or {})
-    except msgspec.ValidationError as error:
-        logger.warning("status unreadable, written anew", prepull=metadata.name, error=str(error))
-        status = ImagePrepullStatus()
-    prepull = ImagePrepull(metadata=metadata, spec=spec, status=status)
-    images = bad or read_images(spec)
-    candidate = None
-    if isinstance(images, BadSpec):
-        bad = images
-    else:
-        candidate = Candidate(prepull, images)
-    return KnownPrepull(
-        metadata.namespace,
-        metadata.name,
-        metadata.uid,
-        metadata.generation,
-        metadata.resource_version,
-        prepull,
-        candidate,
-        bad,
-        asked,
-        time.monotonic(),
-    )
-
-
-def read_node_prepull(document: dict[str, Any]) -> KnownNodePrepull | None:
-    """A NodePrepull; None (and a log line) when a newer version wrote what this one cannot read."""
-    owners = document["metadata"].get("ownerReferences") or ()
-    node_uid = next((owner["uid"] for owner in owners if owner.get("kind") == "Node"), "")
-    try:
-        return KnownNodePrepull(decode(NodePrepull, document), node_uid)
-    except msgspec.ValidationError as error:
-        logger.warning("NodePrepull unreadable", node=document["metadata"]["name"], error=str(error))
-        return None
-
-
-def agents_lost(world: World, timeout: float) -> tuple[set[str], set[str]]:
-    """Nodes without a ready agent for longer than `timeout` seconds, and all nodes without an agent at all.
-
-    A node that never had a pod counts from when it was first seen like that.
-    """
-    now = clock.now()
-    lost: set[str] = set()
-    without: set[str] = set()
-    for name in world.nodes:
-        agent = world.agents.get(name)
-        if agent is not None and agent.ready:
-            continue
-        if agent is None:
-            without.add(name)
-            since = world.agent_missing_since.setdefault(name, clock.rfc3339(now))
-        else:
-            since = agent.since
-        began = clock.parse(since)
-        if began is None or (now - began).total_seconds() > timeout:
-            lost.add(name)
-    return lost, without | lost

@@ -6,7 +6,8 @@ import asyncio
 
 import structlog
 
-from imageprepull.controller.intake import Intake, agents_lost
+from imageprepull.controller import clock
+from imageprepull.controller.intake import Intake
 from imageprepull.controller.metrics import Metrics
 from imageprepull.controller.pace import CONFIGMAP, Pace, pace_for
 from imageprepull.controller.status_writer import StatusWriter
@@ -85,3 +86,26 @@ class Ticker:
                     CONFIGMAPS, CONFIGMAP, {"data": pace.data()}, namespace=self._namespace
                 )
         self._told = pace
+
+
+def agents_lost(world: World, timeout: float) -> tuple[set[str], set[str]]:
+    """Nodes without a ready agent for longer than `timeout` seconds, and all nodes without an agent at all.
+
+    A node that never had a pod counts from when it was first seen like that.
+    """
+    now = clock.now()
+    lost: set[str] = set()
+    without: set[str] = set()
+    for name in world.nodes:
+        agent = world.agents.get(name)
+        if agent is not None and agent.ready:
+            continue
+        if agent is None:
+            without.add(name)
+            since = world.agent_missing_since.setdefault(name, clock.rfc3339(now))
+        else:
+            since = agent.since
+        began = clock.parse(since)
+        if began is None or (now - began).total_seconds() > timeout:
+            lost.add(name)
+    return lost, without | lost

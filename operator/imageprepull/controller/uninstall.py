@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from imageprepull.controller import clock
-from imageprepull.controller.intake import read_node_prepull
+from imageprepull.controller.reading import read_node_prepull
 from imageprepull.controller.render import done_removals
 from imageprepull.controller.strays import believed, order_of
 from imageprepull.kube.client import ApiClient

@@ -6,11 +6,10 @@ that are gone have said last (`policies`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
-from typing import Any
 
 from imageprepull.controller.assign import Candidate, Choice
 from imageprepull.controller.images import BadSpec
@@ -165,18 +164,3 @@ def orders_to_delete(prepull: NodePrepull) -> bool:
     """Whether an agent has an image left to delete."""
     orders = {(entry.reference, entry.digest) for entry in prepull.spec.images if entry.to_be_deleted}
     return bool(orders) and not orders <= done_removals(prepull.status, prepull.metadata.generation)
-
-
-def read_agent(pod: Mapping[str, Any]) -> tuple[str, AgentPod]:
-    """The node of an agent's pod, and whether it is ready since when."""
-    status = pod.get("status") or {}
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "Ready":
-            ready = condition.get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
-            return node_of(pod), AgentPod(ready, condition.get("lastTransitionTime") or "")
-    return node_of(pod), AgentPod(ready=False, since=pod["metadata"].get("creationTimestamp") or "")
-
-
-def node_of(pod: Mapping[str, Any]) -> str:
-    """The node a pod is bound to; a DaemonSet's pod that is not scheduled yet names it in its affinity only."""
-    return str((pod.get("spec") or {}).get("nodeName") or "")

@@ -245,30 +245,31 @@ async def test_one_who_gives_up_what_another_is_yet_to_open_leaves_nothing_behin
     assert bench.left() == []
 
 
-def closing_held(monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading.Event]:
-    """Set when a spool file is about to be closed; and what lets it."""
-    closing, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
+async def closing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Task[bytes], threading.Event]:
+    """The last user, `a`, has been cancelled and is about to close the file; and what lets it."""
+    about_to, go_on, real = asyncio.Event(), threading.Event(), SpoolFile.close
     loop = asyncio.get_running_loop()
 
     def slow(self: SpoolFile, **options: Any) -> None:
-        loop.call_soon_threadsafe(closing.set)
+        loop.call_soon_threadsafe(about_to.set)
         assert go_on.wait(30)
         real(self, **options)
 
     monkeypatch.setattr(SpoolFile, "close", slow)
-    return closing, go_on
+    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000)]
+    fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
+    await bench_until(lambda: bool(bench.held))
+    fetching.cancel()
+    await about_to.wait()
+    return fetching, go_on
 
 
 async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothing_behind(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closing, go_on = closing_held(monkeypatch)
-    release = asyncio.Event()
-    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000, release=release)]
-    fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
-    await bench_until(lambda: bool(bench.held))
-    fetching.cancel()
-    await closing.wait()
+    fetching, go_on = await closing(bench, monkeypatch)
     giving_up = asyncio.create_task(bench.spool.give_up("a"))
     await asyncio.wait([giving_up], timeout=0.05)
     go_on.set()
@@ -281,7 +282,7 @@ async def test_one_who_gives_up_while_the_last_user_closes_the_file_leaves_nothi
 async def test_one_who_gives_up_just_before_the_file_is_noted_and_closed_leaves_nothing_behind(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closing, go_on = closing_held(monkeypatch)
+    fetching, go_on = await closing(bench, monkeypatch)
 
     def looking(folder: Path, owner: str) -> list[str]:
         found = digests_of(folder, owner)
@@ -291,11 +292,6 @@ async def test_one_who_gives_up_just_before_the_file_is_noted_and_closed_leaves_
         return found
 
     monkeypatch.setattr("imageprepull.pulling.blobs.digests_of", looking)
-    bench.registry.faults[BLOB.digest] = [Fault(hold_after=100_000)]
-    fetching = asyncio.create_task(bench.fetch(bench.wanted(keep=True, owner="a")))
-    await bench_until(lambda: bool(bench.held))
-    fetching.cancel()
-    await closing.wait()
     await bench.spool.give_up("a")
     with pytest.raises(asyncio.CancelledError):
         await fetching

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import structlog
-
 from imageprepull.controller import clock, retries
 from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.nodes import read_node
@@ -25,7 +23,6 @@ from imageprepull.controller.world import Key, KnownPrepull, World
 from imageprepull.kube.informer import Change
 from imageprepull.resources.nodeprepull import NodePrepull
 
-logger = structlog.get_logger(__name__)
 PLAN = "plan"
 
 

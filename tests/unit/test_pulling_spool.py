@@ -18,9 +18,9 @@ from imageprepull.oci.descriptor import OCI_LAYER, Descriptor
 from imageprepull.oci.digests import sha256_digest
 from imageprepull.pulling.private_folder import private_folder
 from imageprepull.pulling.sidecars import (
+    change_owners,
     data_path,
     digests_of,
-    disown,
     read_sidecar,
     remove_all_but,
     sidecar_path,
@@ -120,12 +120,78 @@ def test_who_reads_a_file_that_is_reset_goes_on_seeing_its_bytes(tmp_path: Path)
     file.write(0, [b"x" * 100], note_every=1)
     reader = file.reader()
     file.reset()
-    assert list(tmp_path.iterdir()) == [file.path], "no range map vouches for what is gone"
+    found = read_sidecar(sidecar_path(tmp_path, BLOB.digest))
+    assert found is not None
+    assert found.ranges == [], "no range map vouches for what is gone"
     file.write(0, [BODY], note_every=NEVER)
     assert os.pread(reader, 200, 0) == b"x" * 100
     os.close(reader)
     assert file.matches()
     file.close(keep=False)
+
+
+def test_a_reset_takes_no_name_off_the_file_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up finds the files with its name on the disk, whatever somebody else does to them meanwhile."""
+    blob = left(tmp_path, BODY, "a", "b", "lease-1")
+    file, real = opened(tmp_path, "now"), SpoolFile._open_file
+    seen = []
+
+    def opening(self: SpoolFile) -> tuple[int, int]:
+        seen.append((digests_of(tmp_path, "b"), file.path.exists()))
+        return real(self)
+
+    monkeypatch.setattr(SpoolFile, "_open_file", opening)
+    file.reset()
+    assert seen == [([blob.digest], False)]
+    assert owners_of(tmp_path, blob) == {"a", "b", "lease-1"}
+    file.close(keep=False)
+
+
+def test_a_reset_on_a_full_disk_vouches_for_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = opened(tmp_path)
+    file.write(0, [b"x" * 100], note_every=1)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    file.reset()
+    assert list(tmp_path.iterdir()) == [file.path]
+    file.write(0, [BODY], note_every=NEVER)
+    assert file.matches()
+    file.close(keep=False)
+
+
+@pytest.mark.parametrize("opens", [0, 1])
+def test_who_comes_for_a_file_whose_reset_failed_has_one_to_read_of_which_no_byte_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: int
+) -> None:
+    file, real, done = opened(tmp_path), os.open, []
+
+    def scarce(path: Path, flags: int, mode: int = 0o777) -> int:
+        if len(done) == opens:
+            raise OSError(errno.EMFILE, "Too many open files")
+        done.append(path)
+        return real(path, flags, mode)
+
+    file.write(0, [b"x" * len(BODY)], note_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", scarce)
+        with pytest.raises(OSError, match="Too many"):
+            file.reset()
+    os.close(file.reader())
+    assert (file.held.held, file.unhashed) == (0, 0)
+    file.close()
+    assert owners_of(tmp_path, BLOB) == {"lease-1"}
+    again = opened(tmp_path)
+    assert again.held.held == 0
+    again.write(0, [BODY], note_every=NEVER)
+    assert again.matches()
+    again.close(keep=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_next_life_goes_on_from_the_bytes_held(tmp_path: Path) -> None:
@@ -234,7 +300,7 @@ def test_a_blob_of_two_images_stays_for_the_one_that_is_wanted(
 def test_an_image_that_is_given_up_takes_only_what_nobody_else_comes_for(tmp_path: Path) -> None:
     shared, own = left(tmp_path, BODY, "a", "b"), left(tmp_path, b"mine" * 100, "a")
     for digest in digests_of(tmp_path, "a"):
-        disown(tmp_path, digest, "a")
+        change_owners(tmp_path, digest, drop={"a"})
     assert not data_path(tmp_path, own.digest).exists()
     file = SpoolFile(tmp_path, shared, boot_id="now", owner="b")
     file.open()
@@ -252,7 +318,7 @@ def test_a_full_disk_does_not_take_the_bytes_that_others_come_for(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    disown(tmp_path, blob.digest, "a")
+    change_owners(tmp_path, blob.digest, drop={"a"})
     assert owners_of(tmp_path, blob) == {"a", "b"}, "the next start takes the name off"
     file = SpoolFile(tmp_path, blob, boot_id="now", owner="a")
     file.open()

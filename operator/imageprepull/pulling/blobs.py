@@ -28,7 +28,7 @@ from imageprepull.pulling.limiter import Limiter
 from imageprepull.pulling.placing import Placing
 from imageprepull.pulling.pool import Pool
 from imageprepull.pulling.settings import PullSettings
-from imageprepull.pulling.sidecars import digests_of, disown, remove_spool
+from imageprepull.pulling.sidecars import change_owners, digests_of, remove_spool
 from imageprepull.pulling.spool import SpoolFile
 from imageprepull.pulling.steps import Step, reached
 from imageprepull.pulling.threads import in_thread
@@ -178,9 +178,9 @@ class Spool:
             OSError: the disk fails.
         """
         # A file that somebody fills names its owners on disk only after a while, and at its end.
-        digests = {digest: None for digest, shared in self._shared.items() if owner in shared.owners}
-        digests |= dict.fromkeys(await in_thread(lambda: digests_of(self.folder, owner)))
-        for digest in digests:
+        digests = {digest for digest, shared in self._shared.items() if owner in shared.owners}
+        digests.update(await in_thread(partial(digests_of, self.folder, owner)))
+        for digest in sorted(digests):
             async with self._opening.hold(digest):
                 shared = await self._going_on(digest)
                 if shared is not None:
@@ -192,7 +192,7 @@ class Spool:
                 if entirely:
                     await in_thread(partial(remove_spool, self.folder, digest))
                 else:
-                    await in_thread(partial(disown, self.folder, digest, owner))
+                    await in_thread(partial(change_owners, self.folder, digest, drop={owner}))
 
     async def _leave(self, wanted: Wanted, shared: SharedBlob, user: Growing) -> None:
         """The last to leave stops a download that still runs, or deletes the file that nobody needs any more."""

@@ -86,11 +86,6 @@ def all_owners(folder: Path) -> set[str]:
     return {owner for found in sidecars if found is not None for owner in found.all_owners}
 
 
-def disown(folder: Path, digest: str, owner: str) -> None:
-    """Take a name off a file that nobody has open; it goes with the last one."""
-    change_owners(folder, digest, drop={owner})
-
-
 def change_owners(
     folder: Path, digest: str, *, add: Collection[str] = (), drop: Collection[str] = ()
 ) -> None:

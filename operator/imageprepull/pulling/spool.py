@@ -170,20 +170,25 @@ class SpoolFile:
         return self.held.complete and f"sha256:{self._hash.hexdigest()}" == self.digest
 
     def reset(self) -> None:
-        """Forget every byte: they were not this blob's. Who reads them goes on seeing them: the file is a new one."""
+        """Forget every byte: they were not this blob's. Who reads them goes on seeing them: the file is a new one.
+
+        Raises:
+            OSError: there is no new file; who comes for a reader still gets the old one's, of which no byte counts.
+        """
         with self._note_lock:
-            remove_spool(self._folder, self.digest)
-            old, new = (self._fd, self._read_fd), (-1, -1)
+            self._disclaim()
+            self.path.unlink(missing_ok=True)
+            new, old = None, (self._fd, self._read_fd)
             try:
                 new = self._open_file()
             finally:
                 # Who comes for a reader meanwhile finds a file, and no more ranges than it has.
                 with self._file_lock:
-                    self._fd, self._read_fd = new
+                    self._fd, self._read_fd = new or old
                     self.held = RangeMap(self.held.size)
-                _close(*old)
-            self._hash = hashlib.sha256()
-            self._hashed = self._noted = 0
+                self._hash = hashlib.sha256()
+                self._hashed = self._noted = 0
+            _close(*old)
 
     def note(self) -> None:
         """Write the range map beside the bytes, for those who will come for them."""
@@ -227,6 +232,14 @@ class SpoolFile:
         owners = sorted(self._owners)
         write_sidecar(self._folder, Sidecar(self.digest, self.held.size, self._boot_id, held, owners))
         self._noted = sum(end - start for start, end in held)
+
+    def _disclaim(self) -> None:
+        """Have the map vouch for no byte. It goes on naming the owners: who gives up looks for a name there."""
+        try:
+            owners = sorted(self._owners)
+            write_sidecar(self._folder, Sidecar(self.digest, self.held.size, self._boot_id, owners=owners))
+        except OSError:
+            remove_spool(self._folder, self.digest)
 
     def _open_file(self) -> tuple[int, int]:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -82,6 +82,19 @@ async def test_an_answer_that_one_asked_for_before_has_overtaken_is_asked_for_ag
     assert len(queues.prepulls) == 1
 
 
+async def test_a_list_that_our_own_status_write_has_overtaken_is_no_news_of_the_status() -> None:
+    """The write's event was taken for an echo, and the list may have seen the status of before."""
+    world, queues = World(), Queues()
+    intake = Intake(world, queues, Witness())
+    known = intake.prepull(prepull(1))
+    listing = time.monotonic()
+    world.prepulls[known.key] = known.with_status(known.prepull, "2", answered=time.monotonic())
+    intake.prepull_event("MODIFIED", prepull(2))
+    assert not len(queues.prepulls)
+    intake.prepull(prepull(1), asked=listing)
+    assert len(queues.prepulls) == 1
+
+
 async def test_answers_that_agree_or_follow_each_other_are_not_asked_for_again() -> None:
     world, queues = World(), Queues()
     intake = Intake(world, queues, Witness())

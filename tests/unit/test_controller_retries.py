@@ -100,8 +100,9 @@ def test_the_plan_sees_an_answer_as_soon_as_it_is_written() -> None:
     answered = msgspec.structs.replace(
         one.prepull, status=msgspec.structs.replace(one.prepull.status, retry=RetryStatus(nonce="n1"))
     )
-    seen = known.with_status(answered, "2")
+    seen = known.with_status(answered, "2", answered=5.0)
     assert seen.candidate is not None
+    assert (seen.resource_version, seen.answered) == ("2", 5.0)
     assert seen.candidate.prepull == seen.prepull == answered
     assert seen.candidate.images == one.images
 

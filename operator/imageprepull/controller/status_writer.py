@@ -153,7 +153,8 @@ class StatusWriter:
         """Remember what was written, unless the object was read anew during the request."""
         if self._world.prepulls.get(known.key) is known:
             prepull = msgspec.structs.replace(known.prepull, status=status)
-            self._world.prepulls[known.key] = known.with_status(prepull, version)
+            answered = time.monotonic()
+            self._world.prepulls[known.key] = known.with_status(prepull, version, answered=answered)
 
     def forget(self) -> None:
         """Drop what is remembered of objects that are gone."""

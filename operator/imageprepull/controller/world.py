@@ -28,7 +28,7 @@ Key = tuple[str, str]
 class KnownPrepull:
     """An ImagePrepull that exists: acted on (`candidate`) or refused (`bad`).
 
-    Read by a request sent at `asked`, whose answer was there at `answered`, both monotonic.
+    Read by a request sent at `asked`; `answered` is when that was, or our last write of its status. Both monotonic.
     """
 
     namespace: str
@@ -47,10 +47,12 @@ class KnownPrepull:
         """(namespace, name)."""
         return self.namespace, self.name
 
-    def with_status(self, prepull: ImagePrepull, resource_version: str) -> KnownPrepull:
+    def with_status(self, prepull: ImagePrepull, resource_version: str, *, answered: float) -> KnownPrepull:
         """The same object after a write of its status."""
         candidate = None if self.candidate is None else replace(self.candidate, prepull=prepull)
-        return replace(self, prepull=prepull, candidate=candidate, resource_version=resource_version)
+        return replace(
+            self, prepull=prepull, candidate=candidate, resource_version=resource_version, answered=answered
+        )
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ def test_a_reset_on_a_full_disk_vouches_for_nothing_either(
 def test_who_comes_for_a_file_whose_reset_failed_has_one_to_read_of_which_no_byte_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: int
 ) -> None:
-    file, real, done = opened(tmp_path), os.open, []
+    file, real = opened(tmp_path), os.open
+    done: list[Path] = []
 
     def scarce(path: Path, flags: int, mode: int = 0o777) -> int:
         if len(done) == opens:

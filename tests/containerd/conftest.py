@@ -30,6 +30,8 @@ VERSIONS = ("1.6", "2.4")
 SNAPSHOTTER = "overlayfs"
 # A shell that runs us in the background has us ignore it, and every process that we start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What is not named test_ would say of a failed assertion only that there was one.
+pytest.register_assert_rewrite("tests.containerd.pull_bench")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -133,6 +133,19 @@ class PullBench:
 
     def spooled(self) -> list[str]:
         return sorted(path.name for path in self.spool.iterdir()) if self.spool.exists() else []
+
+    @asynccontextmanager
+    async def held(
+        self, *, content: Iterable[str] = (), snapshots: Iterable[str] = ()
+    ) -> AsyncIterator[None]:
+        """Nothing of these is collected because what named it was deleted; what is deleted itself goes."""
+        leases = self.containerd.leases
+        await leases.create("held", {}, 600)
+        for kind, names in (("content", content), (f"snapshots/{SNAPSHOTTER}", snapshots)):
+            for name in names:
+                await leases.add_resource("held", kind, name)
+        yield
+        await leases.delete("held")
 
     async def assert_clean(self) -> None:
         """No lease, ingest, active snapshot or spool file."""

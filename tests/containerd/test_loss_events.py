@@ -77,11 +77,12 @@ async def test_all_that_a_present_image_stands_on_is_named_when_it_goes(
         agent.reconciler.take_spec([gone])
         await agent.until(ImageState.ABSENT)
         await subscribed(bench.containerd, ears)
-        # What others stand on last: the runtime itself takes what nothing names any more.
-        for chain_id in reversed(image.chain_ids):
-            await bench.containerd.snapshots.remove(SNAPSHOTTER, chain_id)
-        for digest in (*layers, image.config.digest, image.digest):
-            await bench.containerd.content.delete(digest)
+        async with bench.held(content=documents | layers, snapshots=image.chain_ids):
+            # What others stand on last.
+            for chain_id in reversed(image.chain_ids):
+                await bench.containerd.snapshots.remove(SNAPSHOTTER, chain_id)
+            for digest in (*layers, image.config.digest, image.digest):
+                await bench.containerd.content.delete(digest)
         records = [record.name for record in await bench.containerd.images.list()]
         for name in records:
             await bench.containerd.images.delete(name)

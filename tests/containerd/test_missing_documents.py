@@ -60,8 +60,9 @@ async def test_a_document_that_is_gone_is_missed_though_all_layers_are_there(
     assert record is not None
     found = await read_stored(bench.containerd, record.target, AMD64, unexpected)
     assert await missing_below(bench.containerd, found, snapshotter=SNAPSHOTTER) == ""
-    await bench.containerd.content.delete(digests[gone])
-    missing = await missing_below(bench.containerd, found, snapshotter=SNAPSHOTTER)
+    async with bench.held(content=digests.values()):
+        await bench.containerd.content.delete(digests[gone])
+        missing = await missing_below(bench.containerd, found, snapshotter=SNAPSHOTTER)
     assert missing == f"the document {digests[gone]}"
 
 

@@ -57,6 +57,7 @@ test-nightly: setup  ## generated layers, fuzzer, kills and an outage at full le
 	$(BIN)/python -m tests.testbed packages
 	$(BIN)/python -m tests.testbed build
 	$(BIN)/pytest tests/cluster -m nightly
+	$(BIN)/pytest -p tests.containerd.collecting tests/containerd -k '1.6 or 2.4'
 	IMAGEPREPULL_EXAMPLES=1000 $(BIN)/pytest --timeout=900 tests/unit
 	IMAGEPREPULL_API_OUTAGE_SECONDS=600 $(BIN)/pytest -s tests/cluster/test_outages.py -k api_server
 	$(BIN)/python -m tests.nightly differential --examples 20000

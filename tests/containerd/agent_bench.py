@@ -46,6 +46,10 @@ class Agent:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until_believed(self) -> None:
+        """Wait until the agent has seen the pins that it set; one that goes before that waits for `Delays.repin`."""
+        await self._until(lambda: all(view.pin_due == 0 for view in self.reconciler.views.values()))
+
     async def until_ended(self) -> None:
         """Wait until nothing is pulled."""
         await self._until(lambda: not self.reconciler.running)

@@ -91,6 +91,7 @@ async def test_an_always_pull_of_the_kubelet_does_not_unpin(bench: PullBench, fa
                     # By the kubelet's change, and then by that which mends it.
                     await ears.told.wait()
                     ears.told.clear()
+            await agent.until_believed()
             assert view.state is ImageState.READY
             assert (view.losses.count, view.backoff) == (0, None)
         assert len(blobs_asked(fake)) == asked, "no blob is fetched for it"

@@ -8,6 +8,8 @@ import json
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from imageprepull.cli import kubeconfig, repair, retry, wait
+from imageprepull.cli import interrupts, kubeconfig, repair, retry, wait
 from imageprepull.cli.kubeconfig import Target
 from imageprepull.cli.waiting import INTERRUPTED, IS_IT_RUNNING, TIMED_OUT
 from imageprepull.controller import repairs, retries
@@ -133,6 +135,24 @@ async def test_ctrl_c_has_its_own_exit_code_and_says_what_stands(
             command.kill()
             await command.wait()
     assert (command.returncode, said.decode()) == (INTERRUPTED, f"interrupted: {RETRY_STANDS}")
+
+
+def test_ctrl_c_wakes_a_command_for_which_nothing_else_happens() -> None:
+    """Handled by another thread, it is what one is that comes just before the loop waits: noted, and no wait ends."""
+
+    def strike() -> None:
+        time.sleep(0.2)  # an earlier one would be heard in any case: that fails nothing, and proves nothing.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    async def waits() -> None:
+        threading.Thread(target=strike).start()
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.run(waits())
+    assert time.monotonic() - began < 50
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 async def test_the_last_word_takes_the_order_away(server: FakeApiServer) -> None:

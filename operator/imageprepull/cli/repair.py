@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from imageprepull.cli import kubeconfig
+from imageprepull.cli import interrupts, kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.cli.older_crds import Needs, check_fields
 from imageprepull.cli.repair_answer import (
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     it cannot say.
     """
     return ended(
-        lambda: asyncio.run(
+        lambda: interrupts.run(
             repair(
                 kubeconfig.target(arguments), arguments.node, canonical(arguments.image), arguments.timeout
             )

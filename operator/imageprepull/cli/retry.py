@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from imageprepull.cli import kubeconfig
+from imageprepull.cli import interrupts, kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.cli.older_crds import Needs, check_fields
 from imageprepull.cli.waiting import (
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def work() -> int:
         order = RetryOrder(secrets.token_hex(8), arguments.node, canonical(arguments.image))
-        return asyncio.run(retry(kubeconfig.target(arguments), arguments.name, order, arguments.timeout))
+        return interrupts.run(retry(kubeconfig.target(arguments), arguments.name, order, arguments.timeout))
 
     return ended(work)
 

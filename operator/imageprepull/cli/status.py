@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from contextlib import aclosing
 
-from imageprepull.cli import kubeconfig
+from imageprepull.cli import interrupts, kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.kube.access import AccessError
 from imageprepull.kube.client import ApiClient
@@ -34,10 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         target = kubeconfig.target(arguments)
         if arguments.name is None:
-            return asyncio.run(show_all(target))
+            return interrupts.run(show_all(target))
         if arguments.watch:
-            return asyncio.run(follow(target, arguments.name, arguments))
-        return asyncio.run(show(target, arguments.name, layers=arguments.layers))
+            return interrupts.run(follow(target, arguments.name, arguments))
+        return interrupts.run(show(target, arguments.name, layers=arguments.layers))
     except (AccessError, ApiError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

@@ -8,7 +8,7 @@ import sys
 from contextlib import aclosing
 from typing import Any
 
-from imageprepull.cli import kubeconfig
+from imageprepull.cli import interrupts, kubeconfig
 from imageprepull.cli.follow import changes
 from imageprepull.cli.waiting import DONE, FAILED, TIMED_OUT, add_timeout, ended
 from imageprepull.kube.client import ApiClient
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: Ready; 1: it cannot become Ready (or no such object); 3: not within the timeout."""
-    return ended(lambda: asyncio.run(wait(kubeconfig.target(arguments), arguments.name, arguments.timeout)))
+    return ended(lambda: interrupts.run(wait(kubeconfig.target(arguments), arguments.name, arguments.timeout)))
 
 
 async def wait(target: kubeconfig.Target, name: str, seconds: float) -> int:

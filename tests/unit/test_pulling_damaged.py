@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +16,7 @@ from imageprepull.pulling.labels import LEASE, LEASE_IMAGE
 from imageprepull.runtime.connection import Containerd
 from imageprepull.runtime.content import ContentInfo
 from imageprepull.runtime.errors import DiskFailed, NotFound
+from tests.unit.virtual_time import run_virtually
 
 BODY = b"the bytes of a layer" * 10
 DIGEST = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
@@ -92,15 +93,25 @@ async def test_what_somebody_else_removed_meanwhile_is_not_ours_to_bring_back(
     assert await look(Store(NotFound("read", DIGEST), gone=True), monkeypatch) is None
 
 
-async def test_a_runtime_that_stalls_or_fails_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Store(BODY[:7], 0.03, BODY[7:9], 0.03, BODY[9:])
-    assert await look(slow, monkeypatch, stall=0.05) is None, "each piece may take that long"
-    stalled = Store(BODY[:7], 60.0, BODY[7:])
+def test_a_runtime_that_stalls_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hashed(work: Callable[[], None]) -> None:
+        await asyncio.sleep(600)
+        work()
+
+    monkeypatch.setattr(damaged, "in_thread", hashed)
+    slow = Store(BODY[:7], 30.0, BODY[7:9], 30.0, BODY[9:], 30.0)
+    assert run_virtually(look(slow, monkeypatch, stall=50)) is None, (
+        "each piece may take that long, and we as long as we need"
+    )
+    stalled = Store(BODY[:7], 51.0, BODY[7:])
     with pytest.raises(PullError) as caught:
-        await look(stalled, monkeypatch, stall=0.05)
+        run_virtually(look(stalled, monkeypatch, stall=50))
     assert caught.value.reason == "RuntimeStalled"
+    assert not stalled.deleted
+
+
+async def test_a_runtime_that_fails_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Store(BODY[:7], DiskFailed("read", "input/output error"))
     with pytest.raises(DiskFailed):
         await look(failing, monkeypatch)
-    assert not stalled.deleted
     assert not failing.deleted

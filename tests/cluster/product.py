@@ -30,12 +30,15 @@ SHORT_DELAYS = {
         "--report-interval=0.3",
         "--resync=15",
         "--backoff-base=0.5",
-        "--failed-retry-interval=60",
+        "--failed-retry-interval=600",
         "--operator-lease-poll=0.5",
         "--order-retry-interval=5",
     ),
 }
-"""Every delay of the product is a flag; these make a test of minutes one of seconds."""
+"""Every delay of the product is a flag; these make a test of minutes one of seconds.
+
+But for the time after which agents try again by themselves what has failed for good: tests order it before that.
+"""
 
 
 def layer(number: int, *, size: int = 200_000, marker: str = "") -> LayerSpec:
@@ -170,6 +173,14 @@ class Product:
         self.until(
             f"{image} is not pinned on {node}",
             lambda: not any(shown.get("pinned") for shown in self.images_named(node, image)),
+        )
+
+    def until_kept(self, node: str, image: BuiltImage) -> None:
+        """Wait until the node has the layers' blobs: they follow when the image is Ready."""
+        wanted = {layer.blob.digest for layer in image.layers}
+        self.until(
+            f"the blobs are kept on {node}",
+            lambda: wanted <= set(self.cluster.node(node).ctr("content", "ls", "-q").split()),
         )
 
     def until_asked_only(self, *images: str) -> None:

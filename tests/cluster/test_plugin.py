@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.product import Product, kubectl_plugin, layer, runnable
+from tests.cluster.product import NAMESPACE, Product, kubectl_plugin, layer, runnable
 from tests.testbed.images import LayerSpec
 from tests.testbed.node import Node
 
@@ -69,10 +69,12 @@ def test_an_object_that_is_not_there_is_one_line_and_exit_code_1(product: Produc
 
 
 def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(product: Product) -> None:
-    image = product.push(runnable(LayerSpec({"repair-me": b"whole"})), "tests/plugin-repair")
+    built = runnable(LayerSpec({"repair-me": b"whole"}))
+    image = product.push(built, "tests/plugin-repair")
     product.apply("repair", image)
     product.until_ready("repair")
     node = product.cluster.nodes()[1]
+    product.until_kept(node.name, built)
     whole = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
     assert (whole.returncode, whole.stderr) == (0, "")
     assert whole.stdout == f"{image}: 2 layers are whole\n"
@@ -89,10 +91,12 @@ def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(produ
 
 
 def test_repair_of_a_broken_image_that_a_container_uses_is_no_success(product: Product) -> None:
-    image = product.push(runnable(LayerSpec({"repair-used": b"whole"})), "tests/plugin-repair-used")
+    built = runnable(LayerSpec({"repair-used": b"whole"}))
+    image = product.push(built, "tests/plugin-repair-used")
     product.apply("repair-used", image)
     product.until_ready("repair-used")
     node = product.cluster.nodes()[1]
+    product.until_kept(node.name, built)
     container = {"name": "main", "image": image, "imagePullPolicy": "Never"}
     spec = {
         "nodeName": node.name,
@@ -188,13 +192,19 @@ def test_retry_asks_for_a_tag_again_that_the_registry_did_not_know(product: Prod
     def looked_up() -> int:
         return len(product.cluster.proxy.requests(path="/tests/late-tag/manifests/1"))
 
-    # By then the operator leaves the registry alone for 15 s and more.
-    product.until("three attempts", lambda: looked_up() >= 3)
+    product.until("the operator leaves the registry alone for long", lambda: pause(product, image) >= 30)
     asked = looked_up()
     product.push(runnable(layer(1)), "tests/late-tag")
-    done = kubectl_plugin(product.cluster, "retry", "late-tag", "--timeout=14s")
+    done = kubectl_plugin(product.cluster, "retry", "late-tag", "--timeout=28s")
     assert (done.returncode, done.stdout, done.stderr) == (0, "default/late-tag: Ready on 3 nodes\n", "")
     assert looked_up() > asked
+
+
+def pause(product: Product, image: str) -> float:
+    """Seconds from the last failed look-up of an image to the next one, as the operator says in its log."""
+    log = product.cluster.kubectl("-n", NAMESPACE, "logs", "deployment/imageprepull-operator", "--tail=100")
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return max((one["retry"] for one in lines if one.get("image") == image and "retry" in one), default=0.0)
 
 
 def test_retry_says_what_it_cannot_do(product: Product) -> None:

@@ -118,7 +118,7 @@ def test_an_uninstall_unpins_keeps_crds_objects_and_images_and_an_install_goes_o
             (entry,) = product.cluster.get("nodeprepull", node)["spec"]["images"]
             assert entry["reference"] == image
             assert (entry["state"], entry.get("onRemoval", "Unpin")) == ("Absent", "Unpin")
-        assert pinned(product, image) == set()
+            product.until_unpinned(node, image)
         # Nobody is left who would have to agree.
         product.cluster.kubectl("delete", "nodeprepull", "b", "--timeout=60s")
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ import aiohttp
 import pytest
 
 from imageprepull.pulling.steps import Step
+from tests.cluster.bare_api import free_port
 from tests.containerd.conftest import leftovers
 from tests.faults.check import complaints, empty
 from tests.faults.faults import Fault, Victim
@@ -144,8 +144,7 @@ async def alive(port: int) -> int:
 
 @pytest.mark.parametrize("end", ["killed", "stopped"])
 async def test_on_one_port_of_the_host_the_second_agent_waits_and_takes_over(node: Machine, end: str) -> None:
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with whole_agent(node, port) as one:
         await one.until("swept")
         async with whole_agent(node, port) as two:

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 0: Ready; 1: it cannot become Ready (or no such object); 3: not within the timeout."""
-    return ended(lambda: interrupts.run(wait(kubeconfig.target(arguments), arguments.name, arguments.timeout)))
+    return ended(
+        lambda: interrupts.run(wait(kubeconfig.target(arguments), arguments.name, arguments.timeout))
+    )
 
 
 async def wait(target: kubeconfig.Target, name: str, seconds: float) -> int:

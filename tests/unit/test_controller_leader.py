@@ -36,6 +36,16 @@ class Api:
                 return document
         raise ApiError(404, "NotFound", f'imageprepulls "{name}" not found')
 
+    async def merge_patch(
+        self, kind: object, name: str, body: dict[str, Any], *, namespace: str, subresource: str
+    ) -> dict[str, Any]:
+        before = await self.get(kind, name, namespace)
+        version = str(int(before["metadata"]["resourceVersion"]) + 1)
+        now = before | {"metadata": before["metadata"] | {"resourceVersion": version}}
+        now[subresource] = {key: value for key, value in body[subresource].items() if value is not None}
+        self.objects = [now if one is before else one for one in self.objects]
+        return now
+
 
 def prepull(name: str, uid: str = "uid", generation: int = 1) -> dict[str, Any]:
     metadata = {"namespace": "shop", "name": name, "uid": uid, "resourceVersion": f"{generation}"}
@@ -146,3 +156,24 @@ async def test_an_answer_that_is_older_than_a_list_does_not_count() -> None:
     api.objects = []
     await leader._read(("shop", "web"))
     assert not standby.world.prepulls
+
+
+async def test_a_status_that_was_written_while_a_list_was_on_its_way_is_read_again() -> None:
+    """The list says what stood there before, and the write's event was taken for an echo."""
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one")
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api.objects = [prepull("web") | {"spec": {"images": "none that can be read"}}]
+    await leader._list()
+    api.arrive.clear()
+    api.asked.clear()
+    listing = asyncio.create_task(leader._list())
+    await api.asked.wait()
+    await leader._statuses.write(("shop", "web"))
+    standby.intake.prepull_event("MODIFIED", api.objects[0])
+    assert standby.queues.prepulls.idle
+    api.arrive.set()
+    await listing
+    assert standby.world.prepulls["shop", "web"].resource_version == "1"
+    assert await standby.queues.prepulls.take() == ("shop", "web")

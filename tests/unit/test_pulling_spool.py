@@ -65,13 +65,16 @@ def test_a_blob_written_in_any_order_matches_too(tmp_path_factory: object, chanc
 
 def test_wrong_bytes_do_not_match_and_a_reset_forgets_them(tmp_path: Path) -> None:
     file = opened(tmp_path)
-    file.write(0, [b"x" * len(BODY)], note_every=NEVER)
+    file.write(0, [b"x" * len(BODY)], note_every=1)
     assert file.held.complete
     assert not file.matches()
     file.reset()
     assert file.held.held == 0
-    file.write(0, [BODY], note_every=NEVER)
+    file.write(0, [BODY], note_every=len(BODY))
     assert file.matches()
+    found = read_sidecar(sidecar_path(tmp_path, BLOB.digest))
+    assert found is not None
+    assert found.ranges == [(0, len(BODY))], "noted as often as before"
     file.close(keep=False)
 
 
@@ -185,14 +188,49 @@ def test_who_comes_for_a_file_whose_reset_failed_has_one_to_read_of_which_no_byt
             file.reset()
     os.close(file.reader())
     assert (file.held.held, file.unhashed) == (0, 0)
+    file.own("lease-2")
     file.close()
-    assert owners_of(tmp_path, BLOB) == {"lease-1"}
     again = opened(tmp_path)
+    assert again.owners == {"lease-1", "lease-2"}
     assert again.held.held == 0
     again.write(0, [BODY], note_every=NEVER)
     assert again.matches()
     again.close(keep=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("life", ["crash", "fault"])
+def test_wrong_bytes_that_a_reset_had_no_time_to_delete_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: str
+) -> None:
+    """The content store may have them under another name, and somebody there may be reading."""
+    folder, store, wrong = tmp_path / "spool", tmp_path / "blob", b"x" * len(BODY)
+    left(folder, BODY, "a")
+    file, real = opened(folder, "now"), Path.unlink
+    file.write(0, [wrong], note_every=1)
+    store.hardlink_to(file.path)
+
+    def failing(path: Path, missing_ok: bool = False) -> None:
+        if path == file.path:
+            raise OSError(errno.EIO, "Input/output error")
+        real(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            file.reset()
+    assert (file.held.held, file.unhashed) == (0, 0)
+    if life == "fault":
+        file.close()
+    before = store.read_bytes()
+    again = opened(folder, "now")
+    assert again.owners == {"a", "lease-1"}
+    again.write(0, [BODY], note_every=NEVER)
+    assert again.matches()
+    assert store.read_bytes() == before
+    again.close(keep=False)
+    file.close(keep=False)
+    assert list(folder.iterdir()) == []
 
 
 def test_the_next_life_goes_on_from_the_bytes_held(tmp_path: Path) -> None:
@@ -253,6 +291,18 @@ def test_bytes_are_not_believed_when(tmp_path: Path, change: str) -> None:
             data_path(tmp_path, BLOB.digest).write_bytes(BODY[:10])
     second = opened(tmp_path, boot, descriptor)
     assert second.held.held == 0
+    second.close(keep=False)
+
+
+def test_a_map_whose_file_is_gone_vouches_for_nothing_in_the_next_one(tmp_path: Path) -> None:
+    """Also if the process dies before it has noted anything."""
+    blob = left(tmp_path, BODY, "a")
+    data_path(tmp_path, blob.digest).unlink()
+    first = opened(tmp_path, "now")
+    first.write(9000, [BODY[9000:]], note_every=NEVER)
+    second = opened(tmp_path, "now")  # the first was never closed.
+    assert second.held.held == 0
+    first.close(keep=False)
     second.close(keep=False)
 
 

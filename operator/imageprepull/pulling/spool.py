@@ -109,10 +109,13 @@ class SpoolFile:
         believed = (
             known is not None
             and (known.digest, known.size, known.boot_id) == (self.digest, self.held.size, self._boot_id)
-            and self.path.exists()
+            and (self.path.exists() or not known.ranges)
         )
         if not believed:
             remove_spool(self._folder, self.digest)
+        elif known is not None and not known.ranges:
+            # A reset may not have come to it. Under another name somebody may be reading it (placing.py).
+            self.path.unlink(missing_ok=True)
         # Who comes or goes right now is noted with what was believed.
         with self._note_lock:
             self._fd, self._read_fd = self._open_file()
@@ -176,10 +179,10 @@ class SpoolFile:
             OSError: there is no new file; who comes for a reader still gets the old one's, of which no byte counts.
         """
         with self._note_lock:
-            self._disclaim()
-            self.path.unlink(missing_ok=True)
             new, old = None, (self._fd, self._read_fd)
             try:
+                self._disclaim()
+                self.path.unlink(missing_ok=True)
                 new = self._open_file()
             finally:
                 # Who comes for a reader meanwhile finds a file, and no more ranges than it has.

@@ -84,7 +84,13 @@ def test_repair_finds_a_file_that_lost_its_bytes_and_pulls_the_layer_again(produ
     broken = kubectl_plugin(product.cluster, "repair", node.name, image, "--timeout=1m")
     assert (broken.returncode, broken.stderr) == (0, "")
     assert "was broken (/repair-me has 0 bytes instead of 5) and is pulled again" in broken.stdout
-    assert [node.exec(["cat", file]).stdout for file in files_named(node, "repair-me")] == ["whole"]
+    product.until(
+        "the runtime has collected the broken tree, and the whole one is there",
+        lambda: (
+            [node.exec(["cat", file], check=False).stdout for file in files_named(node, "repair-me")]
+            == ["whole"]
+        ),
+    )
     product.until(
         "the order is gone", lambda: "imageprepull.io/repair" not in annotations_of(product, node.name)
     )

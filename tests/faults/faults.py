@@ -207,10 +207,10 @@ def random_faults(
 ) -> list[Fault]:
     """Up to `most` kills of one pull that lasts `duration` seconds undisturbed.
 
-    Half of them at a random time, which falls into the long steps; half a few milliseconds after a step, or the short
-    ones would never be hit: every other time after `rare`, if given, or a random one. What is there for a part of the
-    pull only is hit a few milliseconds after a step of that part. Every fourth hits `wanting`, if given and the `way`
-    has it.
+    Half of them at a random time, which falls into the long steps, or now and then before the first one; half a few
+    milliseconds after a step, or the short ones would never be hit: every other time after `rare`, if given, or a
+    random one. What is there for a part of the pull only is hit a few milliseconds after a step of that part. Every
+    fourth hits `wanting`, if given and the `way` has it.
     """
     chance = random.Random(seed)
     return [_random_fault(chance, duration, way, rare, wanting) for _ in range(chance.randint(1, most))]
@@ -227,7 +227,7 @@ def _random_fault(
         occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
         return Fault(victim, step.value, occurrence, chance.uniform(0, 0.005))
     if chance.random() < 0.5:
-        return Fault(victim, delay=chance.uniform(0, duration))
+        return Fault(victim, delay=chance.uniform(0, duration if chance.random() < 0.9 else duration / 50))
     step = rare if rare is not None and chance.random() < 0.5 else chance.choice(way.steps)
     occurrence = chance.randint(1, _LAYERS) if step in _OFTEN else 1
     return Fault(victim, step.value, occurrence, chance.choice((0.0, 0.0, chance.uniform(0, 0.005))))

@@ -1,4 +1,4 @@
-"""Ctrl-C for commands that wait for the API server: between `asyncio.run` and what the command asks."""
+"""Signals that cancel what a command does: between `asyncio.run` and the command."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         KeyboardInterrupt: when `work` has ended.
     """
     try:
-        return asyncio.run(_interruptible(work))
+        return asyncio.run(cancelled_by(signal.SIGINT, work))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
 
-async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+async def cancelled_by(number: signal.Signals, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, which the signal cancels. Its handler is the loop's own, told by a descriptor that it listens to."""
     task = asyncio.current_task()
     # Elsewhere no signal is heard at all.
     if task is not None and threading.current_thread() is threading.main_thread():
-        # A handler of the loop's own is told by a descriptor that it listens to.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await work

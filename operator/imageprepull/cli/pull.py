@@ -12,8 +12,9 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from imageprepull.cli import interrupts
 from imageprepull.cli.pull_session import Failure, Session
 from imageprepull.cli.start import import_structlog_alone, raise_file_limit, start_workers
 from imageprepull.oci.platform import InvalidPlatform, Platform
@@ -106,7 +107,9 @@ def run(args: argparse.Namespace) -> int:
     raise_file_limit()
     import_structlog_alone()
     try:
-        results = asyncio.run(_interruptible(Session(args, references, platform, workers).run()))
+        # asyncio.run sees to SIGINT.
+        work = Session(args, references, platform, workers).run()
+        results = asyncio.run(interrupts.cancelled_by(signal.SIGTERM, work))
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("imageprepull pull: interrupted; nothing unfinished was left behind", file=sys.stderr)
         return FAILED
@@ -129,11 +132,3 @@ def report(args: argparse.Namespace, results: list[Outcome | Failure]) -> int:
     if args.output == "json":
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     return FAILED if any(isinstance(result, Failure) for result in results) else 0
-
-
-async def _interruptible(work: Any) -> Any:
-    """Run `work`; SIGTERM cancels it as SIGINT does (asyncio.run sees to that one)."""
-    task = asyncio.current_task()
-    if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await work

@@ -138,14 +138,17 @@ class PullBench:
     async def held(
         self, *, content: Iterable[str] = (), snapshots: Iterable[str] = ()
     ) -> AsyncIterator[None]:
-        """Nothing of these is collected because what named it was deleted; what is deleted itself goes."""
+        """Nothing of these is collected because what named it is gone; what is deleted itself goes.
+
+        After the block, what nothing else holds has been collected.
+        """
         leases = self.containerd.leases
         await leases.create("held", {}, 600)
         for kind, names in (("content", content), (f"snapshots/{SNAPSHOTTER}", snapshots)):
             for name in names:
                 await leases.add_resource("held", kind, name)
         yield
-        await leases.delete("held")
+        await leases.delete("held", sync=True)
 
     async def assert_clean(self) -> None:
         """No lease, ingest, active snapshot or spool file."""

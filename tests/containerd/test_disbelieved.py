@@ -360,20 +360,16 @@ async def test_a_document_without_the_label_that_keeps_what_it_names_is_missing_
     await bench.pull(reference)
     digest = {"config": image.config.digest, "manifest": image.digest, "index": index.digest}[which]
     content = bench.containerd.content
-    # Held meanwhile, or the runtime would collect what nothing names any more.
-    await bench.containerd.leases.create("hold", {}, 60)
-    for kind, name in [("content", image.digest), ("content", image.config.digest)]:
-        await bench.containerd.leases.add_resource("hold", kind, name)
-    await bench.containerd.leases.add_resource("hold", f"snapshots/{SNAPSHOTTER}", image.chain_ids[-1])
     info = await content.info(digest)
     assert info is not None
-    await content.update_labels(digest, {key: "" for key in info.labels if "/gc.ref." in key})
+    # Held meanwhile, or the runtime would collect what nothing names any more.
+    async with bench.held(content=(image.digest, image.config.digest), snapshots=image.chain_ids[-1:]):
+        await content.update_labels(digest, {key: "" for key in info.labels if "/gc.ref." in key})
 
-    found = await bench.presence(reference)
-    assert not found.present
-    assert found.missing.startswith(f"the label on {digest} that keeps sha256:")
-    outcome = await bench.pull(reference)
-    await bench.containerd.leases.delete("hold", sync=True)
+        found = await bench.presence(reference)
+        assert not found.present
+        assert found.missing.startswith(f"the label on {digest} that keeps sha256:")
+        outcome = await bench.pull(reference)
     assert outcome.bytes_downloaded == 0
     assert (await bench.presence(reference)).present
 
@@ -394,18 +390,15 @@ async def test_a_manifest_without_the_labels_that_keep_its_blobs_is_mended_befor
         )
 
     # Something else has them in use for now.
-    await bench.containerd.leases.create("hold", {}, 60)
-    for built in image.layers:
-        await bench.containerd.leases.add_resource("hold", "content", built.blob.digest)
-    await unlabel()
-    found = await bench.presence(reference, keep_layers=True)
-    assert found.missing == f"the label on {image.digest} that keeps {image.layers[0].blob.digest}", (
-        "they are to be kept, and are there"
-    )
-    assert (await bench.presence(reference)).present, "where they are not to be kept nothing is missing"
-    outcome = await bench.pull(reference)
-    assert outcome.bytes_downloaded == 0
-    await bench.containerd.leases.delete("hold", sync=True)
+    async with bench.held(content=[built.blob.digest for built in image.layers]):
+        await unlabel()
+        found = await bench.presence(reference, keep_layers=True)
+        assert found.missing == f"the label on {image.digest} that keeps {image.layers[0].blob.digest}", (
+            "they are to be kept, and are there"
+        )
+        assert (await bench.presence(reference)).present, "where they are not to be kept nothing is missing"
+        outcome = await bench.pull(reference)
+        assert outcome.bytes_downloaded == 0
     assert [await content.info(built.blob.digest) is not None for built in image.layers] == [True, True]
     found = await bench.presence(reference, keep_layers=True)
     assert found.present, found.missing

@@ -55,7 +55,7 @@ async def run(address: str, *arguments: str, **options: Any) -> Ran:
 async def no_spool(containerd: Containerd, daemon: ContainerdDaemon) -> AsyncIterator[None]:
     """The command leaves no spool folder behind; the containerd fixture sees to leases and snapshots."""
     yield
-    assert not list(daemon.folder.glob("**/imageprepull-spool"))
+    assert daemon.named("imageprepull-spool") == []
 
 
 @pytest.mark.usefixtures("no_spool")

@@ -9,6 +9,7 @@ Daemons die with the process that started them. Mounts do not, so `sweep` remove
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import shutil
 import signal
@@ -135,6 +136,14 @@ class ContainerdDaemon:
     def log_tail(self, lines: int = 30) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+    def named(self, pattern: str) -> list[Path]:
+        """What in the daemon's folder bears such a name. It may collect meanwhile: what goes under the walk is not there."""
+        return [
+            Path(root, name)
+            for root, folders, files in os.walk(self.folder)
+            for name in fnmatch.filter([*folders, *files], pattern)
+        ]
 
     def trust(self, registry: str) -> None:
         """Let the daemon's own pulls use plain http for `registry` (host:port)."""

@@ -6,6 +6,7 @@ import pytest
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import World
+from imageprepull.kube.informer import Change
 
 
 def prepull(version: int, policy: str = "", uid: str = "uid") -> dict[str, Any]:
@@ -107,3 +108,25 @@ async def test_answers_that_agree_or_follow_each_other_are_not_asked_for_again()
     intake.no_prepull(("shop", "web"), asked=time.monotonic())
     assert not world.prepulls
     assert not len(queues.prepulls)
+
+
+@pytest.mark.parametrize(("witnessed", "ordered"), [(True, "Delete"), (False, "Unpin")])
+def test_what_is_left_of_a_nodeprepull_that_vanished_unseen_deletes_nothing(
+    witnessed: bool, ordered: str
+) -> None:
+    """In an older backup the objects that it was made for are missing as well."""
+    world = World()
+    intake = Intake(world, Queues(), Witness())
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
+    entries = [
+        {"reference": name, "digest": "sha256:" + name * 64, "state": state, "onRemoval": "Delete"}
+        for name, state in (("a", "Present"), ("b", "Absent"))
+    ]
+    document = {"metadata": metadata, "spec": {"images": entries}}
+    intake.node_prepull(Change("added", document, None, witnessed=True))
+    intake.node_prepull(Change("deleted", document, document, witnessed=witnessed))
+    assert [(one.reference, one.on_removal) for one in world.current("n1")] == [
+        ("a", ordered),
+        ("b", ordered),
+    ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
 
 from imageprepull.controller.assign import Choice
+from imageprepull.controller.intake import PLAN
 from imageprepull.controller.leader import Leader
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
@@ -177,3 +179,38 @@ async def test_a_status_that_was_written_while_a_list_was_on_its_way_is_read_aga
     await listing
     assert standby.world.prepulls["shop", "web"].resource_version == "1"
     assert await standby.queues.prepulls.take() == ("shop", "web")
+
+
+async def test_a_list_that_is_wanted_is_asked_for_at_once_and_the_next_plan_is_of_it() -> None:
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    standby.node_prepulls.regained = time.monotonic()
+    assert not standby.plan_stands()
+    resyncing = asyncio.create_task(leader._resync())
+    standby.want_plan()
+    async with asyncio.timeout(5):
+        await standby.queues.plan.take()
+    resyncing.cancel()
+    assert not standby.list_wanted.is_set()
+    assert not standby.plan_stands(), "listed is not planned"
+    await leader._planner.plan(PLAN)
+    assert standby.plan_stands()
+
+
+async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_enough() -> None:
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api.arrive.clear()
+    listing = asyncio.create_task(leader._list())
+    await api.asked.wait()
+    standby.node_prepulls.regained = time.monotonic()
+    api.arrive.set()
+    await listing
+    await leader._planner.plan(PLAN)
+    assert not standby.plan_stands()
+    standby.want_plan()
+    assert standby.list_wanted.is_set()

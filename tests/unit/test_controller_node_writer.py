@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -139,9 +141,47 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     standby.world.planned = {web.uid: web}
     with pytest.raises(ApiError, match="Conflict"):
         await writer.write("n1")
+    # The plan may be of objects that were made since.
+    await writer.write("n1")
+    assert len(api.applied) == 1
+    standby.world.planned_of = time.monotonic()
     await writer.write("n1")
     assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str) -> None:
+    """A restored backup may have taken objects back that the plan is of."""
+    api, standby, writer = operator()
+    standby.world.listed = standby.world.planned_of = 5
+    if when == "before":
+        standby.node_prepulls.regained = 7
+    else:
+
+        async def slot() -> None:
+            standby.node_prepulls.regained = 7
+
+        writer._rate.slot = slot  # type: ignore[method-assign]
+    await writer.write("n1")
+    assert not api.applied
+    assert standby.list_wanted.is_set()
+    assert len(standby.queues.nodes) == 1, "it is looked at again"
+    standby.world.planned_of = 8
+    await writer.write("n1")
+    assert len(api.applied) == 1
+
+
+async def test_no_list_is_wanted_while_the_api_server_is_not_there_or_the_plan_is_on_its_way() -> None:
+    api, standby, writer = operator()
+    standby.world.listed = standby.world.planned_of = 5
+    standby.node_prepulls.regained = inf
+    await writer.write("n1")
+    standby.node_prepulls.regained = 7
+    standby.world.listed = 8
+    await writer.write("n1")
+    assert not api.applied
+    assert not standby.list_wanted.is_set()
 
 
 def version(number: int) -> dict[str, Any]:

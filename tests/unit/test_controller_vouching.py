@@ -102,6 +102,19 @@ async def test_one_look_vouches_for_one_renewal() -> None:
     assert (vouching.vouches(), api.lists) == (True, 2)
 
 
+async def test_nothing_is_vouched_for_until_the_plan_is_of_a_list_after_the_loss_of_the_server() -> None:
+    _, standby, vouching = await operator()
+    standby.node_prepulls.regained = 7
+    looking = asyncio.create_task(vouching.look())
+    async with asyncio.timeout(30):
+        await standby.list_wanted.wait()
+    assert not vouching.vouches()
+    standby.world.planned_of = 8
+    async with asyncio.timeout(30):
+        await looking
+    assert vouching.vouches()
+
+
 async def test_a_look_that_a_renewal_has_overtaken_vouches_for_nothing() -> None:
     """It may have begun before the order was seen that the second word is for."""
     api, _, vouching = await operator()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from math import inf
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -390,6 +392,60 @@ async def test_a_watch_that_is_closed_before_its_time_is_a_lost_connection_howev
     async with following(server, timings) as (informer, _):
         await server.until_asked("WATCH", 3)
         assert (informer.broken, informer.problem) == (broken, "")
+
+
+async def test_from_when_it_is_followed_again_is_known_after_each_loss(server: FakeApiServer) -> None:
+    async with following(server) as (informer, seen):
+        assert informer.regained == -inf
+        await server.until_asked("WATCH", 1)
+        server.faults += [Fault("WATCH", 503, "") for _ in range(10_000)]
+        await server.error_event(500, "InternalError")
+        await server.until_asked("WATCH", 3)
+        assert informer.regained == inf
+        before = time.monotonic()
+        server.faults.clear()
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        assert before <= informer.regained <= time.monotonic()
+
+
+@pytest.mark.parametrize(("code", "answered"), [(403, True), (429, True), (500, False), (503, False)])
+async def test_who_is_refused_has_an_answer(server: FakeApiServer, code: int, answered: bool) -> None:
+    """A watch that is forbidden for good must not keep everything from being written."""
+    async with following(server) as (informer, _):
+        await server.until_asked("WATCH", 1)
+        server.faults += [Fault("WATCH", code, "") for _ in range(10_000)]
+        await server.error_event(500, "InternalError")
+        await server.until_asked("WATCH", 3)
+        assert informer.broken
+        assert (informer.regained < inf) is answered
+
+
+@pytest.mark.parametrize(
+    ("version", "generation", "older"), [(5, 2, False), (4, 2, True), (9, 1, True), (6, 3, False)]
+)
+async def test_what_is_read_in_an_older_state_is_a_loss_as_well(
+    version: int, generation: int, older: bool
+) -> None:
+    """The watch of a server that outlived a restore says nothing of it."""
+    informer = Informer(cast("Any", None), NODES, on_change=lambda _: None)
+    informer.read(named("a", 5) | {"metadata": named("a", 5)["metadata"] | {"generation": 2}})
+    before = time.monotonic()
+    found = named("a", version)
+    found["metadata"]["generation"] = generation
+    informer.read(found)
+    assert (informer.regained >= before, informer.broken) == (older, older)
+
+
+async def test_a_list_of_an_older_state_is_a_loss_as_well(server: FakeApiServer) -> None:
+    await server.put("a")
+    async with following(server, resync=0.05) as (informer, _):
+        server.version -= 50
+        async with asyncio.timeout(30):
+            while informer.regained == -inf:  # noqa: ASYNC110 - no event tells it
+                await asyncio.sleep(0)
+        assert informer.version == str(server.version)
+        assert not informer.broken
 
 
 async def test_the_newest_version_outlives_an_older_list(server: FakeApiServer) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+import msgspec
+
 from imageprepull.controller import clock, retries
 from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.nodes import read_node
@@ -21,7 +23,7 @@ from imageprepull.controller.render import cut_short, uid_of
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownPrepull, World
 from imageprepull.kube.informer import Change
-from imageprepull.resources.nodeprepull import NodePrepull
+from imageprepull.resources.nodeprepull import NodePrepull, OnRemoval
 
 PLAN = "plan"
 
@@ -128,7 +130,7 @@ class Intake:
         name = change.object["metadata"]["name"]
         before = self._world.node_prepulls.get(name)
         if change.type == "deleted":
-            self._no_node_prepull(name)
+            self._no_node_prepull(name, witnessed=change.witnessed)
         else:
             self._node_prepull_read(change.object)
             now = self._world.node_prepulls.get(name)
@@ -157,11 +159,16 @@ class Intake:
             self._world.node_prepulls[name] = found
             self._world.leftover.pop(name, None)
 
-    def _no_node_prepull(self, name: str) -> None:
+    def _no_node_prepull(self, name: str, *, witnessed: bool) -> None:
         before = self._world.node_prepulls.pop(name, None)
-        if before is not None:
-            # The orders to let go would be lost with the object; while the Node is there they stand.
-            self._world.leftover[name] = before.object.spec.images
+        if before is None:
+            return
+        # The orders to let go would be lost with the object; while the Node is there they stand.
+        entries = before.object.spec.images
+        if not witnessed:
+            # A backup that is older than it may have been restored: the objects whose images these are may be missed next.
+            entries = [msgspec.structs.replace(entry, on_removal=OnRemoval.UNPIN) for entry in entries]
+        self._world.leftover[name] = entries
 
     def agent_pod(self, change: Change) -> None:
         """An agent's pod changed its readiness, came or went."""

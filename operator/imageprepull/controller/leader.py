@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -173,13 +174,17 @@ class Leader:
             standby.witness.forget(referenced)
             standby.world.policies.forget(referenced)
         standby.world.strays = strays
+        standby.world.listed = asked
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()
 
     async def _resync(self) -> None:
         delay = min(SECOND_LIST, self._settings.resync)
         while True:
-            await asyncio.sleep(delay)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._standby.list_wanted.wait()
+            self._standby.list_wanted.clear()
             try:
                 await self._list()
                 delay = self._settings.resync

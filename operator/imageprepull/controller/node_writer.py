@@ -41,6 +41,8 @@ logger = structlog.get_logger(__name__)
 FIELD_MANAGER = "imageprepull-operator"
 CONFIRM_AGAIN = 5.0
 """Seconds until a withdrawal that could not be confirmed is looked at again."""
+PLAN_AGAIN = 0.5
+"""Seconds until it is looked whether there is a plan that may be written."""
 
 
 class NodeWriter:
@@ -48,6 +50,7 @@ class NodeWriter:
 
     def __init__(self, api: ApiClient, standby: Standby, rate: Rate) -> None:
         self._api = api
+        self._standby = standby
         self._world = standby.world
         self._queues = standby.queues
         self._witness = standby.witness
@@ -66,6 +69,8 @@ class NodeWriter:
         if known is not None and known.node_uid != node.uid:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
+            return
+        if self._outdated(name):
             return
         rendered = await self._decide(name)
         if rendered.confirm or rendered.unsure:
@@ -92,8 +97,15 @@ class NodeWriter:
                 await self._end_repair(name, known, order)
             return
         registries = standing(spec.registries, wanted.registries, clock.now())
+        await self._apply(node, known, msgspec.structs.replace(wanted, registries=registries))
+
+    async def _apply(self, node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> None:
+        name = node.name
         await self._rate.slot()
-        body = _body(node, known, msgspec.structs.replace(wanted, registries=registries))
+        if self._outdated(name):
+            self._rate.give_back()
+            return
+        body = _body(node, known, spec)
         try:
             document = await self._api.apply(
                 NODEPREPULLS, name, body, field_manager=FIELD_MANAGER, force=True
@@ -104,7 +116,15 @@ class NodeWriter:
             raise
         self._writes.inc()
         self._follower.answered(document)
-        logger.info("node prepull written", node=name, images=len(images))
+        logger.info("node prepull written", node=name, images=len(spec.images))
+
+    def _outdated(self, name: str) -> bool:
+        """Whether the node has to wait for another plan."""
+        if self._standby.plan_stands():
+            return False
+        self._standby.want_plan()
+        self._queues.nodes.add(name, PLAN_AGAIN)
+        return True
 
     def takes_back(self, name: str) -> bool:
         """Whether a write that is due for the node takes back an order to delete that stands there.

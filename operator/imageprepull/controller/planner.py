@@ -38,7 +38,7 @@ class Planner:
         choices = assign(candidates.values(), world.nodes, self._resolver.resolutions)
         platforms = {str(world.nodes[name].platform) for choice in choices.values() for name in choice.nodes}
         self._resolver.want(images, platforms)
-        world.planned, world.choices = candidates, choices
+        world.planned, world.choices, world.planned_of = candidates, choices, world.listed
         world.retries = {}
         for uid, candidate in candidates.items():
             order = retries.standing(candidate.prepull)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from math import inf
+
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.metrics import Metrics
 from imageprepull.controller.settings import OperatorSettings
@@ -39,6 +42,21 @@ class Standby:
             ),
         )
         self.trust.informers = self.informers
+        self.list_wanted = asyncio.Event()
+        """ImagePrepulls shall be listed now."""
+
+    def plan_stands(self) -> bool:
+        """Whether the plan may be written: it is of ImagePrepulls that were listed since NodePrepulls were last out of sight.
+
+        A backup may have been restored meanwhile. The older plan would write entries of objects into it that it has not,
+        and they would be let go of as soon as these are missed: nobody ordered that.
+        """
+        return self.world.planned_of >= self.node_prepulls.regained
+
+    def want_plan(self) -> None:
+        """Have ImagePrepulls listed, if that helps: a plan follows each list."""
+        if self.world.listed < self.node_prepulls.regained < inf:
+            self.list_wanted.set()
 
     def start_over(self) -> None:
         """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""

@@ -94,6 +94,10 @@ class World:
     choices: dict[str, Choice] = field(default_factory=dict)
     planned: dict[str, Candidate] = field(default_factory=dict)
     """The candidates that `choices` was made of, by uid."""
+    listed: float = -inf
+    """When the last complete list of ImagePrepulls was asked for, in monotonic seconds."""
+    planned_of: float = -inf
+    """`listed` when the plan was made."""
     strays: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     """By node, the pins without an entry that were reported before all ImagePrepulls were last listed."""
     policies: DeletionPolicies = field(default_factory=DeletionPolicies)

@@ -45,6 +45,18 @@ def version_of(document: Document) -> str:
     return str(document["metadata"].get("resourceVersion", ""))
 
 
+def went_back(known: Document, found: Document) -> bool:
+    """Whether `found`, read after `known` was, proves that the API server is in an older state than it was in."""
+    if uid_of(known) != uid_of(found):
+        return False
+    return any(after < before for before, after in zip(_counters(known), _counters(found), strict=True))
+
+
+def _counters(document: Document) -> tuple[int, int]:
+    """What only grows while an object lives."""
+    return int(version_of(document) or 0), int(document["metadata"].get("generation", 0))
+
+
 def replace_all(cache: dict[Key, Document], found: Iterable[Document]) -> list[Change]:
     """Make `cache` equal to a list, and say what that changed: deletions first, then the rest in list order."""
     listed = {key_of(document): document for document in found}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from math import inf
 
 import structlog
 
@@ -28,6 +29,7 @@ from imageprepull.kube.cache import (
     take_event,
     uid_of,
     version_of,
+    went_back,
 )
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
@@ -87,6 +89,10 @@ class Informer:
         self.broken = False
         """Whether the connection was lost since the last list, or `start_over`, or closed before its time. Events went on from
         a resourceVersion, which proves nothing about what a backup has put back meanwhile."""
+        self.regained = -inf
+        """When the API server answered again after its connection was lost, in monotonic seconds; `inf` until it does. What
+        was read elsewhere before may be of a state that a backup has replaced. An answer that shows an older state, or none
+        of an object whose end was not heard of, counts as well."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -140,12 +146,18 @@ class Informer:
 
     def read(self, document: Document) -> None:
         """An object as just read by a request of its own, which counts whatever was known."""
+        known = self.cache.get(key_of(document))
+        if known is not None and went_back(known, document):
+            self.broken = True
+            self.regained = time.monotonic()
         self._answers[key_of(document)] = document
         self._note_version(version_of(document))
         self._tell(put(self.cache, document, witnessed=False))
 
     def missing(self, key: Key) -> None:
         """A request of its own has found nothing there."""
+        if key in self.cache:
+            self.regained = time.monotonic()
         self._answers.pop(key, None)
         self._tell(remove(self.cache, key))
 
@@ -164,6 +176,8 @@ class Informer:
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
+        if int(version or 0) < self.newest:
+            self.regained = time.monotonic()
         self._hear(version)
         self._failures = 0
         self.broken = False
@@ -218,7 +232,8 @@ class Informer:
                     self._tell(take_event(self.cache, event, document))
         lasted = time.monotonic() - began
         if spoke or lasted >= self._timings.backoff_cap:
-            self.broken = self.broken or lasted < self._timings.server_timeout - EARLY
+            if lasted < self._timings.server_timeout - EARLY:
+                self._lose()
         else:
             # A server or proxy that closes every watch at once must not be asked in a tight loop.
             await self._pause(self._next_backoff())
@@ -232,8 +247,15 @@ class Informer:
         if str(error) != self.problem:
             logger.warning("cannot follow the API server", kind=self.kind.plural, error=str(error))
         self.problem = str(error)
-        self.broken = True
+        self._lose()
+        if error.refused:
+            # The API server is there, and may never let itself be watched.
+            self.regained = time.monotonic()
         await self._pause(delay)
+
+    def _lose(self) -> None:
+        self.broken = True
+        self.regained = inf
 
     def _next_backoff(self) -> float:
         ceiling = min(self._timings.backoff_cap, self._timings.backoff_base * 2.0 ** min(self._failures, 16))
@@ -248,6 +270,8 @@ class Informer:
             logger.info("following the API server again", kind=self.kind.plural)
         self.problem = ""
         self._heard = time.monotonic()
+        if self.regained == inf:
+            self.regained = self._heard
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:

@@ -176,13 +176,13 @@ def test_an_uninstall_ends_well_and_in_time_with_agents_that_are_frozen_and_name
     product.apply("frozen", image)
     product.until_ready("frozen")
     try:
-        waiting_at_most(product, 10)
+        waiting_at_most(product, 20)
         with frozen_agents(product):
             said = product.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
             log = product.cluster.kubectl("-n", NAMESPACE, "logs", "job/imageprepull-uninstall")
         assert f'release "{RELEASE}" uninstalled' in said
         assert "unpinned on 0 nodes\n3 nodes did not answer, images may stay pinned there: a b c\n" in log
-        assert job_seconds(product) >= 10, (
+        assert job_seconds(product) >= 20, (
             "and it ended before the deadline of the Job, which would be a failure"
         )
         assert pinned(product, image) == {"b", "c"}
@@ -234,7 +234,7 @@ def test_an_uninstall_whose_pod_cannot_start_fails_leaves_all_as_it_is_and_goes_
     product.until_ready("stuck")
     product.until_asked_only(image)
     try:
-        waiting_at_most(product, 10)
+        waiting_at_most(product, 20)
         product.cluster.helm(
             "upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--set", f"image.digest={NO_IMAGE}"
         )

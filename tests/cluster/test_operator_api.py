@@ -292,7 +292,7 @@ async def test_failures_and_missing_agents_are_shown(
 
 
 async def test_a_second_replica_takes_over(bare_api: BareApi, api: ApiClient, agents: FakeAgents) -> None:
-    with running(Operator(bare_api, "first", "--lease-seconds=10")) as first:
+    with running(Operator(bare_api, "first", "--lease-seconds=20")) as first:
         await create(api, "web", PINNED)
         await eventually(ready(api, "web"))
         with running(Operator(bare_api, "second")) as second:

@@ -108,7 +108,7 @@ async def test_an_order_that_stands_is_not_obeyed_while_the_operator_cannot_see_
         await readiness(child, 503, "orders: not vouched for, nothing is deleted: GET /apis/")
         assert child.ended() is None, child.tail()
         await allow(api)
-        await eventually(holds(api, "n1", pinned="Present"), within=40)
+        await eventually(holds(api, "n1", pinned="Present"), within=90)
         await eventually(lambda: readiness(child, 200, "[+]imageprepulls ok"))
 
 
@@ -131,7 +131,7 @@ async def test_an_order_is_not_obeyed_while_the_operator_cannot_write_what_keeps
         with pytest.raises(NodeError, match="does not vouch for what it has ordered"):
             await confirmed(api, "n1")
         await allow(api)
-        await eventually(lambda: wanted(api, "n1", MIRRORED), 40)
+        await eventually(lambda: wanted(api, "n1", MIRRORED), 90)
 
 
 async def wanted(api: ApiClient, node: str, reference: str) -> bool:
@@ -184,7 +184,7 @@ async def test_beyond_the_owners_that_an_entry_lists_nobody_is_forgotten(
             assert await holds(api, node, pinned="Present")()
         await api.delete(IMAGEPREPULLS, names[-1], namespace="default")
         for node in NODE_NAMES:
-            await eventually(holds(api, node), 40)
+            await eventually(holds(api, node), 90)
     assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
 
 

@@ -232,7 +232,7 @@ async def test_an_operator_that_may_not_look_orders_nothing_until_it_may(
         assert child.ended() is None, child.tail()
         await allow(api)
         for node in NODE_NAMES:
-            await eventually(holds(api, node, other="Present"), within=40)
+            await eventually(holds(api, node, other="Present"), within=90)
     assert orders(agents) == {(node, "Delete") for node in NODE_NAMES}
 
 

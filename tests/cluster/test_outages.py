@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.product import NAMESPACE, Product, layer, runnable
+from tests.cluster.without_operator import without_operator
 from tests.testbed.images import BuiltImage
 
 pytestmark = pytest.mark.timeout(300)
@@ -24,7 +25,6 @@ OUTAGE = float(os.environ.get("IMAGEPREPULL_API_OUTAGE_SECONDS", "0"))
 RETURN_SECONDS = 10
 MOST_PER_AGENT, MOST_OF_OPERATOR = 8, 40
 """Requests in a second. A start from nothing is a LIST and a WATCH of each kind, and a write."""
-OPERATOR = "deployment/imageprepull-operator"
 
 
 @contextmanager
@@ -175,24 +175,11 @@ def test_without_an_operator_agents_heal_and_nothing_is_let_go(product: Product)
     product.until_ready("no-operator")
     # What the test before had deleted while the watch was interrupted: two that are missing at once would be held.
     product.until_asked_only(image)
-    product.cluster.kubectl("-n", NAMESPACE, "scale", OPERATOR, "--replicas=0")
-    try:
-        product.until(
-            "the operator is gone",
-            lambda: (
-                product.cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")[
-                    "items"
-                ]
-                == []
-            ),
-        )
+    with without_operator(product):
         product.cluster.node("c").crictl("rmi", image)
         product.until("the image is back on c", lambda: bool(product.images_named("c", image)))
         product.delete("no-operator")
         (pinned,) = product.images_named("b", image)
         assert pinned["pinned"]
-    finally:
-        product.cluster.kubectl("-n", NAMESPACE, "scale", OPERATOR, "--replicas=1")
-        product.cluster.kubectl("-n", NAMESPACE, "rollout", "status", OPERATOR, "--timeout=110s")
     product.until_unpinned("b", image)
     assert product.images_named("b", image), "deletionPolicy Retain keeps the image"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.cluster.product import NAMESPACE, Product, layer, runnable
+from tests.cluster.product import Product, layer, runnable
+from tests.cluster.without_operator import without_operator
 
 pytestmark = pytest.mark.timeout(300)
 NODES = ("a", "b", "c")
@@ -114,19 +113,6 @@ def until_waiting(product: Product, node: str, image: str, reason: str) -> dict[
     return answer
 
 
-@contextmanager
-def no_operator(product: Product) -> Iterator[None]:
-    """It is scaled away for the block."""
-    scale = ("-n", NAMESPACE, "scale", "deployment/imageprepull-operator")
-    product.cluster.kubectl(*scale, "--replicas=0")
-    pods = ("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")
-    try:
-        product.until("the operator is away", lambda: not product.cluster.get(*pods)["items"])
-        yield
-    finally:
-        product.cluster.kubectl(*scale, "--replicas=1")
-
-
 def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what_is_wanted_by_now(
     product: Product,
 ) -> None:
@@ -144,7 +130,7 @@ def test_without_an_operator_nothing_is_deleted_and_the_next_one_takes_back_what
         for image in (unwanted, anew):
             until_gone(product, image, ("a", "c"))
             until_in_use(product, "b", image)
-        with no_operator(product):
+        with without_operator(product):
             product.delete_pods(*users)
             for image in (unwanted, anew):
                 waiting = until_waiting(product, "b", image, "OperatorAway")
@@ -213,7 +199,7 @@ def test_what_is_deleted_while_the_operator_is_away_stays_until_it_is_back(produ
     image = product.push(runnable(layer(1)), "tests/removal-away")
     product.apply("away", image, **DELETE)
     product.until_ready("away")
-    with no_operator(product):
+    with without_operator(product):
         product.delete("away")
         for node in NODES:
             assert entry(product, node, image).get("state", "Present") == "Present"

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from imageprepull.pulling.labels import LEASE
 from imageprepull.pulling.sidecars import read_sidecar
@@ -190,10 +191,7 @@ class Round:
         staging = [found for found in active if "staging" in found.name]
         for found in staging:
             await containerd.snapshots.remove(SNAPSHOTTER, found.name)
-        for tree in self.machine.snapshots.glob("*/fs/[0-9]*-[0-9]*"):
-            with contextlib.suppress(FileNotFoundError):  # a real one is at it, too
-                for lost in [path for path in sorted(tree.rglob("*")) if path.is_file()][:1]:
-                    lost.unlink()
+        _lose_files(self.machine.snapshots)
         return len(staging)
 
     async def _bury(self, victim: Life) -> None:
@@ -248,3 +246,12 @@ class Round:
 async def stopped(victim: Life) -> None:
     """Wait until the kernel says that every thread of it stands still, or that it has died."""
     await asyncio.to_thread(os.waitid, os.P_PID, victim.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
+def _lose_files(snapshots: Path) -> None:
+    """One of each tree that is being unpacked. Where a real collection takes a folder meanwhile, it has done that."""
+    for snapshot in list(snapshots.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            for tree in snapshot.glob("fs/[0-9]*-[0-9]*"):
+                for lost in [path for path in sorted(tree.rglob("*")) if path.is_file()][:1]:
+                    lost.unlink()

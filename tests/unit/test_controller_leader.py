@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
+from tests.unit.controller_doubles import nodes
 
 
 class Api:
@@ -23,12 +25,17 @@ class Api:
 
     def __init__(self) -> None:
         self.objects: list[dict[str, Any]] = []
+        self.error: ApiError | None = None
+        self.lists = 0
         self.asked, self.arrive = asyncio.Event(), asyncio.Event()
         self.arrive.set()
 
     async def list(self, kind: object) -> tuple[list[dict[str, Any]], str]:
         found = list(self.objects)
+        self.lists += 1
         self.asked.set()
+        if self.error is not None:
+            raise self.error
         await self.arrive.wait()
         return found, "1"
 
@@ -181,29 +188,38 @@ async def test_a_status_that_was_written_while_a_list_was_on_its_way_is_read_aga
     assert await standby.queues.prepulls.take() == ("shop", "web")
 
 
-async def test_a_list_that_is_wanted_is_asked_for_at_once_and_the_next_plan_is_of_it() -> None:
+def leading() -> tuple[Api, Standby, Leader]:
     api = Api()
     settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
     standby = Standby(cast("Any", api), settings)
-    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
-    standby.node_prepulls.regained = time.monotonic()
-    assert not standby.plan_stands()
+    return api, standby, Leader(cast("Any", api), cast("Any", None), standby, settings)
+
+
+async def test_once_the_api_server_is_back_a_list_is_asked_for_and_the_next_plan_is_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api, standby, leader = leading()
+    standby.world.nodes.update(nodes("n1"))
+    monkeypatch.setattr("imageprepull.controller.leader.LOOK_AT_LOSS", 0.01)
+    standby.node_prepulls.regained = inf
     resyncing = asyncio.create_task(leader._resync())
-    standby.want_plan()
+    await asyncio.sleep(0)
+    assert not standby.plan_stands()
+    assert not standby.list_wanted(), "it would be of no use yet"
+    standby.node_prepulls.regained = time.monotonic()
     async with asyncio.timeout(5):
         await standby.queues.plan.take()
-    resyncing.cancel()
-    assert not standby.list_wanted.is_set()
+    assert api.lists == 1
     assert not standby.plan_stands(), "listed is not planned"
+    assert not standby.list_wanted()
     await leader._planner.plan(PLAN)
     assert standby.plan_stands()
+    assert len(standby.queues.nodes) == 1, "every node is looked at again"
+    resyncing.cancel()
 
 
 async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_enough() -> None:
-    api = Api()
-    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
-    standby = Standby(cast("Any", api), settings)
-    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api, standby, leader = leading()
     api.arrive.clear()
     listing = asyncio.create_task(leader._list())
     await api.asked.wait()
@@ -212,5 +228,16 @@ async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_
     await listing
     await leader._planner.plan(PLAN)
     assert not standby.plan_stands()
-    standby.want_plan()
-    assert standby.list_wanted.is_set()
+    assert standby.list_wanted()
+
+
+async def test_a_wanted_list_that_fails_is_not_asked_for_in_a_tight_loop() -> None:
+    api, standby, leader = leading()
+    api.error = ApiError(500, "InternalError", "no")
+    standby.node_prepulls.regained = time.monotonic()
+    resyncing = asyncio.create_task(leader._resync())
+    async with asyncio.timeout(5):
+        await api.asked.wait()
+    await asyncio.sleep(0.1)
+    assert api.lists == 1
+    resyncing.cancel()

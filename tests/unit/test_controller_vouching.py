@@ -107,7 +107,7 @@ async def test_nothing_is_vouched_for_until_the_plan_is_of_a_list_after_the_loss
     standby.node_prepulls.regained = 7
     looking = asyncio.create_task(vouching.look())
     async with asyncio.timeout(30):
-        await standby.list_wanted.wait()
+        await until(lambda: "lost from sight" in vouching.doubt)
     assert not vouching.vouches()
     standby.world.planned_of = 8
     async with asyncio.timeout(30):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
@@ -36,6 +35,8 @@ logger = structlog.get_logger(__name__)
 SECOND_LIST = 10.0
 """Seconds after the first list: kopf's watch began somewhere in between, and what was deleted there is found."""
 RESYNC_RETRY = 5.0
+LOOK_AT_LOSS = 0.5
+"""Seconds between two looks whether the API server was lost, after which nothing is written before a list."""
 LOOK_AT_REST = 30.0
 """Seconds between two looks at what is there, while nothing is to be deleted."""
 STATUS_WORKERS = 2
@@ -181,13 +182,15 @@ class Leader:
     async def _resync(self) -> None:
         delay = min(SECOND_LIST, self._settings.resync)
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._standby.list_wanted.wait()
-            self._standby.list_wanted.clear()
+            await self._until_due(time.monotonic() + delay)
             try:
                 await self._list()
                 delay = self._settings.resync
             except ApiError as error:
                 logger.warning("ImagePrepulls not listed", error=str(error))
-                delay = min(RESYNC_RETRY, self._settings.resync)
+                await asyncio.sleep(min(RESYNC_RETRY, self._settings.resync))
+                delay = 0
+
+    async def _until_due(self, end: float) -> None:
+        while time.monotonic() < end and not self._standby.list_wanted():  # noqa: ASYNC110 - no event tells it.
+            await asyncio.sleep(min(LOOK_AT_LOSS, max(0.0, end - time.monotonic())))

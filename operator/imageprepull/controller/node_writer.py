@@ -41,8 +41,6 @@ logger = structlog.get_logger(__name__)
 FIELD_MANAGER = "imageprepull-operator"
 CONFIRM_AGAIN = 5.0
 """Seconds until a withdrawal that could not be confirmed is looked at again."""
-PLAN_AGAIN = 0.5
-"""Seconds until it is looked whether there is a plan that may be written."""
 
 
 class NodeWriter:
@@ -70,7 +68,8 @@ class NodeWriter:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
             return
-        if self._outdated(name):
+        if not self._standby.plan_stands():
+            # The next plan marks every node.
             return
         rendered = await self._decide(name)
         if rendered.confirm or rendered.unsure:
@@ -102,7 +101,7 @@ class NodeWriter:
     async def _apply(self, node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> None:
         name = node.name
         await self._rate.slot()
-        if self._outdated(name):
+        if not self._standby.plan_stands():
             self._rate.give_back()
             return
         body = _body(node, known, spec)
@@ -117,14 +116,6 @@ class NodeWriter:
         self._writes.inc()
         self._follower.answered(document)
         logger.info("node prepull written", node=name, images=len(spec.images))
-
-    def _outdated(self, name: str) -> bool:
-        """Whether the node has to wait for another plan."""
-        if self._standby.plan_stands():
-            return False
-        self._standby.want_plan()
-        self._queues.nodes.add(name, PLAN_AGAIN)
-        return True
 
     def takes_back(self, name: str) -> bool:
         """Whether a write that is due for the node takes back an order to delete that stands there.

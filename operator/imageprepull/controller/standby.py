@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from math import inf
 
 from imageprepull.controller.intake import Intake, Queues
@@ -42,8 +41,6 @@ class Standby:
             ),
         )
         self.trust.informers = self.informers
-        self.list_wanted = asyncio.Event()
-        """ImagePrepulls shall be listed now."""
 
     def plan_stands(self) -> bool:
         """Whether the plan may be written: it is of ImagePrepulls that were listed since NodePrepulls were last out of sight.
@@ -53,10 +50,9 @@ class Standby:
         """
         return self.world.planned_of >= self.node_prepulls.regained
 
-    def want_plan(self) -> None:
-        """Have ImagePrepulls listed, if that helps: a plan follows each list."""
-        if self.world.listed < self.node_prepulls.regained < inf:
-            self.list_wanted.set()
+    def list_wanted(self) -> bool:
+        """Whether to list ImagePrepulls now leads to a plan that stands."""
+        return self.world.listed < self.node_prepulls.regained < inf
 
     def start_over(self) -> None:
         """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""

@@ -163,7 +163,6 @@ class Vouching:
         if not (self._queues.prepulls.idle and self._queues.plan.idle):
             return "not everything that was read is in the plan yet"
         if not self._standby.plan_stands():
-            self._standby.want_plan()
             return "NodePrepulls were lost from sight since the ImagePrepulls of the plan were listed"
         return ""
 

@@ -214,3 +214,37 @@ async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_
     assert not standby.plan_stands()
     standby.want_plan()
     assert standby.list_wanted.is_set()
+
+
+@pytest.mark.parametrize(("refused", "lists"), [(False, 1), (True, 2)])
+async def test_who_waits_for_a_list_has_it_asked_for_once_and_not_at_once_again_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch, refused: bool, lists: int
+) -> None:
+    """Thousands of nodes may want it, again and again, of a server that is busy already."""
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
+    standby = Standby(cast("Any", api), settings)
+    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.5)
+    standby.node_prepulls.regained = time.monotonic()
+    asked = 0
+
+    async def busy(kind: object) -> tuple[list[dict[str, Any]], str]:
+        nonlocal asked
+        asked += 1
+        standby.want_plan()
+        if refused and asked == 1:
+            raise ApiError(429, "TooManyRequests", "")
+        return [], "1"
+
+    api.list = busy  # type: ignore[method-assign]
+    resyncing = asyncio.create_task(leader._resync())
+    began = time.monotonic()
+    while not leader.listed:
+        standby.want_plan()
+        await asyncio.sleep(0.01)
+    took = time.monotonic() - began
+    await asyncio.sleep(0.1)
+    resyncing.cancel()
+    assert asked == lists
+    assert (took >= 0.5) is refused

@@ -184,10 +184,13 @@ class Leader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._standby.list_wanted.wait()
-            self._standby.list_wanted.clear()
             try:
                 await self._list()
                 delay = self._settings.resync
             except ApiError as error:
                 logger.warning("ImagePrepulls not listed", error=str(error))
-                delay = min(RESYNC_RETRY, self._settings.resync)
+                # Whoever wants a list waits as well: they ask again and again, and there may be thousands.
+                await asyncio.sleep(max(min(RESYNC_RETRY, self._settings.resync), error.retry_after or 0))
+                delay = 0
+            # Who wanted one meanwhile has it, or asks again soon.
+            self._standby.list_wanted.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -225,7 +226,7 @@ async def test_who_waits_for_a_list_has_it_asked_for_once_and_not_at_once_again_
     settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
     standby = Standby(cast("Any", api), settings)
     leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
-    monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.5)
+    monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.1)
     standby.node_prepulls.regained = time.monotonic()
     asked = 0
 
@@ -234,17 +235,43 @@ async def test_who_waits_for_a_list_has_it_asked_for_once_and_not_at_once_again_
         asked += 1
         standby.want_plan()
         if refused and asked == 1:
-            raise ApiError(429, "TooManyRequests", "")
+            raise ApiError(429, "TooManyRequests", "", retry_after=0.5)
         return [], "1"
 
     api.list = busy  # type: ignore[method-assign]
     resyncing = asyncio.create_task(leader._resync())
     began = time.monotonic()
-    while not leader.listed:
-        standby.want_plan()
-        await asyncio.sleep(0.01)
+    standby.want_plan()
+    async with asyncio.timeout(30):
+        while not leader.listed:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.01)
     took = time.monotonic() - began
     await asyncio.sleep(0.1)
     resyncing.cancel()
     assert asked == lists
     assert (took >= 0.5) is refused
+
+
+@pytest.mark.parametrize(
+    ("problem", "refused", "again"),
+    [("", False, True), ("403 Forbidden", True, True), ("connection refused", False, False)],
+)
+async def test_what_was_out_of_sight_is_listed_again_with_the_rest_and_once(
+    problem: str, refused: bool, again: bool
+) -> None:
+    """Nodes may be known as they were before a restore that only the watch of NodePrepulls has noticed."""
+    settings = OperatorSettings(access=cast("Any", None), identity="one")
+    standby = Standby(cast("Any", Api()), settings)
+    nodes, node_prepulls, _ = standby.informers
+    for informer in standby.informers:
+        informer.synced.set()
+    node_prepulls.regained, node_prepulls.problem, node_prepulls._refused = inf, problem, refused
+    standby.want_plan()
+    assert [informer.synced.is_set() for informer in standby.informers] == [not again, not again, True]
+    assert (nodes.regained == inf) is again
+    assert not standby.list_wanted.is_set()
+    # Nodes are there first.
+    nodes.synced.set()
+    nodes.regained = 7
+    standby.want_plan()
+    assert nodes.regained == 7 or not again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from math import inf
 from typing import Any, cast
 
@@ -144,27 +143,33 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     # The plan may be of objects that were made since.
     await writer.write("n1")
     assert len(api.applied) == 1
-    standby.world.planned_of = time.monotonic()
+    assert standby.node_prepulls.regained == inf
+    standby.node_prepulls.regained = standby.world.planned_of = 7
     await writer.write("n1")
     assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("lost", ["nodes", "nodeprepulls"])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str) -> None:
-    """A restored backup may have taken objects back that the plan is of."""
+async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str, lost: str) -> None:
+    """A restored backup may have taken objects back that the plan is of, and labels that it goes by."""
     api, standby, writer = operator()
     standby.world.listed = standby.world.planned_of = 5
+    follower = next(one for one in standby.informers if one.kind.plural == lost)
     if when == "before":
-        standby.node_prepulls.regained = 7
+        follower.regained = 7
     else:
 
         async def slot() -> None:
-            standby.node_prepulls.regained = 7
+            follower.regained = 7
 
         writer._rate.slot = slot  # type: ignore[method-assign]
+    given_back: list[bool] = []
+    writer._rate.give_back = lambda: given_back.append(True)  # type: ignore[method-assign]
     await writer.write("n1")
     assert not api.applied
+    assert bool(given_back) == (when == "meanwhile")
     assert standby.list_wanted.is_set()
     assert len(standby.queues.nodes) == 1, "it is looked at again"
     standby.world.planned_of = 8

@@ -29,8 +29,9 @@ class Standby:
         self.node_prepulls = Informer(
             api, NODEPREPULLS, on_change=self.intake.node_prepull, resync=settings.resync
         )
+        nodes = Informer(api, NODES, on_change=self.intake.node, resync=settings.resync)
         self.informers = (
-            Informer(api, NODES, on_change=self.intake.node, resync=settings.resync),
+            nodes,
             self.node_prepulls,
             Informer(
                 api,
@@ -42,21 +43,34 @@ class Standby:
             ),
         )
         self.trust.informers = self.informers
+        self._written_by = nodes, self.node_prepulls
+        """What a plan is made of, and what it is written to."""
         self.list_wanted = asyncio.Event()
         """ImagePrepulls shall be listed now."""
 
     def plan_stands(self) -> bool:
-        """Whether the plan may be written: it is of ImagePrepulls that were listed since NodePrepulls were last out of sight.
+        """Whether the plan may be written: it is of ImagePrepulls that were listed since all else was last out of sight.
 
-        A backup may have been restored meanwhile. The older plan would write entries of objects into it that it has not,
-        and they would be let go of as soon as these are missed: nobody ordered that.
+        A backup may have been restored meanwhile. An older plan would write entries into it of objects that it has not, and
+        for Nodes that are not chosen in it. They would be let go of as soon as that is noticed: nobody ordered that.
         """
-        return self.world.planned_of >= self.node_prepulls.regained
+        return self.world.planned_of >= self._regained
 
     def want_plan(self) -> None:
-        """Have ImagePrepulls listed, if that helps: a plan follows each list."""
-        if self.world.listed < self.node_prepulls.regained < inf:
-            self.list_wanted.set()
+        """Have listed again what was out of sight, and then ImagePrepulls, as far as that helps: a plan follows their list."""
+        if self._regained < inf:
+            if self.world.listed < self._regained:
+                self.list_wanted.set()
+            return
+        lost = [one for one in self._written_by if one.regained == inf]
+        # Together, or each loss would be two. One that is listed already is not listed over and over.
+        if all(one.answered_to and one.synced.is_set() for one in lost):
+            for informer in self._written_by:
+                informer.start_over()
+
+    @property
+    def _regained(self) -> float:
+        return max(informer.regained for informer in self._written_by)
 
     def start_over(self) -> None:
         """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""

@@ -10,6 +10,7 @@ import pytest
 from imageprepull.controller.assign import Choice, assign
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.node_writer import NodeWriter
+from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
@@ -187,6 +188,25 @@ async def test_no_list_is_wanted_while_the_api_server_is_not_there_or_the_plan_i
     await writer.write("n1")
     assert not api.applied
     assert not standby.list_wanted.is_set()
+
+
+async def test_no_nodeprepull_is_taken_for_an_earlier_lifes_while_the_node_may_be_older_by_now() -> None:
+    """The Node may have been made anew after a backup that has the one before."""
+    api, standby, writer = operator()
+    deleted = []
+
+    async def delete(kind: object, name: str, *, uid: str) -> None:
+        deleted.append((name, uid))
+
+    api.delete = delete  # type: ignore[attr-defined]
+    stand(standby, {"reference": NGINX, "digest": digest(1)})
+    standby.world.nodes["n1"] = NodeFacts("n1", "anew")
+    standby.node_prepulls.regained = inf
+    await writer.write("n1")
+    assert deleted == []
+    standby.node_prepulls.regained = standby.world.planned_of = 7
+    await writer.write("n1")
+    assert deleted == [("n1", "n1")]
 
 
 def version(number: int) -> dict[str, Any]:

@@ -65,12 +65,12 @@ class NodeWriter:
         if node is None:
             # The garbage collector removes the NodePrepull of a node that is gone.
             return
+        if self._outdated(name):
+            return
         known = self._world.node_prepulls.get(name)
         if known is not None and known.node_uid != node.uid:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
-            return
-        if self._outdated(name):
             return
         rendered = await self._decide(name)
         if rendered.confirm or rendered.unsure:

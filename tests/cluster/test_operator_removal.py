@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from imageprepull.kube.client import ApiClient
-from imageprepull.kube.kinds import CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, Kind
+from imageprepull.kube.kinds import CONFIGMAPS, CRDS, IMAGEPREPULLS, LEASES, NODEPREPULLS, NODES, Kind
 from tests.cluster.bare_api import USER, BareApi, Child, Operator, free_port, running
 from tests.cluster.fake_agents import FakeAgents
 from tests.cluster.operator_bench import (
@@ -298,6 +298,36 @@ async def test_a_backup_without_a_nodeprepull_has_nothing_deleted_on_its_node(
         await eventually(lambda: only_old_objects(api))
         await stays_without_orders(agents, 12, to=("Delete",))
         assert child.ended() is None, "its memory of what was is the danger"
+
+
+async def test_a_label_that_a_backup_lacks_has_nothing_deleted_on_its_node(
+    unharmed: BareApi, api: ApiClient, agents: FakeAgents
+) -> None:
+    """The node was chosen by a label that was set after the backup. Nobody has taken the label away.
+
+    What NodePrepulls say is heard at once, since the server counts on, and how Nodes are by now is not.
+    """
+    async with backed_up(unharmed, api, "--resync=20", chosen="n1") as (child, backup):
+        await deleting(api, "late", OTHER)
+        await api.merge_patch(NODES, "n2", {"metadata": {"labels": {"zone": "n1"}}})
+        await eventually(holds(api, "n2", pinned="Present", other="Present"))
+        _, newest = await api.list(NODES)
+        await asyncio.to_thread(unharmed.restore, backup)
+        await eventually(lambda: only_old_objects(api))
+        await overtakes(api, int(newest))
+        await api.merge_patch(NODEPREPULLS, "n1", {"metadata": {"labels": {"touched": "yes"}}})
+        await stays_without_orders(agents, 30, to=("Delete",))
+        assert child.ended() is None, "its memory of what was is the danger"
+
+
+async def overtakes(api: ApiClient, version: int) -> None:
+    """Others write until the server counts higher than it did before the restore."""
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "counter"}}
+    written = 0
+    while written < version:
+        body["data"] = {"written": str(written)}
+        found = await api.apply(CONFIGMAPS, "counter", body, namespace="default", field_manager="test")
+        written = int(found["metadata"]["resourceVersion"])
 
 
 async def only_old_objects(api: ApiClient) -> bool:

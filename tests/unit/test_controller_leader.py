@@ -203,17 +203,17 @@ async def test_once_the_api_server_is_back_a_list_is_asked_for_and_the_next_plan
     monkeypatch.setattr("imageprepull.controller.leader.LOOK_AT_LOSS", 0.01)
     standby.node_prepulls.regained = inf
     resyncing = asyncio.create_task(leader._resync())
+    assert not standby.may_write()
     await asyncio.sleep(0)
-    assert not standby.plan_stands()
-    assert not standby.list_wanted(), "it would be of no use yet"
+    assert api.lists == 0, "it would be of no use yet"
     standby.node_prepulls.regained = time.monotonic()
     async with asyncio.timeout(5):
         await standby.queues.plan.take()
     assert api.lists == 1
-    assert not standby.plan_stands(), "listed is not planned"
-    assert not standby.list_wanted()
+    assert not standby.may_write(), "listed is not planned"
+    assert not standby.list_due()
     await leader._planner.plan(PLAN)
-    assert standby.plan_stands()
+    assert standby.may_write()
     assert len(standby.queues.nodes) == 1, "every node is looked at again"
     resyncing.cancel()
 
@@ -227,17 +227,70 @@ async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_
     api.arrive.set()
     await listing
     await leader._planner.plan(PLAN)
-    assert not standby.plan_stands()
-    assert standby.list_wanted()
+    assert not standby.may_write()
+    assert standby.list_due()
 
 
-async def test_a_wanted_list_that_fails_is_not_asked_for_in_a_tight_loop() -> None:
+def test_nothing_is_listed_for_a_loss_before_something_was_to_be_written() -> None:
+    """There are networks that cut each watch every minute."""
+    _, standby, _ = leading()
+    for informer in standby.informers:
+        informer.synced.set()
+    standby.world.listed = standby.world.planned_of = 1
+    standby.node_prepulls.regained = inf
+    assert not standby.list_due()
+    assert all(informer.synced.is_set() for informer in standby.informers)
+    standby.node_prepulls.regained = 7
+    assert not standby.list_due()
+    assert not standby.may_write()
+    assert standby.list_due()
+    standby.world.planned_of = 8
+    assert not standby.list_due()
+    standby.node_prepulls.regained = 9
+    assert not standby.list_due(), "that was before"
+
+
+@pytest.mark.parametrize(("retry_after", "pause"), [(None, 0.1), (0.5, 0.5)])
+async def test_a_list_that_fails_is_not_asked_for_in_a_tight_loop(
+    monkeypatch: pytest.MonkeyPatch, retry_after: float | None, pause: float
+) -> None:
     api, standby, leader = leading()
-    api.error = ApiError(500, "InternalError", "no")
+    monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.1)
+    api.error = ApiError(429, "TooManyRequests", "busy", retry_after=retry_after)
     standby.node_prepulls.regained = time.monotonic()
+    assert not standby.may_write()
     resyncing = asyncio.create_task(leader._resync())
-    async with asyncio.timeout(5):
-        await api.asked.wait()
-    await asyncio.sleep(0.1)
-    assert api.lists == 1
+    began = time.monotonic()
+    async with asyncio.timeout(30):
+        while api.lists < 3:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - began >= 2 * pause
+    api.error = None
+    async with asyncio.timeout(30):
+        await standby.queues.plan.take()
+    assert api.lists <= 4
     resyncing.cancel()
+
+
+@pytest.mark.parametrize(
+    ("problem", "refused", "again"),
+    [("", False, True), ("403 Forbidden", True, True), ("connection refused", False, False)],
+)
+async def test_what_was_out_of_sight_is_listed_again_with_the_rest_and_once(
+    problem: str, refused: bool, again: bool
+) -> None:
+    """Nodes may be known as they were before a restore that only the watch of NodePrepulls has noticed."""
+    _, standby, _ = leading()
+    nodes, node_prepulls, _ = standby.informers
+    for informer in standby.informers:
+        informer.synced.set()
+    node_prepulls.regained, node_prepulls.problem, node_prepulls._refused = inf, problem, refused
+    assert not standby.may_write()
+    assert not standby.list_due()
+    assert [informer.synced.is_set() for informer in standby.informers] == [not again, not again, True]
+    assert (nodes.regained == inf) is again
+    # Nodes are there first.
+    nodes.synced.set()
+    nodes.regained = 7
+    assert not standby.list_due()
+    assert nodes.regained == 7 or not again

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from math import inf
 from typing import Any, cast
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from imageprepull.controller.assign import Choice, assign
 from imageprepull.controller.dirty import Rate
 from imageprepull.controller.node_writer import NodeWriter
+from imageprepull.controller.nodes import NodeFacts
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
@@ -143,31 +144,56 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     # The plan may be of objects that were made since.
     await writer.write("n1")
     assert len(api.applied) == 1
-    standby.world.planned_of = time.monotonic()
+    assert standby.node_prepulls.regained == inf
+    standby.node_prepulls.regained = standby.world.planned_of = 7
     await writer.write("n1")
     assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("lost", ["nodes", "nodeprepulls"])
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str) -> None:
-    """A restored backup may have taken objects back that the plan is of."""
+async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str, lost: str) -> None:
+    """A restored backup may have taken objects back that the plan is of, and labels that it goes by."""
     api, standby, writer = operator()
     standby.world.listed = standby.world.planned_of = 5
+    follower = next(one for one in standby.informers if one.kind.plural == lost)
     if when == "before":
-        standby.node_prepulls.regained = 7
+        follower.regained = 7
     else:
 
         async def slot() -> None:
-            standby.node_prepulls.regained = 7
+            follower.regained = 7
 
         writer._rate.slot = slot  # type: ignore[method-assign]
+    given_back: list[bool] = []
+    writer._rate.give_back = lambda: given_back.append(True)  # type: ignore[method-assign]
     await writer.write("n1")
     assert not api.applied
-    assert standby.list_wanted()
+    assert bool(given_back) == (when == "meanwhile")
+    assert standby.list_due()
     standby.world.planned_of = 8
     await writer.write("n1")
     assert len(api.applied) == 1
+
+
+async def test_no_nodeprepull_is_taken_for_an_earlier_lifes_while_the_node_may_be_older_by_now() -> None:
+    """The Node may have been made anew after a backup that has the one before."""
+    api, standby, writer = operator()
+    deleted = []
+
+    async def delete(kind: object, name: str, *, uid: str) -> None:
+        deleted.append((name, uid))
+
+    api.delete = delete  # type: ignore[attr-defined]
+    stand(standby, {"reference": NGINX, "digest": digest(1)})
+    standby.world.nodes["n1"] = NodeFacts("n1", "anew")
+    standby.node_prepulls.regained = inf
+    await writer.write("n1")
+    assert deleted == []
+    standby.node_prepulls.regained = standby.world.planned_of = 7
+    await writer.write("n1")
+    assert deleted == [("n1", "n1")]
 
 
 def version(number: int) -> dict[str, Any]:

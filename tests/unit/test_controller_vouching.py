@@ -275,6 +275,9 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
         standby.queues.prepulls.done(key)
     assert standby.queues.plan
     await settle(standby)
+    for informer in standby.informers:
+        informer.regained = 7
+    standby.world.planned_of = 8
     vouching.renewed()
     await vouching.look()
     assert vouching.vouches()

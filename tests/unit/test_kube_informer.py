@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imageprepull.kube.cache import Change, Document, Key, key_of, replace_all, take_event
+from imageprepull.kube.cache import Change, Document, Key, key_of, replace_all, take_event, went_back
 from imageprepull.kube.client import ApiClient
+from imageprepull.kube.errors import ApiError, ApiUnreachable
 from imageprepull.kube.informer import Informer, Timings
 from imageprepull.kube.kinds import NODES
 from tests.unit.fake_api_server import FakeApiServer, Fault, serve, status
@@ -392,9 +393,21 @@ async def test_a_watch_that_is_closed_before_its_time_is_a_lost_connection_howev
     async with following(server, timings) as (informer, _):
         await server.until_asked("WATCH", 3)
         assert (informer.broken, informer.problem) == (broken, "")
+        assert (informer.regained == inf) is broken
 
 
-async def test_from_when_it_is_followed_again_is_known_after_each_loss(server: FakeApiServer) -> None:
+async def relisted(informer: Informer) -> float:
+    """When it was, at the earliest."""
+    before = time.monotonic()
+    informer.start_over()
+    assert informer.regained == inf
+    async with asyncio.timeout(30):
+        await informer.synced.wait()
+    return before
+
+
+async def test_from_when_nothing_is_known_of_a_loss_any_more(server: FakeApiServer) -> None:
+    """That it is followed again is not enough: events go on from a version that a restored backup may not know."""
     async with following(server) as (informer, seen):
         assert informer.regained == -inf
         await server.until_asked("WATCH", 1)
@@ -402,23 +415,71 @@ async def test_from_when_it_is_followed_again_is_known_after_each_loss(server: F
         await server.error_event(500, "InternalError")
         await server.until_asked("WATCH", 3)
         assert informer.regained == inf
-        before = time.monotonic()
         server.faults.clear()
         await server.put("a")
         await seen.until(lambda: len(seen.changes) == 1)
+        assert informer.regained == inf
+        before = await relisted(informer)
         assert before <= informer.regained <= time.monotonic()
 
 
-@pytest.mark.parametrize(("code", "answered"), [(403, True), (429, True), (500, False), (503, False)])
-async def test_who_is_refused_has_an_answer(server: FakeApiServer, code: int, answered: bool) -> None:
-    """A watch that is forbidden for good must not keep everything from being written."""
-    async with following(server) as (informer, _):
+@pytest.mark.parametrize("code", [403, 429, 500, 503])
+async def test_a_watch_that_is_refused_for_good_is_no_loss_until_one_is_not(
+    server: FakeApiServer, code: int
+) -> None:
+    """It must not keep everything from being written. What was there in between, nobody has seen."""
+    async with following(server) as (informer, seen):
         await server.until_asked("WATCH", 1)
         server.faults += [Fault("WATCH", code, "") for _ in range(10_000)]
         await server.error_event(500, "InternalError")
         await server.until_asked("WATCH", 3)
+        assert (informer.regained, informer.answered_to) == (inf, True), "it was watched before"
+        await relisted(informer)
+        asked = len(server.faults)
+        async with asyncio.timeout(30):
+            while len(server.faults) > asked - 3:  # noqa: ASYNC110 - no event tells it
+                await asyncio.sleep(0)
         assert informer.broken
-        assert (informer.regained < inf) is answered
+        assert informer.regained < inf
+        server.faults.clear()
+        await server.put("a")
+        await seen.until(lambda: len(seen.changes) == 1)
+        assert informer.regained == inf
+        # What was refused before a list says nothing of what is after it.
+        informer._refused = True
+        await relisted(informer)
+        await server.put("b")
+        await seen.until(lambda: len(seen.changes) == 2)
+        assert informer.regained < inf
+
+
+@pytest.mark.parametrize(
+    ("listed", "error", "lost"),
+    [
+        (True, ApiUnreachable("connection refused"), True),
+        (True, ApiError(503, "ServiceUnavailable", ""), False),
+        (False, ApiError(503, "ServiceUnavailable", ""), True),
+    ],
+)
+async def test_no_answer_to_a_first_watch_is_a_loss_and_a_refusal_is_none_once_all_is_listed(
+    listed: bool, error: ApiError, lost: bool
+) -> None:
+    timings = Timings(backoff_base=0, backoff_cap=0)
+    informer = Informer(cast("Any", None), NODES, on_change=lambda _: None, timings=timings)
+    if listed:
+        informer.synced.set()
+    await informer._wait_out(error)
+    assert (informer.regained == inf, informer.broken) == (lost, True)
+
+
+async def test_a_history_that_is_compacted_is_a_loss_as_well(server: FakeApiServer) -> None:
+    """As it is after a restore that lets the server count on from a higher version, for who knows lower ones."""
+    async with following(server) as (informer, _):
+        await server.until_asked("WATCH", 1)
+        before = time.monotonic()
+        await server.error_event(410, "Expired")
+        await server.until_asked("WATCH", 2)
+        assert before <= informer.regained < inf
 
 
 @pytest.mark.parametrize(
@@ -430,11 +491,25 @@ async def test_what_is_read_in_an_older_state_is_a_loss_as_well(
     """The watch of a server that outlived a restore says nothing of it."""
     informer = Informer(cast("Any", None), NODES, on_change=lambda _: None)
     informer.read(named("a", 5) | {"metadata": named("a", 5)["metadata"] | {"generation": 2}})
-    before = time.monotonic()
     found = named("a", version)
     found["metadata"]["generation"] = generation
     informer.read(found)
-    assert (informer.regained >= before, informer.broken) == (older, older)
+    assert (informer.regained == inf, informer.broken) == (older, older)
+
+
+def test_another_life_begins_to_count_anew() -> None:
+    known, found = named("a", 5), named("a", 6, uid="anew")
+    known["metadata"]["generation"], found["metadata"]["generation"] = 3, 1
+    assert not went_back(known, found)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_is_not_found_where_it_was_known_is_a_loss_as_well(known: bool) -> None:
+    informer = Informer(cast("Any", None), NODES, on_change=lambda _: None)
+    if known:
+        informer.read(named("a", 5))
+    informer.missing(("", "a"))
+    assert (informer.regained == inf) is known
 
 
 async def test_a_list_of_an_older_state_is_a_loss_as_well(server: FakeApiServer) -> None:
@@ -445,7 +520,11 @@ async def test_a_list_of_an_older_state_is_a_loss_as_well(server: FakeApiServer)
             while informer.regained == -inf:  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0)
         assert informer.version == str(server.version)
-        assert not informer.broken
+        assert (informer.regained, informer.broken) == (inf, False), (
+            "the other kinds are not listed again yet"
+        )
+        await relisted(informer)
+        assert informer.regained < inf
 
 
 async def test_the_newest_version_outlives_an_older_list(server: FakeApiServer) -> None:

@@ -188,9 +188,9 @@ class Leader:
                 delay = self._settings.resync
             except ApiError as error:
                 logger.warning("ImagePrepulls not listed", error=str(error))
-                await asyncio.sleep(min(RESYNC_RETRY, self._settings.resync))
+                await asyncio.sleep(max(min(RESYNC_RETRY, self._settings.resync), error.retry_after or 0))
                 delay = 0
 
     async def _until_due(self, end: float) -> None:
-        while time.monotonic() < end and not self._standby.list_wanted():  # noqa: ASYNC110 - no event tells it.
+        while time.monotonic() < end and not self._standby.list_due():  # noqa: ASYNC110 - no event tells it.
             await asyncio.sleep(min(LOOK_AT_LOSS, max(0.0, end - time.monotonic())))

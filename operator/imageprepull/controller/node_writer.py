@@ -63,13 +63,13 @@ class NodeWriter:
         if node is None:
             # The garbage collector removes the NodePrepull of a node that is gone.
             return
+        if not self._standby.may_write():
+            # The next plan marks every node.
+            return
         known = self._world.node_prepulls.get(name)
         if known is not None and known.node_uid != node.uid:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
-            return
-        if not self._standby.plan_stands():
-            # The next plan marks every node.
             return
         rendered = await self._decide(name)
         if rendered.confirm or rendered.unsure:
@@ -101,7 +101,7 @@ class NodeWriter:
     async def _apply(self, node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> None:
         name = node.name
         await self._rate.slot()
-        if not self._standby.plan_stands():
+        if not self._standby.may_write():
             self._rate.give_back()
             return
         body = _body(node, known, spec)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
+import structlog
+
 from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.metrics import Metrics
 from imageprepull.controller.settings import OperatorSettings
@@ -13,6 +15,8 @@ from imageprepull.controller.world import World
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.informer import Informer
 from imageprepull.kube.kinds import NODEPREPULLS, NODES, PODS
+
+logger = structlog.get_logger(__name__)
 
 
 class Standby:
@@ -28,8 +32,9 @@ class Standby:
         self.node_prepulls = Informer(
             api, NODEPREPULLS, on_change=self.intake.node_prepull, resync=settings.resync
         )
+        nodes = Informer(api, NODES, on_change=self.intake.node, resync=settings.resync)
         self.informers = (
-            Informer(api, NODES, on_change=self.intake.node, resync=settings.resync),
+            nodes,
             self.node_prepulls,
             Informer(
                 api,
@@ -41,18 +46,51 @@ class Standby:
             ),
         )
         self.trust.informers = self.informers
+        self._planned_by = nodes, self.node_prepulls
+        """What a plan is made of and written to, besides ImagePrepulls."""
+        self._held_back = False
 
-    def plan_stands(self) -> bool:
-        """Whether the plan may be written: it is of ImagePrepulls that were listed since NodePrepulls were last out of sight.
+    def may_write(self) -> bool:
+        """Whether the plan may be written: it is of ImagePrepulls that were listed since all else was last out of sight.
 
-        A backup may have been restored meanwhile. The older plan would write entries of objects into it that it has not,
-        and they would be let go of as soon as these are missed: nobody ordered that.
+        A backup may have been restored meanwhile. An older plan would write entries into it of objects that it has not, and
+        for Nodes that are not chosen in it. They would be let go of as soon as that is noticed: nobody ordered that.
+        Who asks in vain has another one made, which marks every node.
         """
-        return self.world.planned_of >= self.node_prepulls.regained
+        if self._outdated():
+            self._held_back = True
+            return False
+        return True
 
-    def list_wanted(self) -> bool:
-        """Whether to list ImagePrepulls now leads to a plan that stands."""
-        return self.world.listed < self.node_prepulls.regained < inf
+    def list_due(self) -> bool:
+        """Whether to list ImagePrepulls now, for a plan that may be written. What else was lost is listed before, if it is time.
+
+        Only when something was to be written: where each watch is cut early, nobody must list for each.
+        """
+        self._held_back = self._held_back and self._outdated()
+        if not self._held_back:
+            return False
+        if self._regained == inf:
+            self._list_what_was_lost()
+            return False
+        return self.world.listed < self._regained
+
+    def _list_what_was_lost(self) -> None:
+        lost = [one for one in self._planned_by if one.regained == inf]
+        # Together, or each loss would be two. One that is being listed is not asked for it over and over.
+        if all(one.answered_to and one.synced.is_set() for one in lost):
+            logger.info(
+                "the API server was lost from sight, nothing is written to nodes before all is listed"
+            )
+            for informer in self._planned_by:
+                informer.start_over()
+
+    def _outdated(self) -> bool:
+        return self.world.planned_of < self._regained
+
+    @property
+    def _regained(self) -> float:
+        return max(informer.regained for informer in self._planned_by)
 
     def start_over(self) -> None:
         """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""

@@ -162,8 +162,8 @@ class Vouching:
             return f"{len(missing)} ImagePrepulls are not read yet: {missing[0]['metadata']['name']}"
         if not (self._queues.prepulls.idle and self._queues.plan.idle):
             return "not everything that was read is in the plan yet"
-        if not self._standby.plan_stands():
-            return "NodePrepulls were lost from sight since the ImagePrepulls of the plan were listed"
+        if not self._standby.may_write():
+            return "the API server was lost from sight since the plan was made"
         return ""
 
     def note(self) -> str | None:

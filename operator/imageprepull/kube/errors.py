@@ -51,11 +51,6 @@ class ApiError(Exception):
         return self.status == HTTPStatus.GONE
 
     @property
-    def refused(self) -> bool:
-        """4xx: an API server has answered, and did not want to do this."""
-        return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
-
-    @property
     def temporary(self) -> bool:
         """Whether the same request can succeed later without anybody changing anything."""
         return (

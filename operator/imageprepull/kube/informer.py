@@ -90,9 +90,10 @@ class Informer:
         """Whether the connection was lost since the last list, or `start_over`, or closed before its time. Events went on from
         a resourceVersion, which proves nothing about what a backup has put back meanwhile."""
         self.regained = -inf
-        """When the API server answered again after its connection was lost, in monotonic seconds; `inf` until it does. What
-        was read elsewhere before may be of a state that a backup has replaced. An answer that shows an older state, or none
-        of an object whose end was not heard of, counts as well."""
+        """When it was listed again after the connection was lost, in monotonic seconds; `inf` until then, -inf if it never
+        was. What was read elsewhere before may be of a state that a backup has replaced. An answer that shows an older state,
+        or none of an object whose end was not heard of, counts as a loss; so does `start_over`. That a watch is refused
+        before it was ever opened does not: it may be for good."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -104,6 +105,10 @@ class Informer:
         self._failures = 0
         self._heard = time.monotonic()
         self._watching: asyncio.Timeout | None = None
+        self._opened = False
+        """Whether a watch was opened since the last list."""
+        self._refused = False
+        """Whether the API server has refused one since the last list."""
         self._answers: dict[Key, Document] = {}
         """What was handed in since the last list was asked for."""
 
@@ -111,6 +116,11 @@ class Informer:
     def age(self) -> float:
         """Seconds since the API server was last heard: a list, an event or a bookmark."""
         return time.monotonic() - self._heard
+
+    @property
+    def answered_to(self) -> bool:
+        """Whether the API server answered when it was asked last, if only that it may not be watched."""
+        return not self.problem or self._refused
 
     async def run(self) -> None:
         """Follow the API server until cancelled. API failures are waited out; a failing `on_change` is raised."""
@@ -127,6 +137,7 @@ class Informer:
         self.version = ""
         self.newest = 0
         self.broken = False
+        self.regained = inf
         if self._watching is not None and not self._watching.expired():
             self._watching.reschedule(asyncio.get_running_loop().time())
 
@@ -148,8 +159,7 @@ class Informer:
         """An object as just read by a request of its own, which counts whatever was known."""
         known = self.cache.get(key_of(document))
         if known is not None and went_back(known, document):
-            self.broken = True
-            self.regained = time.monotonic()
+            self._lose()
         self._answers[key_of(document)] = document
         self._note_version(version_of(document))
         self._tell(put(self.cache, document, witnessed=False))
@@ -157,7 +167,7 @@ class Informer:
     def missing(self, key: Key) -> None:
         """A request of its own has found nothing there."""
         if key in self.cache:
-            self.regained = time.monotonic()
+            self._lose()
         self._answers.pop(key, None)
         self._tell(remove(self.cache, key))
 
@@ -176,12 +186,16 @@ class Informer:
             label_selector=self._label_selector,
             field_selector=self._field_selector,
         )
-        if int(version or 0) < self.newest:
-            self.regained = time.monotonic()
+        older = int(version or 0) < self.newest
         self._hear(version)
         self._failures = 0
-        self.broken = False
+        self.broken = self._opened = self._refused = False
         self._note_contact()
+        if older:
+            # Others may not have noticed.
+            self.regained = inf
+        elif self.regained == inf:
+            self.regained = time.monotonic()
         # A list that was under way does not take back what a write has just been answered.
         newer = [one for one in self._answers.values() if int(version_of(one)) > int(version)]
         self._tell(replace_all(self.cache, [*found, *newer]))
@@ -220,7 +234,7 @@ class Informer:
             field_selector=self._field_selector,
             server_timeout=self._timings.server_timeout,
             silence=self._timings.silence,
-            on_open=self._note_contact,
+            on_open=self._note_opened,
         )
         async with aclosing(events):
             async for event, document in events:
@@ -240,6 +254,7 @@ class Informer:
 
     async def _expire(self) -> None:
         logger.info("watch history is compacted, listing anew", kind=self.kind.plural)
+        self._lose()
         await self._pause(self._timings.relist_jitter * self._uniform())
 
     async def _wait_out(self, error: ApiError) -> None:
@@ -247,10 +262,10 @@ class Informer:
         if str(error) != self.problem:
             logger.warning("cannot follow the API server", kind=self.kind.plural, error=str(error))
         self.problem = str(error)
-        self._lose()
-        if error.refused:
-            # The API server is there, and may never let itself be watched.
-            self.regained = time.monotonic()
+        self._refused = bool(error.status)
+        if self._opened or not self._refused or not self.synced.is_set():
+            self._lose()
+        self.broken = True
         await self._pause(delay)
 
     def _lose(self) -> None:
@@ -270,8 +285,13 @@ class Informer:
             logger.info("following the API server again", kind=self.kind.plural)
         self.problem = ""
         self._heard = time.monotonic()
-        if self.regained == inf:
-            self.regained = self._heard
+
+    def _note_opened(self) -> None:
+        if self._refused:
+            # It was not watched since the list, and may have been another one's for a while.
+            self._lose()
+        self._opened, self._refused = True, False
+        self._note_contact()
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:

@@ -181,14 +181,14 @@ async def test_a_frozen_api_server_is_waited_out_without_a_gap(bare_api: BareApi
         try:
             api_server.send(signal.SIGSTOP)
             async with asyncio.timeout(20):
-                while not follower.informer.problem:  # noqa: ASYNC110 - the informer tells nobody of its problems.
+                while not follower.informer.sight.problem:  # noqa: ASYNC110 - the informer tells nobody of its problems.
                     await asyncio.sleep(0.05)
         finally:
             api_server.send(signal.SIGCONT)
         async with ApiClient(bare_api.access()) as patient:
             await patient.create(CONFIGMAPS, config_map("after-the-freeze"), namespace="default")
         await follower.until(lambda: ("added", "after-the-freeze", True) in follower.seen)
-        assert follower.informer.problem == ""
+        assert follower.informer.sight.problem == ""
     gc.collect()  # here, where the warning is expected, not in whichever test comes next
 
 

@@ -201,12 +201,12 @@ async def test_once_the_api_server_is_back_a_list_is_asked_for_and_the_next_plan
     api, standby, leader = leading()
     standby.world.nodes.update(nodes("n1"))
     monkeypatch.setattr("imageprepull.controller.leader.LOOK_AT_LOSS", 0.01)
-    standby.node_prepulls.regained = inf
+    standby.node_prepulls.sight.regained = inf
     resyncing = asyncio.create_task(leader._resync())
     assert not standby.may_write()
     await asyncio.sleep(0)
     assert api.lists == 0, "it would be of no use yet"
-    standby.node_prepulls.regained = time.monotonic()
+    standby.node_prepulls.sight.regained = time.monotonic()
     async with asyncio.timeout(5):
         await standby.queues.plan.take()
     assert api.lists == 1
@@ -223,7 +223,7 @@ async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_
     api.arrive.clear()
     listing = asyncio.create_task(leader._list())
     await api.asked.wait()
-    standby.node_prepulls.regained = time.monotonic()
+    standby.node_prepulls.sight.regained = time.monotonic()
     api.arrive.set()
     await listing
     await leader._planner.plan(PLAN)
@@ -237,16 +237,16 @@ def test_nothing_is_listed_for_a_loss_before_something_was_to_be_written() -> No
     for informer in standby.informers:
         informer.synced.set()
     standby.world.listed = standby.world.planned_of = 1
-    standby.node_prepulls.regained = inf
+    standby.node_prepulls.sight.regained = inf
     assert not standby.list_due()
     assert all(informer.synced.is_set() for informer in standby.informers)
-    standby.node_prepulls.regained = 7
+    standby.node_prepulls.sight.regained = 7
     assert not standby.list_due()
     assert not standby.may_write()
     assert standby.list_due()
     standby.world.planned_of = 8
     assert not standby.list_due()
-    standby.node_prepulls.regained = 9
+    standby.node_prepulls.sight.regained = 9
     assert not standby.list_due(), "that was before"
 
 
@@ -257,7 +257,7 @@ async def test_a_list_that_fails_is_not_asked_for_in_a_tight_loop(
     api, standby, leader = leading()
     monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.1)
     api.error = ApiError(429, "TooManyRequests", "busy", retry_after=retry_after)
-    standby.node_prepulls.regained = time.monotonic()
+    standby.node_prepulls.sight.regained = time.monotonic()
     assert not standby.may_write()
     resyncing = asyncio.create_task(leader._resync())
     began = time.monotonic()
@@ -284,13 +284,17 @@ async def test_what_was_out_of_sight_is_listed_again_with_the_rest_and_once(
     nodes, node_prepulls, _ = standby.informers
     for informer in standby.informers:
         informer.synced.set()
-    node_prepulls.regained, node_prepulls.problem, node_prepulls._refused = inf, problem, refused
+    node_prepulls.sight.regained, node_prepulls.sight.problem, node_prepulls.sight._refused = (
+        inf,
+        problem,
+        refused,
+    )
     assert not standby.may_write()
     assert not standby.list_due()
     assert [informer.synced.is_set() for informer in standby.informers] == [not again, not again, True]
-    assert (nodes.regained == inf) is again
+    assert (nodes.sight.regained == inf) is again
     # Nodes are there first.
     nodes.synced.set()
-    nodes.regained = 7
+    nodes.sight.regained = 7
     assert not standby.list_due()
-    assert nodes.regained == 7 or not again
+    assert nodes.sight.regained == 7 or not again

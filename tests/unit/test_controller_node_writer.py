@@ -144,8 +144,8 @@ async def test_what_a_restored_backup_left_is_read_when_no_event_says_so(restore
     # The plan may be of objects that were made since.
     await writer.write("n1")
     assert len(api.applied) == 1
-    assert standby.node_prepulls.regained == inf
-    standby.node_prepulls.regained = standby.world.planned_of = 7
+    assert standby.node_prepulls.sight.regained == inf
+    standby.node_prepulls.sight.regained = standby.world.planned_of = 7
     await writer.write("n1")
     assert [image["priority"] for image in api.stored["spec"]["images"]] == [7]  # type: ignore[index]
     assert api.stored["spec"]["images"][0]["digest"] == digest(1)  # type: ignore[index]
@@ -159,11 +159,11 @@ async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str
     standby.world.listed = standby.world.planned_of = 5
     follower = next(one for one in standby.informers if one.kind.plural == lost)
     if when == "before":
-        follower.regained = 7
+        follower.sight.regained = 7
     else:
 
         async def slot() -> None:
-            follower.regained = 7
+            follower.sight.regained = 7
 
         writer._rate.slot = slot  # type: ignore[method-assign]
     given_back: list[bool] = []
@@ -188,10 +188,10 @@ async def test_no_nodeprepull_is_taken_for_an_earlier_lifes_while_the_node_may_b
     api.delete = delete  # type: ignore[attr-defined]
     stand(standby, {"reference": NGINX, "digest": digest(1)})
     standby.world.nodes["n1"] = NodeFacts("n1", "anew")
-    standby.node_prepulls.regained = inf
+    standby.node_prepulls.sight.regained = inf
     await writer.write("n1")
     assert deleted == []
-    standby.node_prepulls.regained = standby.world.planned_of = 7
+    standby.node_prepulls.sight.regained = standby.world.planned_of = 7
     await writer.write("n1")
     assert deleted == [("n1", "n1")]
 

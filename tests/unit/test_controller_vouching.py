@@ -104,7 +104,7 @@ async def test_one_look_vouches_for_one_renewal() -> None:
 
 async def test_nothing_is_vouched_for_until_the_plan_is_of_a_list_after_the_loss_of_the_server() -> None:
     _, standby, vouching = await operator()
-    standby.node_prepulls.regained = 7
+    standby.node_prepulls.sight.regained = 7
     looking = asyncio.create_task(vouching.look())
     async with asyncio.timeout(30):
         await until(lambda: "lost from sight" in vouching.doubt)
@@ -156,7 +156,7 @@ async def test_while_there_is_nothing_to_delete_it_looks_seldom(document: dict[s
 async def test_without_an_order_a_lost_connection_does_not_bring_new_lists_of_everything() -> None:
     api, standby, vouching = await operator(ordered("Present"))
     for informer in standby.informers:
-        informer.broken = True
+        informer.sight.broken = True
         informer.synced.set()
     await vouching.look()
     assert (api.lists, [informer.synced.is_set() for informer in standby.informers]) == (1, [True] * 3)
@@ -206,7 +206,7 @@ async def gone_back(api: Api, standby: Standby) -> None:
 
 
 async def lost_from_sight(api: Api, standby: Standby) -> None:
-    standby.informers[0].broken = True
+    standby.informers[0].sight.broken = True
 
 
 Doubt = Callable[[Api, Standby], Awaitable[None]]
@@ -259,7 +259,7 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
     elif seen_by == "a watch":
         standby.informers[1].newest = 9
     else:
-        standby.informers[1].broken = True
+        standby.informers[1].sight.broken = True
     # It may have overtaken by now what was seen before.
     api.version = "10" if seen_by == "a lost connection" else "8"
     await vouching.look()
@@ -276,7 +276,7 @@ async def test_after_a_restored_backup_nothing_is_vouched_for_before_all_is_read
     assert standby.queues.plan
     await settle(standby)
     for informer in standby.informers:
-        informer.regained = 7
+        informer.sight.regained = 7
     standby.world.planned_of = 8
     vouching.renewed()
     await vouching.look()
@@ -291,13 +291,13 @@ async def test_one_that_cannot_follow_does_not_have_the_others_list_again_and_ag
         informer.synced.set()
     pods = standby.informers[2]
     for _ in range(2):
-        pods.broken, pods.problem = True, "403 Forbidden"
+        pods.sight.broken, pods.sight.problem = True, "403 Forbidden"
         await vouching.look()
         vouching.renewed()
         assert [informer.synced.is_set() for informer in standby.informers] == [True] * 3
         assert not standby.queues.prepulls
         assert vouching.doubt == "the caches do not follow the API server"
-    pods.problem, api.trusted = "", True
+    pods.sight.problem, api.trusted = "", True
     await vouching.look()
     assert [informer.synced.is_set() for informer in standby.informers] == [False] * 3
     assert not vouching.vouches()
@@ -307,7 +307,7 @@ async def test_a_connection_that_is_lost_during_a_look_is_not_vouched_beyond() -
     api, standby, vouching = await operator()
 
     def cut() -> None:
-        standby.informers[1].broken = True
+        standby.informers[1].sight.broken = True
 
     api.meanwhile = cut
     await vouching.look()

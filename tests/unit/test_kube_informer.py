@@ -134,11 +134,11 @@ async def test_a_torn_line_is_not_taken_for_an_event(server: FakeApiServer) -> N
     server.watch_mode = "torn"
     async with following(server) as (informer, seen):
         await server.until_asked("WATCH", 3)
-        assert "not JSON" in informer.problem
+        assert "not JSON" in informer.sight.problem
         server.watch_mode = "normal"
         await server.put("b")
         await seen.until(lambda: len(seen.changes) == 2)
-        assert informer.problem == ""
+        assert informer.sight.problem == ""
 
 
 async def test_a_silent_watch_is_replaced(server: FakeApiServer) -> None:
@@ -370,11 +370,11 @@ async def test_a_lost_connection_is_remembered_until_the_next_list(server: FakeA
         server.watch_mode = "normal"
         await server.put("a")
         await seen.until(lambda: len(seen.changes) == 1)
-        assert informer.broken, "it follows again, from a version that a restored backup may not know"
+        assert informer.sight.broken, "it follows again, from a version that a restored backup may not know"
         informer.start_over()
         async with asyncio.timeout(30):
             await informer.synced.wait()
-        broken = informer.broken
+        broken = informer.sight.broken
     assert not broken
 
 
@@ -392,15 +392,15 @@ async def test_a_watch_that_is_closed_before_its_time_is_a_lost_connection_howev
     timings = Timings(server_timeout=server_timeout, backoff_base=0.01)
     async with following(server, timings) as (informer, _):
         await server.until_asked("WATCH", 3)
-        assert (informer.broken, informer.problem) == (broken, "")
-        assert (informer.regained == inf) is broken
+        assert (informer.sight.broken, informer.sight.problem) == (broken, "")
+        assert (informer.sight.regained == inf) is broken
 
 
 async def relisted(informer: Informer) -> float:
     """When it was, at the earliest."""
     before = time.monotonic()
     informer.start_over()
-    assert informer.regained == inf
+    assert informer.sight.regained == inf
     async with asyncio.timeout(30):
         await informer.synced.wait()
     return before
@@ -409,18 +409,18 @@ async def relisted(informer: Informer) -> float:
 async def test_from_when_nothing_is_known_of_a_loss_any_more(server: FakeApiServer) -> None:
     """That it is followed again is not enough: events go on from a version that a restored backup may not know."""
     async with following(server) as (informer, seen):
-        assert informer.regained == -inf
+        assert informer.sight.regained == -inf
         await server.until_asked("WATCH", 1)
         server.faults += [Fault("WATCH", 503, "") for _ in range(10_000)]
         await server.error_event(500, "InternalError")
         await server.until_asked("WATCH", 3)
-        assert informer.regained == inf
+        assert informer.sight.regained == inf
         server.faults.clear()
         await server.put("a")
         await seen.until(lambda: len(seen.changes) == 1)
-        assert informer.regained == inf
+        assert informer.sight.regained == inf
         before = await relisted(informer)
-        assert before <= informer.regained <= time.monotonic()
+        assert before <= informer.sight.regained <= time.monotonic()
 
 
 @pytest.mark.parametrize("code", [403, 429, 500, 503])
@@ -433,24 +433,24 @@ async def test_a_watch_that_is_refused_for_good_is_no_loss_until_one_is_not(
         server.faults += [Fault("WATCH", code, "") for _ in range(10_000)]
         await server.error_event(500, "InternalError")
         await server.until_asked("WATCH", 3)
-        assert (informer.regained, informer.answered_to) == (inf, True), "it was watched before"
+        assert (informer.sight.regained, informer.sight.answered_to) == (inf, True), "it was watched before"
         await relisted(informer)
         asked = len(server.faults)
         async with asyncio.timeout(30):
             while len(server.faults) > asked - 3:  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0)
-        assert informer.broken
-        assert informer.regained < inf
+        assert informer.sight.broken
+        assert informer.sight.regained < inf
         server.faults.clear()
         await server.put("a")
         await seen.until(lambda: len(seen.changes) == 1)
-        assert informer.regained == inf
+        assert informer.sight.regained == inf
         # What was refused before a list says nothing of what is after it.
-        informer._refused = True
+        informer.sight._refused = True
         await relisted(informer)
         await server.put("b")
         await seen.until(lambda: len(seen.changes) == 2)
-        assert informer.regained < inf
+        assert informer.sight.regained < inf
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ async def test_no_answer_to_a_first_watch_is_a_loss_and_a_refusal_is_none_once_a
     if listed:
         informer.synced.set()
     await informer._wait_out(error)
-    assert (informer.regained == inf, informer.broken) == (lost, True)
+    assert (informer.sight.regained == inf, informer.sight.broken) == (lost, True)
 
 
 async def test_a_history_that_is_compacted_is_a_loss_as_well(server: FakeApiServer) -> None:
@@ -479,7 +479,7 @@ async def test_a_history_that_is_compacted_is_a_loss_as_well(server: FakeApiServ
         before = time.monotonic()
         await server.error_event(410, "Expired")
         await server.until_asked("WATCH", 2)
-        assert before <= informer.regained < inf
+        assert before <= informer.sight.regained < inf
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ async def test_what_is_read_in_an_older_state_is_a_loss_as_well(
     found = named("a", version)
     found["metadata"]["generation"] = generation
     informer.read(found)
-    assert (informer.regained == inf, informer.broken) == (older, older)
+    assert (informer.sight.regained == inf, informer.sight.broken) == (older, older)
 
 
 def test_another_life_begins_to_count_anew() -> None:
@@ -509,7 +509,7 @@ async def test_what_is_not_found_where_it_was_known_is_a_loss_as_well(known: boo
     if known:
         informer.read(named("a", 5))
     informer.missing(("", "a"))
-    assert (informer.regained == inf) is known
+    assert (informer.sight.regained == inf) is known
 
 
 async def test_a_list_of_an_older_state_is_a_loss_as_well(server: FakeApiServer) -> None:
@@ -517,14 +517,14 @@ async def test_a_list_of_an_older_state_is_a_loss_as_well(server: FakeApiServer)
     async with following(server, resync=0.05) as (informer, _):
         server.version -= 50
         async with asyncio.timeout(30):
-            while informer.regained == -inf:  # noqa: ASYNC110 - no event tells it
+            while informer.sight.regained == -inf:  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0)
         assert informer.version == str(server.version)
-        assert (informer.regained, informer.broken) == (inf, False), (
+        assert (informer.sight.regained, informer.sight.broken) == (inf, False), (
             "the other kinds are not listed again yet"
         )
         await relisted(informer)
-        assert informer.regained < inf
+        assert informer.sight.regained < inf
 
 
 async def test_the_newest_version_outlives_an_older_list(server: FakeApiServer) -> None:

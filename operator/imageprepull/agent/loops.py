@@ -151,15 +151,17 @@ def add_checks(
     """What /livez and /readyz ask from now on."""
 
     def follows() -> str | None:
-        if spec.informer.problem:
+        if spec.informer.sight.problem:
             return None  # it is trying: a restart would not bring an absent API server back.
-        quiet = spec.informer.age
+        quiet = spec.informer.sight.age
         return f"the API server was not heard for {quiet:.0f} s" if quiet > settings.live_after else None
 
     health.live["watch"] = follows
     health.ready["containerd"] = lambda: reconciler.problem or None
     health.ready["nodeprepull"] = lambda: (
-        spec.informer.problem or spec.problem or (None if spec.informer.synced.is_set() else "not listed yet")
+        spec.informer.sight.problem
+        or spec.problem
+        or (None if spec.informer.synced.is_set() else "not listed yet")
     )
     health.ready["report"] = lambda: (
         f"the last write failed: {reporter.problem}" if reporter.problem else None

@@ -33,16 +33,16 @@ def add_checks(
 
 def _watch_alive(informer: Informer) -> Check:
     def check() -> str | None:
-        if not informer.synced.is_set() or informer.problem:
+        if not informer.synced.is_set() or informer.sight.problem:
             # An API server that is away is not cured by restarting us.
             return None
-        return f"nothing heard for {informer.age:.0f} s" if informer.age > WATCH_SILENT else None
+        return f"nothing heard for {informer.sight.age:.0f} s" if informer.sight.age > WATCH_SILENT else None
 
     return check
 
 
 def _cache_synced(informer: Informer) -> Check:
-    return lambda: None if informer.synced.is_set() else informer.problem or "not listed yet"
+    return lambda: None if informer.synced.is_set() else informer.sight.problem or "not listed yet"
 
 
 def _resync_alive(leader: Leader, lease: Lease, settings: OperatorSettings) -> Check:

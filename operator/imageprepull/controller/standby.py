@@ -76,9 +76,9 @@ class Standby:
         return self.world.listed < self._regained
 
     def _list_what_was_lost(self) -> None:
-        lost = [one for one in self._planned_by if one.regained == inf]
+        lost = [one for one in self._planned_by if one.sight.regained == inf]
         # Together, or each loss would be two. One that is being listed is not asked for it over and over.
-        if all(one.answered_to and one.synced.is_set() for one in lost):
+        if all(one.sight.answered_to and one.synced.is_set() for one in lost):
             logger.info(
                 "the API server was lost from sight, nothing is written to nodes before all is listed"
             )
@@ -90,7 +90,7 @@ class Standby:
 
     @property
     def _regained(self) -> float:
-        return max(informer.regained for informer in self._planned_by)
+        return max(informer.sight.regained for informer in self._planned_by)
 
     def start_over(self) -> None:
         """Read everything again: what is known may be newer than what is there, and no watch will ever say so."""

@@ -136,6 +136,6 @@ class Trust:
         Raises:
             ApiError: the API server did not tell.
         """
-        if not all(informer.synced.is_set() and not informer.problem for informer in self.informers):
+        if not all(informer.synced.is_set() and not informer.sight.problem for informer in self.informers):
             return False
         return await self._read() == self._uids

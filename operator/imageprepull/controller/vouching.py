@@ -90,7 +90,7 @@ class Vouching:
         turn = self._turn
         lost = self._lost()
         # All of them, or one that cannot follow for good would have the others list for ever.
-        if lost and not any(informer.problem for informer in self._standby.informers):
+        if lost and not any(informer.sight.problem for informer in self._standby.informers):
             self._start_over(lost)
             return
         seen = self._seen()
@@ -127,7 +127,7 @@ class Vouching:
 
     def _lost(self) -> str:
         """What a list has to tell again before an order is vouched for. Without an order no list is wanted for that."""
-        lost = ", ".join(one.kind.plural for one in self._standby.informers if one.broken)
+        lost = ", ".join(one.kind.plural for one in self._standby.informers if one.sight.broken)
         return f"the API server was lost from sight ({lost})" if lost and self._world.deleting() else ""
 
     def _start_over(self, why: str) -> None:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from math import inf
 
 import structlog
 
@@ -34,6 +33,7 @@ from imageprepull.kube.cache import (
 from imageprepull.kube.client import ApiClient
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.kinds import Kind
+from imageprepull.kube.sight import Sight
 
 logger = structlog.get_logger(__name__)
 EARLY = 1.0
@@ -79,21 +79,12 @@ class Informer:
         self.kind = kind
         self.cache: dict[Key, Document] = {}
         self.synced = asyncio.Event()
-        self.problem = ""
-        """Why the API server cannot be followed at the moment; empty when it can."""
+        self.sight = Sight(kind.plural)
         self.version = ""
         """The resourceVersion that was last heard."""
         self.newest = 0
         """The highest that was heard, by answers too, since the beginning or `start_over`: higher than `version` after a
         restore."""
-        self.broken = False
-        """Whether the connection was lost since the last list, or `start_over`, or closed before its time. Events went on from
-        a resourceVersion, which proves nothing about what a backup has put back meanwhile."""
-        self.regained = -inf
-        """When it was listed again after the connection was lost, in monotonic seconds; `inf` until then, -inf if it never
-        was. What was read elsewhere before may be of a state that a backup has replaced. An answer that shows an older state,
-        or none of an object whose end was not heard of, counts as a loss; so does `start_over`. That a watch is refused
-        before it was ever opened does not: it may be for good."""
         self._api = api
         self._namespace = namespace
         self._label_selector = label_selector
@@ -103,24 +94,9 @@ class Informer:
         self._timings = timings
         self._uniform = uniform
         self._failures = 0
-        self._heard = time.monotonic()
         self._watching: asyncio.Timeout | None = None
-        self._opened = False
-        """Whether a watch was opened since the last list."""
-        self._refused = False
-        """Whether the API server has refused one since the last list."""
         self._answers: dict[Key, Document] = {}
         """What was handed in since the last list was asked for."""
-
-    @property
-    def age(self) -> float:
-        """Seconds since the API server was last heard: a list, an event or a bookmark."""
-        return time.monotonic() - self._heard
-
-    @property
-    def answered_to(self) -> bool:
-        """Whether the API server answered when it was asked last, if only that it may not be watched."""
-        return not self.problem or self._refused
 
     async def run(self) -> None:
         """Follow the API server until cancelled. API failures are waited out; a failing `on_change` is raised."""
@@ -136,8 +112,7 @@ class Informer:
         self.synced.clear()
         self.version = ""
         self.newest = 0
-        self.broken = False
-        self.regained = inf
+        self.sight.start_over()
         if self._watching is not None and not self._watching.expired():
             self._watching.reschedule(asyncio.get_running_loop().time())
 
@@ -159,7 +134,7 @@ class Informer:
         """An object as just read by a request of its own, which counts whatever was known."""
         known = self.cache.get(key_of(document))
         if known is not None and went_back(known, document):
-            self._lose()
+            self.sight.lose()
         self._answers[key_of(document)] = document
         self._note_version(version_of(document))
         self._tell(put(self.cache, document, witnessed=False))
@@ -167,7 +142,7 @@ class Informer:
     def missing(self, key: Key) -> None:
         """A request of its own has found nothing there."""
         if key in self.cache:
-            self._lose()
+            self.sight.lose()
         self._answers.pop(key, None)
         self._tell(remove(self.cache, key))
 
@@ -189,13 +164,7 @@ class Informer:
         older = int(version or 0) < self.newest
         self._hear(version)
         self._failures = 0
-        self.broken = self._opened = self._refused = False
-        self._note_contact()
-        if older:
-            # Others may not have noticed.
-            self.regained = inf
-        elif self.regained == inf:
-            self.regained = time.monotonic()
+        self.sight.listed(older=older)
         # A list that was under way does not take back what a write has just been answered.
         newer = [one for one in self._answers.values() if int(version_of(one)) > int(version)]
         self._tell(replace_all(self.cache, [*found, *newer]))
@@ -234,43 +203,33 @@ class Informer:
             field_selector=self._field_selector,
             server_timeout=self._timings.server_timeout,
             silence=self._timings.silence,
-            on_open=self._note_opened,
+            on_open=self.sight.opened,
         )
         async with aclosing(events):
             async for event, document in events:
                 spoke = True
                 self._failures = 0
-                self._note_contact()
+                self.sight.contact()
                 self._hear(document["metadata"]["resourceVersion"])
                 if event != "BOOKMARK":
                     self._tell(take_event(self.cache, event, document))
         lasted = time.monotonic() - began
         if spoke or lasted >= self._timings.backoff_cap:
             if lasted < self._timings.server_timeout - EARLY:
-                self._lose()
+                self.sight.lose()
         else:
             # A server or proxy that closes every watch at once must not be asked in a tight loop.
             await self._pause(self._next_backoff())
 
     async def _expire(self) -> None:
         logger.info("watch history is compacted, listing anew", kind=self.kind.plural)
-        self._lose()
+        self.sight.lose()
         await self._pause(self._timings.relist_jitter * self._uniform())
 
     async def _wait_out(self, error: ApiError) -> None:
         delay = max(self._next_backoff(), error.retry_after or 0)
-        if str(error) != self.problem:
-            logger.warning("cannot follow the API server", kind=self.kind.plural, error=str(error))
-        self.problem = str(error)
-        self._refused = bool(error.status)
-        if self._opened or not self._refused or not self.synced.is_set():
-            self._lose()
-        self.broken = True
+        self.sight.failed(error, listed=self.synced.is_set())
         await self._pause(delay)
-
-    def _lose(self) -> None:
-        self.broken = True
-        self.regained = inf
 
     def _next_backoff(self) -> float:
         ceiling = min(self._timings.backoff_cap, self._timings.backoff_base * 2.0 ** min(self._failures, 16))
@@ -279,19 +238,6 @@ class Informer:
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-    def _note_contact(self) -> None:
-        if self.problem:
-            logger.info("following the API server again", kind=self.kind.plural)
-        self.problem = ""
-        self._heard = time.monotonic()
-
-    def _note_opened(self) -> None:
-        if self._refused:
-            # It was not watched since the list, and may have been another one's for a while.
-            self._lose()
-        self._opened, self._refused = True, False
-        self._note_contact()
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:

@@ -7,6 +7,7 @@ from imageprepull.controller.intake import Intake, Queues
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import World
 from imageprepull.kube.informer import Change
+from tests.unit.controller_doubles import nodes
 
 
 def prepull(version: int, policy: str = "", uid: str = "uid") -> dict[str, Any]:
@@ -110,23 +111,45 @@ async def test_answers_that_agree_or_follow_each_other_are_not_asked_for_again()
     assert not len(queues.prepulls)
 
 
+def node_prepull_of(node: str) -> dict[str, Any]:
+    """One image that is wanted and one that is to be deleted."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": f"uid-{node}"}
+    metadata = {"name": node, "uid": node, "resourceVersion": "1", "ownerReferences": [owner]}
+    entries = [
+        {"reference": name, "digest": "sha256:" + name * 64, "state": state, "onRemoval": "Delete"}
+        for name, state in (("a", "Present"), ("b", "Absent"))
+    ]
+    return {"metadata": metadata, "spec": {"images": entries}}
+
+
 @pytest.mark.parametrize(("witnessed", "ordered"), [(True, "Delete"), (False, "Unpin")])
 def test_what_is_left_of_a_nodeprepull_that_vanished_unseen_deletes_nothing(
     witnessed: bool, ordered: str
 ) -> None:
     """In an older backup the objects that it was made for are missing as well."""
-    world = World()
+    world = World(nodes=nodes("n1"))
     intake = Intake(world, Queues(), Witness())
-    owner = {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "uid-n1"}
-    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "1", "ownerReferences": [owner]}
-    entries = [
-        {"reference": name, "digest": "sha256:" + name * 64, "state": state, "onRemoval": "Delete"}
-        for name, state in (("a", "Present"), ("b", "Absent"))
-    ]
-    document = {"metadata": metadata, "spec": {"images": entries}}
+    document = node_prepull_of("n1")
     intake.node_prepull(Change("added", document, None, witnessed=True))
     intake.node_prepull(Change("deleted", document, document, witnessed=witnessed))
     assert [(one.reference, one.on_removal) for one in world.current("n1")] == [
         ("a", ordered),
         ("b", ordered),
     ]
+
+
+@pytest.mark.parametrize("node_first", [True, False])
+def test_nothing_is_left_of_a_nodeprepull_whose_node_is_gone(node_first: bool) -> None:
+    """The garbage collector deletes it after the Node; another Node of that name, or the same from a backup, may come."""
+    world = World()
+    intake = Intake(world, Queues(), Witness())
+    node = {"metadata": {"name": "n1", "uid": "uid-n1", "resourceVersion": "1"}}
+    document = node_prepull_of("n1")
+    intake.node(Change("added", node, None, witnessed=True))
+    intake.node_prepull(Change("added", document, None, witnessed=True))
+    ends = [(intake.node, node), (intake.node_prepull, document)]
+    for tell, gone in ends if node_first else reversed(ends):
+        tell(Change("deleted", gone, gone, witnessed=True))
+    assert not world.leftover
+    intake.node(Change("added", node | {"metadata": node["metadata"] | {"uid": "anew"}}, None, witnessed=True))
+    assert world.current("n1") == []

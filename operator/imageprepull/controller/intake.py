@@ -161,7 +161,8 @@ class Intake:
 
     def _no_node_prepull(self, name: str, *, witnessed: bool) -> None:
         before = self._world.node_prepulls.pop(name, None)
-        if before is None:
+        if before is None or name not in self._world.nodes:
+            # The garbage collector takes it after its Node: another one of this name has nothing of it.
             return
         # The orders to let go would be lost with the object; while the Node is there they stand.
         entries = before.object.spec.images

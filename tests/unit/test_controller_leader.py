@@ -17,6 +17,7 @@ from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
+from imageprepull.resources.nodeprepull import OnRemoval
 from tests.unit.controller_doubles import nodes
 
 
@@ -229,6 +230,26 @@ async def test_a_list_that_was_asked_for_before_the_api_server_came_back_is_not_
     await leader._planner.plan(PLAN)
     assert not standby.may_write()
     assert standby.list_due()
+
+
+@pytest.mark.parametrize(("lost", "ordered"), [(True, OnRemoval.UNPIN), (False, OnRemoval.DELETE)])
+async def test_what_is_left_of_a_nodeprepull_deletes_nothing_after_a_loss_of_the_api_server(
+    lost: bool, ordered: OnRemoval
+) -> None:
+    """Its deletion was seen, and a backup restored before it was written again: that may lack the owners of its images."""
+    _, standby, leader = leading()
+    standby.world.nodes.update(nodes("n1"))
+    added = owned_by(1)
+    added.object["spec"]["images"][0]["onRemoval"] = "Delete"
+    standby.intake.node_prepull(added)
+    standby.intake.node_prepull(Change("deleted", added.object, added.object, witnessed=True))
+    await leader._list()
+    await leader._planner.plan(PLAN)
+    assert [one.on_removal for one in standby.world.current("n1")] == [OnRemoval.DELETE]
+    if lost:
+        standby.node_prepulls.sight.regained = time.monotonic()
+    await leader._list()
+    assert [one.on_removal for one in standby.world.current("n1")] == [ordered]
 
 
 def test_nothing_is_listed_for_a_loss_before_something_was_to_be_written() -> None:

@@ -23,7 +23,7 @@ from imageprepull.controller.render import cut_short, uid_of
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownPrepull, World
 from imageprepull.kube.informer import Change
-from imageprepull.resources.nodeprepull import NodePrepull, OnRemoval
+from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull, OnRemoval
 
 PLAN = "plan"
 
@@ -166,10 +166,13 @@ class Intake:
             return
         # The orders to let go would be lost with the object; while the Node is there they stand.
         entries = before.object.spec.images
-        if not witnessed:
-            # A backup that is older than it may have been restored: the objects whose images these are may be missed next.
-            entries = [msgspec.structs.replace(entry, on_removal=OnRemoval.UNPIN) for entry in entries]
-        self._world.leftover[name] = entries
+        # A backup that is older than it may have been restored: the objects whose images these are may be missed next.
+        self._world.leftover[name] = entries if witnessed else _unpinning(entries)
+
+    def nothing_left_to_delete(self) -> None:
+        """What is left of NodePrepulls whose deletion was seen may have to go by a restored backup from now on, too."""
+        for name, entries in self._world.leftover.items():
+            self._world.leftover[name] = _unpinning(entries)
 
     def agent_pod(self, change: Change) -> None:
         """An agent's pod changed its readiness, came or went."""
@@ -201,3 +204,7 @@ class Intake:
             choice = self._world.choices.get(known.uid)
             if choice is not None and node in choice.nodes:
                 self._queues.statuses.add(known.key)
+
+
+def _unpinning(entries: list[DesiredImage]) -> list[DesiredImage]:
+    return [msgspec.structs.replace(entry, on_removal=OnRemoval.UNPIN) for entry in entries]

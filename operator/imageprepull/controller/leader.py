@@ -175,7 +175,7 @@ class Leader:
             standby.witness.forget(referenced)
             standby.world.policies.forget(referenced)
         standby.world.strays = strays
-        standby.world.listed = asked
+        standby.listed(asked)
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()
 

@@ -75,6 +75,12 @@ class Standby:
             return False
         return self.world.listed < self._regained
 
+    def listed(self, asked: float) -> None:
+        """All ImagePrepulls were listed, by a request that was sent at the monotonic time `asked`."""
+        if self._outdated():
+            self.intake.nothing_left_to_delete()
+        self.world.listed = asked
+
     def _list_what_was_lost(self) -> None:
         lost = [one for one in self._planned_by if one.sight.regained == inf]
         # Together, or each loss would be two. One that is being listed is not asked for it over and over.

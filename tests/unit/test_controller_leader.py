@@ -12,13 +12,14 @@ import pytest
 from imageprepull.controller.assign import Choice
 from imageprepull.controller.intake import PLAN
 from imageprepull.controller.leader import Leader
+from imageprepull.controller.resolution import Resolution
 from imageprepull.controller.settings import OperatorSettings
 from imageprepull.controller.standby import Standby
 from imageprepull.kube.errors import ApiError
 from imageprepull.kube.informer import Change
 from imageprepull.resources import bounds
 from imageprepull.resources.nodeprepull import OnRemoval
-from tests.unit.controller_doubles import nodes
+from tests.unit.controller_doubles import digest, nodes
 
 
 class Api:
@@ -60,6 +61,21 @@ class Api:
 def prepull(name: str, uid: str = "uid", generation: int = 1) -> dict[str, Any]:
     metadata = {"namespace": "shop", "name": name, "uid": uid, "resourceVersion": f"{generation}"}
     return {"metadata": metadata | {"generation": generation}, "spec": {"images": [{"image": "a"}]}}
+
+
+def resolved(meant: str) -> dict[str, Any]:
+    layer = {"digest": digest(7), "size": 7, "nodes": {}}
+    platform = {
+        "platform": "linux/amd64",
+        "manifest": digest(8),
+        "config": digest(9),
+        "size": 7,
+        "layers": [layer],
+    }
+    image = {"image": "r.io/a:1", "digest": meant, "platforms": [platform]}
+    document = prepull("web") | {"status": {"observedGeneration": 1, "images": [image]}}
+    document["spec"] = {"images": [{"image": "r.io/a:1"}]}
+    return document
 
 
 def owned_by(owners: int) -> Change:
@@ -250,6 +266,27 @@ async def test_what_is_left_of_a_nodeprepull_deletes_nothing_after_a_loss_of_the
         standby.node_prepulls.sight.regained = time.monotonic()
     await leader._list()
     assert [one.on_removal for one in standby.world.current("n1")] == [ordered]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_after_a_loss_of_the_api_server_a_tag_means_what_the_statuses_say(lost: bool) -> None:
+    """It was resolved anew after a backup was made: what nodes hold by the backup would be deleted as not meant."""
+    api, standby, leader = leading()
+    standby.world.nodes.update(nodes("n1"))
+    api.objects = [resolved(digest(1))]
+    await leader._list()
+    await leader._planner.plan(PLAN)
+    later = Resolution("r.io/a:1", digest(2), leader._resolver.resolutions["r.io/a:1"].platforms)
+    leader._resolver.resolutions["r.io/a:1"] = later
+    if lost:
+        standby.node_prepulls.sight.regained = time.monotonic()
+    await leader._statuses.write(("shop", "web"))
+    told = api.objects[0]["status"]["images"][0]["digest"]
+    assert told == digest(1 if lost else 2), "nor does a status say otherwise meanwhile"
+    assert standby.list_due() is lost
+    await leader._list()
+    await leader._planner.plan(PLAN)
+    assert leader._resolver.resolutions["r.io/a:1"].digest == told
 
 
 def test_nothing_is_listed_for_a_loss_before_something_was_to_be_written() -> None:

@@ -246,6 +246,62 @@ async def test_an_ambiguous_manifest_is_refused() -> None:
     assert (found.reason, found.digest) == ("AmbiguousManifest", "")
 
 
+def status_of(digest: str, *platforms: str) -> ImagePrepullStatus:
+    known = [
+        PlatformImage(
+            platform=platform,
+            manifest="sha256:" + "b" * 64,
+            config="sha256:" + "c" * 64,
+            size=7,
+            layers=[LayerSummary(digest="sha256:" + "d" * 64, size=7)],
+        )
+        for platform in platforms
+    ]
+    return ImagePrepullStatus(images=[ImageStatus(image="r.io/app:1", digest=digest, platforms=known)])
+
+
+async def test_what_is_known_gives_way_to_a_status_only_after_a_doubt_and_once() -> None:
+    """A tag that moved and was resolved anew after a backup was made means in it what it meant."""
+    images = [wanted("r.io/app:1")]
+    later, backup = ("sha256:" + letter * 64 for letter in "ef")
+    async with resolving(FakeRegistry()) as (resolver, _):
+        resolver.adopt(images, status_of(later, "linux/amd64"))
+        resolver.want(images, ["linux/amd64"])
+        resolver.adopt(images, status_of(backup, "linux/amd64"))
+        assert resolver.resolutions["r.io/app:1"].digest == later
+        resolver.doubt()
+        resolver.adopt(images, ImagePrepullStatus())
+        assert resolver.resolutions["r.io/app:1"].digest == later
+        resolver.adopt(images, status_of(backup, "linux/amd64"))
+        resolver.adopt(images, status_of(later, "linux/amd64"))
+        assert resolver.resolutions["r.io/app:1"].digest == backup, "tags are one per cluster"
+        resolver.doubt()
+        resolver.adopt(images, status_of(backup))
+        assert resolver.resolutions["r.io/app:1"].platforms, "what is said of the same digest is not lost"
+        resolver.want(images, ["linux/amd64"])
+        resolver.adopt(images, status_of(later, "linux/amd64"))
+        assert resolver.resolutions["r.io/app:1"].digest == backup
+
+
+async def test_a_look_up_that_was_under_way_does_not_take_back_what_a_status_said() -> None:
+    registry = FakeRegistry()
+    images = [wanted("r.io/app:1")]
+    later = registry.serve(
+        "1", build_index([build_image([LayerSpec({"a": b""})], architecture=one) for one in ("amd64", "arm64")])
+    )
+    backup = "sha256:" + "e" * 64
+    registry.gate = asyncio.Event()
+    async with resolving(registry) as (resolver, until):
+        resolver.adopt(images, status_of(later, "linux/amd64"))
+        resolver.want(images, ["linux/amd64", "linux/arm64"])
+        await until(lambda: registry.at_gate)
+        resolver.doubt()
+        resolver.adopt(images, status_of(backup, "linux/amd64", "linux/arm64"))
+        registry.gate.set()
+        await asyncio.sleep(0.1)
+        assert resolver.resolutions["r.io/app:1"].digest == backup
+
+
 async def test_what_a_status_says_stays_and_needs_no_registry() -> None:
     registry = FakeRegistry()
     registry.serve("1", build_image([LayerSpec({"moved": b""})]))

@@ -175,7 +175,8 @@ class Leader:
             standby.witness.forget(referenced)
             standby.world.policies.forget(referenced)
         standby.world.strays = strays
-        standby.listed(asked)
+        if standby.listed(asked):
+            self._resolver.doubt()
         standby.queues.plan.add(PLAN)
         self.listed = time.monotonic()
 

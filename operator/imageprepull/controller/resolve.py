@@ -58,6 +58,7 @@ class Resolver:
         self._references: dict[str, Reference] = {}
         self._platforms: frozenset[str] = frozenset()
         self._sticky: set[str] = set()
+        self._doubted: set[str] = set()
         self._attempts: dict[str, int] = {}
         self._retries: dict[str, set[str]] = {}
         """Orders to try again at once that were obeyed, by record."""
@@ -65,15 +66,22 @@ class Resolver:
         """Those that were ordered anew since their last look-up began: only the outcome of the next one counts."""
         self._queue: DirtyKeys[str] = DirtyKeys()
 
+    def doubt(self) -> None:
+        """A backup may have been restored: of what is known, the next statuses that are taken over say more."""
+        self._doubted = set(self.resolutions)
+
     def adopt(self, images: Iterable[WantedImage], status: ImagePrepullStatus) -> None:
-        """Take over what a status says was resolved; what is known already wins, as tags are one per cluster."""
+        """Take over what a status says was resolved; what is known already and not doubted wins, as tags are one per cluster."""
         reported = {image.image: image for image in status.images if image.digest}
         for image in images:
             found = reported.get(image.image)
             known = self.resolutions.get(image.record)
-            if found is None or (known is not None and known.digest):
+            if found is None or (known is not None and known.digest and image.record not in self._doubted):
                 continue
             if image.reference.digest not in (None, found.digest):
+                continue
+            self._doubted.discard(image.record)
+            if known is not None and known.digest == found.digest:
                 continue
             whole = [one for one in found.platforms if one.layers and not one.layers_omitted]
             platforms = {one.platform: read_platform(one) for one in whole}
@@ -83,6 +91,7 @@ class Resolver:
 
     def want(self, images: Iterable[WantedImage], platforms: Iterable[str]) -> None:
         """Say everything that is wanted now; what is not known of it is looked up, the rest forgotten."""
+        self._doubted.clear()
         self._references = {image.record: image.reference for image in images}
         self._platforms = frozenset(platforms)
         for record in self.resolutions.keys() - self._references.keys():
@@ -181,7 +190,11 @@ class Resolver:
 
     def _publish(self, resolution: Resolution) -> None:
         record = resolution.record
-        if record in self._references and self.resolutions.get(record) != resolution:
+        known = self.resolutions.get(record)
+        if known is not None and known.digest not in ("", resolution.digest):
+            # A status has said otherwise meanwhile.
+            self._queue.add(record)
+        elif record in self._references and known != resolution:
             self.resolutions[record] = resolution
             self._on_change(record)
 

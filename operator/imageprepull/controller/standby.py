@@ -75,11 +75,16 @@ class Standby:
             return False
         return self.world.listed < self._regained
 
-    def listed(self, asked: float) -> None:
-        """All ImagePrepulls were listed, by a request that was sent at the monotonic time `asked`."""
-        if self._outdated():
+    def listed(self, asked: float) -> bool:
+        """All ImagePrepulls were listed, by a request that was sent at the monotonic time `asked`.
+
+        Whether the API server was lost from sight since the plan was made: what else is remembered may be of no use then.
+        """
+        lost = self._outdated()
+        if lost:
             self.intake.nothing_left_to_delete()
         self.world.listed = asked
+        return lost
 
     def _list_what_was_lost(self) -> None:
         lost = [one for one in self._planned_by if one.sight.regained == inf]

@@ -52,6 +52,7 @@ class StatusWriter:
         self.unavailable: Collection[str] = ()
         self.agentless: Collection[str] = ()
         self._api = api
+        self._standby = standby
         self._world = standby.world
         self._queues = standby.queues
         self._resolver = resolver
@@ -75,6 +76,10 @@ class StatusWriter:
         known = self._world.prepulls.get(key)
         status = self._status(known) if known is not None else None
         if known is None or status is None or not self._differs(known, status):
+            self._rate.give_back()
+            return
+        if moves(known.prepull.status, status) and not self._standby.may_write():
+            # A restored backup may say what was resolved when it was made. The next plan takes that over.
             self._rate.give_back()
             return
         await self._patch(known, status)
@@ -160,3 +165,9 @@ class StatusWriter:
         """Drop what is remembered of objects that are gone."""
         alive = {known.uid for known in self._world.prepulls.values()}
         self._written = {uid: last for uid, last in self._written.items() if uid in alive}
+
+
+def moves(before: ImagePrepullStatus, now: ImagePrepullStatus) -> bool:
+    """Whether an image that had a digest has another one."""
+    said = {image.image: image.digest for image in before.images if image.digest}
+    return any(image.digest and said.get(image.image, image.digest) != image.digest for image in now.images)

@@ -278,6 +278,7 @@ async def test_what_is_known_gives_way_to_a_status_only_after_a_doubt_and_once()
         resolver.doubt()
         resolver.adopt(images, status_of(backup))
         assert resolver.resolutions["r.io/app:1"].platforms, "what is said of the same digest is not lost"
+        resolver.doubt()
         resolver.want(images, ["linux/amd64"])
         resolver.adopt(images, status_of(later, "linux/amd64"))
         assert resolver.resolutions["r.io/app:1"].digest == backup

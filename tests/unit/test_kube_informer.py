@@ -279,6 +279,17 @@ def test_changes_of_events_add_up_to_the_cache(
     assert believed == {d["metadata"]["uid"]: d for d in cache.values()}
 
 
+def test_the_same_version_of_another_history_is_another_object() -> None:
+    """A restored backup counts on from its own version, over those that were seen before."""
+    metadata = {"name": "n1", "uid": "n1", "resourceVersion": "7"}
+    known: Document = {"metadata": metadata, "spec": {"images": ["of the lost history"]}}
+    found: Document = {"metadata": metadata, "spec": {"images": []}}
+    cache = {("", "n1"): known}
+    assert [change.type for change in replace_all(cache, [found])] == ["modified"]
+    assert cache == {("", "n1"): found}
+    assert not replace_all(cache, [found | {"apiVersion": "v1", "kind": "Node"}]), "a list does not name the kind"
+
+
 def test_the_deletion_of_an_earlier_life_is_ignored() -> None:
     cache: dict[Key, Document] = {}
     new = {"metadata": {"name": "a", "uid": "2", "resourceVersion": "9"}}

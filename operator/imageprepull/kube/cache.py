@@ -57,6 +57,11 @@ def _counters(document: Document) -> tuple[int, int]:
     return int(version_of(document) or 0), int(document["metadata"].get("generation", 0))
 
 
+def _content(document: Document) -> Document:
+    """What is there. After a restored backup the same version may be another one's; a list leaves the kind out of its items."""
+    return {name: part for name, part in document.items() if name not in ("apiVersion", "kind")}
+
+
 def replace_all(cache: dict[Key, Document], found: Iterable[Document]) -> list[Change]:
     """Make `cache` equal to a list, and say what that changed: deletions first, then the rest in list order."""
     listed = {key_of(document): document for document in found}
@@ -94,7 +99,7 @@ def put(cache: dict[Key, Document], new: Document, *, witnessed: bool) -> list[C
     key = key_of(new)
     old = cache.get(key)
     if old is not None and uid_of(old) == uid_of(new):
-        if version_of(old) == version_of(new):
+        if version_of(old) == version_of(new) and _content(old) == _content(new):
             return []
         cache[key] = new
         return [Change("modified", new, old, witnessed)]

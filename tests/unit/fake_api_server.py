@@ -44,7 +44,8 @@ class FakeApiServer:
     bodies: list[Any] = field(default_factory=list)
     version: int = 100
     compacted: int = 0
-    # normal, silent (accepts, then nothing), torn (half a line, then closed), closed, brief (a bookmark, then closed)
+    # normal, silent (accepts, then nothing), torn (half a line, then closed), closed, brief (a bookmark, then closed),
+    # quiet (closed after a while without a word)
     watch_mode: str = "normal"
     page_token_expired: bool = False
     schemas: Document | None = None  # of the OpenAPI document
@@ -181,6 +182,9 @@ class FakeApiServer:
             return response
         if self.watch_mode == "silent":
             await asyncio.Event().wait()
+        if self.watch_mode == "quiet":
+            await asyncio.sleep(0.2)
+            return response
         while since >= self.compacted:
             fresh = [entry for entry in self.history if entry[0] > since or entry[1] == "ERROR"]
             for version, event, document in fresh:

@@ -407,6 +407,19 @@ async def test_a_watch_that_is_closed_before_its_time_is_a_lost_connection_howev
         assert (informer.sight.regained == inf) is broken
 
 
+@pytest.mark.parametrize(("early", "lost"), [(0.1, True), (1.0, False)])
+async def test_nor_has_one_to_say_a_word_before_unless_it_is_closed_at_once(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch, early: float, lost: bool
+) -> None:
+    """What happens while the next one is waited for, nobody sees: a backup may be restored."""
+    monkeypatch.setattr("imageprepull.kube.informer.EARLY", early)
+    server.watch_mode = "quiet"
+    async with following(server, Timings(backoff_base=0.01)) as (informer, _):
+        await server.until_asked("WATCH", 2)
+        assert (informer.sight.broken, informer.sight.regained == inf) == (lost, lost)
+        assert not informer.sight.problem
+
+
 async def relisted(informer: Informer) -> float:
     """When it was, at the earliest."""
     before = time.monotonic()

@@ -214,10 +214,9 @@ class Informer:
                 if event != "BOOKMARK":
                     self._tell(take_event(self.cache, event, document))
         lasted = time.monotonic() - began
-        if spoke or lasted >= self._timings.backoff_cap:
-            if lasted < self._timings.server_timeout - EARLY:
-                self.sight.lose()
-        else:
+        if (spoke or lasted >= EARLY) and lasted < self._timings.server_timeout - EARLY:
+            self.sight.lose()
+        if not spoke and lasted < self._timings.backoff_cap:
             # A server or proxy that closes every watch at once must not be asked in a tight loop.
             await self._pause(self._next_backoff())
 

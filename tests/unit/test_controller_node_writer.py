@@ -177,6 +177,23 @@ async def test_a_plan_of_before_the_api_server_was_lost_is_not_written(when: str
     assert len(api.applied) == 1
 
 
+async def test_nor_is_one_whose_turn_to_be_written_comes_after_the_next_plan() -> None:
+    """All may be known again by then: what was decided before is no better for that."""
+    api, standby, writer = operator()
+    standby.world.listed = standby.world.planned_of = 5
+
+    async def slot() -> None:
+        standby.node_prepulls.sight.regained = 7
+        standby.world.listed = standby.world.planned_of = 8
+
+    writer._rate.slot = slot  # type: ignore[method-assign]
+    await writer.write("n1")
+    assert standby.may_write()
+    assert not api.applied
+    await writer.write("n1")
+    assert len(api.applied) == 1
+
+
 async def test_no_nodeprepull_is_taken_for_an_earlier_lifes_while_the_node_may_be_older_by_now() -> None:
     """The Node may have been made anew after a backup that has the one before."""
     api, standby, writer = operator()

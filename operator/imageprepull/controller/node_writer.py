@@ -71,6 +71,7 @@ class NodeWriter:
             # Of an earlier life of this node: neither its spec nor its status say anything about the new one.
             await self._delete(name, known)
             return
+        planned_of = self._world.planned_of
         rendered = await self._decide(name)
         if rendered.confirm or rendered.unsure:
             # No event announces that a cache follows again, so the rest is asked for once more.
@@ -96,12 +97,16 @@ class NodeWriter:
                 await self._end_repair(name, known, order)
             return
         registries = standing(spec.registries, wanted.registries, clock.now())
-        await self._apply(node, known, msgspec.structs.replace(wanted, registries=registries))
+        wanted = msgspec.structs.replace(wanted, registries=registries)
+        await self._apply(node, known, wanted, planned_of=planned_of)
 
-    async def _apply(self, node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec) -> None:
+    async def _apply(
+        self, node: NodeFacts, known: KnownNodePrepull | None, spec: NodePrepullSpec, *, planned_of: float
+    ) -> None:
         name = node.name
         await self._rate.slot()
-        if not self._standby.may_write():
+        # The API server may have been lost and all been planned anew, in the meantime; that plan has marked every node, too.
+        if not self._standby.may_write() or self._world.planned_of != planned_of:
             self._rate.give_back()
             return
         body = _body(node, known, spec)

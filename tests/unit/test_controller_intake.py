@@ -151,5 +151,7 @@ def test_nothing_is_left_of_a_nodeprepull_whose_node_is_gone(node_first: bool) -
     for tell, gone in ends if node_first else reversed(ends):
         tell(Change("deleted", gone, gone, witnessed=True))
     assert not world.leftover
-    intake.node(Change("added", node | {"metadata": node["metadata"] | {"uid": "anew"}}, None, witnessed=True))
+    intake.node(
+        Change("added", node | {"metadata": node["metadata"] | {"uid": "anew"}}, None, witnessed=True)
+    )
     assert world.current("n1") == []

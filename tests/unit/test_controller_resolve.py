@@ -288,7 +288,8 @@ async def test_a_look_up_that_was_under_way_does_not_take_back_what_a_status_sai
     registry = FakeRegistry()
     images = [wanted("r.io/app:1")]
     later = registry.serve(
-        "1", build_index([build_image([LayerSpec({"a": b""})], architecture=one) for one in ("amd64", "arm64")])
+        "1",
+        build_index([build_image([LayerSpec({"a": b""})], architecture=one) for one in ("amd64", "arm64")]),
     )
     backup = "sha256:" + "e" * 64
     registry.gate = asyncio.Event()

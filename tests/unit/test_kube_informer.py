@@ -287,7 +287,9 @@ def test_the_same_version_of_another_history_is_another_object() -> None:
     cache = {("", "n1"): known}
     assert [change.type for change in replace_all(cache, [found])] == ["modified"]
     assert cache == {("", "n1"): found}
-    assert not replace_all(cache, [found | {"apiVersion": "v1", "kind": "Node"}]), "a list does not name the kind"
+    assert not replace_all(cache, [found | {"apiVersion": "v1", "kind": "Node"}]), (
+        "a list does not name the kind"
+    )
 
 
 def test_the_deletion_of_an_earlier_life_is_ignored() -> None:

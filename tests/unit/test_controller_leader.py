@@ -330,6 +330,23 @@ async def test_a_list_that_fails_is_not_asked_for_in_a_tight_loop(
     resyncing.cancel()
 
 
+async def test_everything_is_listed_when_it_is_time_and_soon_again_when_that_fails_without_any_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api, standby, leader = leading()
+    monkeypatch.setattr("imageprepull.controller.leader.SECOND_LIST", 0.01)
+    monkeypatch.setattr("imageprepull.controller.leader.RESYNC_RETRY", 0.01)
+    api.error = ApiError(403, "Forbidden", "no")
+    resyncing = asyncio.create_task(leader._resync())
+    async with asyncio.timeout(30):
+        while api.lists < 3:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.01)
+        assert not standby.list_due()
+        api.error = None
+        await standby.queues.plan.take()
+    resyncing.cancel()
+
+
 @pytest.mark.parametrize(
     ("problem", "refused", "again"),
     [("", False, True), ("403 Forbidden", True, True), ("connection refused", False, False)],

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import msgspec
-
 from imageprepull.controller import clock, retries
 from imageprepull.controller.dirty import DirtyKeys
 from imageprepull.controller.nodes import read_node
@@ -23,7 +21,7 @@ from imageprepull.controller.render import cut_short, uid_of
 from imageprepull.controller.witness import Witness
 from imageprepull.controller.world import Key, KnownPrepull, World
 from imageprepull.kube.informer import Change
-from imageprepull.resources.nodeprepull import DesiredImage, NodePrepull, OnRemoval
+from imageprepull.resources.nodeprepull import NodePrepull
 
 PLAN = "plan"
 
@@ -161,18 +159,14 @@ class Intake:
 
     def _no_node_prepull(self, name: str, *, witnessed: bool) -> None:
         before = self._world.node_prepulls.pop(name, None)
+        # The garbage collector takes it after its Node: another one of this name has nothing of it.
         if before is None or name not in self._world.nodes:
-            # The garbage collector takes it after its Node: another one of this name has nothing of it.
             return
-        # The orders to let go would be lost with the object; while the Node is there they stand.
-        entries = before.object.spec.images
-        # A backup that is older than it may have been restored: the objects whose images these are may be missed next.
-        self._world.leftover[name] = entries if witnessed else _unpinning(entries)
-
-    def nothing_left_to_delete(self) -> None:
-        """What is left of NodePrepulls whose deletion was seen may have to go by a restored backup from now on, too."""
-        for name, entries in self._world.leftover.items():
-            self._world.leftover[name] = _unpinning(entries)
+        # What vanished unseen may never have been in a restored backup, nor may the objects whose images these are: they
+        # would be missed next, and let go of.
+        if witnessed:
+            # The orders to let go would be lost with the object; while the Node is there they stand.
+            self._world.leftover[name] = before.object.spec.images
 
     def agent_pod(self, change: Change) -> None:
         """An agent's pod changed its readiness, came or went."""
@@ -204,7 +198,3 @@ class Intake:
             choice = self._world.choices.get(known.uid)
             if choice is not None and node in choice.nodes:
                 self._queues.statuses.add(known.key)
-
-
-def _unpinning(entries: list[DesiredImage]) -> list[DesiredImage]:
-    return [msgspec.structs.replace(entry, on_removal=OnRemoval.UNPIN) for entry in entries]

@@ -82,7 +82,8 @@ class Standby:
         """
         lost = self._outdated()
         if lost:
-            self.intake.nothing_left_to_delete()
+            # Of NodePrepulls that were deleted before the loss: a restored backup may know nothing of them either.
+            self.world.leftover.clear()
         self.world.listed = asked
         return lost
 

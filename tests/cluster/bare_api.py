@@ -38,6 +38,14 @@ def free_port() -> int:
     raise AssertionError(f"every port of {OUR_PORTS} is taken")
 
 
+def free_ports(count: int) -> list[int]:
+    """As many different ones."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
+
+
 class Child:
     """A process with its log; `stop` ends it with all that it started."""
 
@@ -71,8 +79,7 @@ class BareApi:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
-        self._etcd_port, self._peer_port = free_port(), free_port()
+        self.port, self._etcd_port, self._peer_port = free_ports(3)
         self.children: list[Child] = []
 
     @property
@@ -104,7 +111,17 @@ class BareApi:
         key = self.folder / "service-accounts.key"
         openssl = shutil.which("openssl") or "openssl"
         subprocess.run([openssl, "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
-        self._serve()
+        try:
+            self._serve()
+        except AssertionError as error:
+            if "address already in use" not in str(error):
+                raise
+            # Another run on this machine was quicker.
+            self.stop()
+            self.children.clear()
+            shutil.rmtree(self.folder / "etcd", ignore_errors=True)
+            self.port, self._etcd_port, self._peer_port = free_ports(3)
+            self._serve()
 
     def _serve(self) -> None:
         key = self.folder / "service-accounts.key"

@@ -234,7 +234,7 @@ def test_an_uninstall_whose_pod_cannot_start_fails_leaves_all_as_it_is_and_goes_
     product.until_ready("stuck")
     product.until_asked_only(image)
     try:
-        waiting_at_most(product, 20)
+        waiting_at_most(product, 10)
         product.cluster.helm(
             "upgrade", RELEASE, CHART, "-n", NAMESPACE, "--reuse-values", "--set", f"image.digest={NO_IMAGE}"
         )

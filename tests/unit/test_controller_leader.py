@@ -77,6 +77,13 @@ def resolved(meant: str) -> dict[str, Any]:
     return document
 
 
+def leading() -> tuple[Api, Standby, Leader]:
+    api = Api()
+    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
+    standby = Standby(cast("Any", api), settings)
+    return api, standby, Leader(cast("Any", api), cast("Any", None), standby, settings)
+
+
 def owned_by(owners: int) -> Change:
     """A NodePrepull whose image has so many owners, none of which is called late."""
     image = {
@@ -92,22 +99,19 @@ def owned_by(owners: int) -> Change:
 async def test_the_last_words_of_who_may_own_an_image_without_being_listed_are_remembered(
     owners: int, remembered: set[str]
 ) -> None:
-    api = cast("Any", Api())
-    settings = OperatorSettings(access=cast("Any", None), identity="one")
-    standby = Standby(api, settings)
+    _, standby, leader = leading()
     standby.intake.node_prepull(owned_by(owners))
     late = {"namespace": "shop", "name": "late", "uid": "late", "resourceVersion": "2", "generation": 1}
     standby.intake.prepull_event("DELETED", {"metadata": late, "spec": {"deletionPolicy": "Retain"}})
     standby.witness.read("late", found=False, trusted=True, now=0)
-    await Leader(api, cast("Any", None), standby, settings)._list()
+    await leader._list()
     assert standby.world.policies.retaining == remembered
     assert standby.witness.gone == remembered
 
 
 @pytest.mark.parametrize(("owners", "told"), [(bounds.OWNERS, True), (bounds.OWNERS - 1, False)])
 async def test_who_is_not_listed_as_an_owner_hears_of_its_nodes(owners: int, told: bool) -> None:
-    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
-    standby = Standby(cast("Any", Api()), settings)
+    _, standby, _ = leading()
     metadata = {"namespace": "shop", "name": "late", "uid": "late", "resourceVersion": "2", "generation": 1}
     known = standby.intake.prepull({"metadata": metadata, "spec": {"images": [{"image": "a"}]}})
     standby.queues.statuses.done(await standby.queues.statuses.take())
@@ -132,10 +136,7 @@ async def test_what_is_heard_while_a_list_is_on_its_way_stays(
     before: list[dict[str, Any]], now: list[dict[str, Any]]
 ) -> None:
     """Nothing would tell of it again before the next list."""
-    api = Api()
-    settings = OperatorSettings(access=cast("Any", None), identity="one")
-    standby = Standby(cast("Any", api), settings)
-    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api, standby, leader = leading()
     api.objects = before
     await leader._list()
     api.arrive.clear()
@@ -158,10 +159,7 @@ async def test_what_is_heard_while_a_list_is_on_its_way_stays(
 
 
 async def test_an_answer_that_is_older_than_a_list_does_not_count() -> None:
-    api = Api()
-    settings = OperatorSettings(access=cast("Any", None), identity="one")
-    standby = Standby(cast("Any", api), settings)
-    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api, standby, leader = leading()
     get = api.get
 
     async def slow(kind: object, name: str, namespace: str) -> dict[str, Any]:
@@ -185,10 +183,7 @@ async def test_an_answer_that_is_older_than_a_list_does_not_count() -> None:
 
 async def test_a_status_that_was_written_while_a_list_was_on_its_way_is_read_again() -> None:
     """The list says what stood there before, and the write's event was taken for an echo."""
-    api = Api()
-    settings = OperatorSettings(access=cast("Any", None), identity="one")
-    standby = Standby(cast("Any", api), settings)
-    leader = Leader(cast("Any", api), cast("Any", None), standby, settings)
+    api, standby, leader = leading()
     api.objects = [prepull("web") | {"spec": {"images": "none that can be read"}}]
     await leader._list()
     api.arrive.clear()
@@ -202,13 +197,6 @@ async def test_a_status_that_was_written_while_a_list_was_on_its_way_is_read_aga
     await listing
     assert standby.world.prepulls["shop", "web"].resource_version == "1"
     assert await standby.queues.prepulls.take() == ("shop", "web")
-
-
-def leading() -> tuple[Api, Standby, Leader]:
-    api = Api()
-    settings = OperatorSettings(access=cast("Any", None), identity="one", debounce=0)
-    standby = Standby(cast("Any", api), settings)
-    return api, standby, Leader(cast("Any", api), cast("Any", None), standby, settings)
 
 
 async def test_once_the_api_server_is_back_a_list_is_asked_for_and_the_next_plan_is_of_it(

@@ -83,7 +83,10 @@ class AgentPod:
 
 @dataclass(slots=True)
 class World:
-    """The caches. `leftover` are entries of a NodePrepull that somebody deleted, until it is written again."""
+    """The caches.
+
+    `leftover` are entries of a NodePrepull that somebody deleted, until it is written again or the API server is lost.
+    """
 
     prepulls: dict[Key, KnownPrepull] = field(default_factory=dict)
     nodes: dict[str, NodeFacts] = field(default_factory=dict)
